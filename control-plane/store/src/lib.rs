@@ -1,0 +1,54 @@
+//! A revisioned key-value store with compare-and-swap, watch, compaction and expiry.
+//!
+//! One trait, [`Store`], and backends that pass one test suite. The contract follows etcd's data model
+//! (<https://etcd.io/docs/v3.5/learning/data_model/>): one revision counter for the whole store, every
+//! committed transaction increments it by one, all keys a transaction writes carry that revision.
+
+mod error;
+mod types;
+
+pub use error::StoreError;
+pub use types::*;
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+
+/// Result of a store call.
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+
+/// What a backend offers. All methods may be called concurrently.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// The live value of `key`, with the store revision at which that was true.
+    async fn get(&self, key: &str) -> Result<GetResponse>;
+
+    /// Live keys with the prefix, in byte order of the key, as of [`RangeRequest::revision`].
+    ///
+    /// # Errors
+    /// [`StoreError::Compacted`] if that revision is compacted, [`StoreError::FutureRevision`] if it has not happened.
+    async fn range(&self, request: RangeRequest) -> Result<RangeResponse>;
+
+    /// Number of live keys with the prefix now.
+    async fn count(&self, prefix: &str) -> Result<u64>;
+
+    /// Commits all operations if all compares hold; otherwise changes nothing.
+    /// A committed transaction is durable when this returns.
+    async fn txn(&self, txn: Txn) -> Result<TxnResponse>;
+
+    /// All changes to keys with the prefix, from `from` on (inclusive), in revision order, each revision whole
+    /// in one batch. The stream ends with an error when it cannot go on; the caller resumes at the last
+    /// revision it saw plus one. Reconnects inside a backend neither lose nor repeat a change.
+    ///
+    /// # Errors
+    /// [`StoreError::Compacted`] (here or as a stream item) if `from` is compacted.
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<BoxStream<'static, Result<WatchBatch>>>;
+
+    /// Forgets history up to and including `revision`; live values stay readable.
+    async fn compact(&self, revision: Revision) -> Result<()>;
+
+    /// The store's current revision.
+    async fn revision(&self) -> Result<Revision>;
+
+    /// Bytes on disk as the backend reports them.
+    async fn size(&self) -> Result<u64>;
+}
