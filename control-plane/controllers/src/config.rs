@@ -1,0 +1,66 @@
+//! What the control loops must be told; everything else they read from the API.
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+/// Settings of the control loops.
+#[derive(Clone)]
+pub struct Config {
+    /// Ranges that nodes get their `spec.podCIDRs` from: one IPv4, one IPv6 or one of each. Empty: none are assigned.
+    pub cluster_cidrs: Vec<IpNet>,
+    /// Prefix length of a node's IPv4 range.
+    pub node_cidr_mask_v4: u8,
+    /// Prefix length of a node's IPv6 range.
+    pub node_cidr_mask_v6: u8,
+    /// The cluster CA's certificates in PEM, published as ConfigMap `kube-root-ca.crt` in every namespace.
+    pub ca_pem: String,
+    /// The cluster CA, to sign certificate requests. `None`: requests are approved but not signed.
+    pub cluster_signer: Option<ClusterSigner>,
+    /// Signs the tokens of Secrets of type `kubernetes.io/service-account-token`. `None`: they stay empty.
+    pub token_signer: Option<Arc<dyn TokenSigner>>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            cluster_cidrs: Vec::new(),
+            node_cidr_mask_v4: 24,
+            node_cidr_mask_v6: 64,
+            ca_pem: String::new(),
+            cluster_signer: None,
+            token_signer: None,
+        }
+    }
+}
+
+/// A certificate authority's key pair in PEM.
+#[derive(Clone)]
+pub struct ClusterSigner {
+    /// The CA certificate.
+    pub cert_pem: String,
+    /// Its private key.
+    pub key_pem: String,
+}
+
+/// Makes a service account's long-lived token (what a Secret of type `kubernetes.io/service-account-token` holds).
+pub trait TokenSigner: Send + Sync + 'static {
+    /// A signed JSON Web Token for the account.
+    ///
+    /// # Errors
+    /// Any reason the key could not sign.
+    fn sign(&self, subject: &TokenSubject<'_>) -> Result<String, Box<dyn std::error::Error + Send + Sync>>;
+}
+
+/// Whom a token speaks for, and the Secret it lives in.
+#[derive(Clone, Copy, Debug)]
+pub struct TokenSubject<'a> {
+    /// The account's and the Secret's namespace.
+    pub namespace: &'a str,
+    /// The account's name.
+    pub service_account: &'a str,
+    /// The account's uid.
+    pub service_account_uid: &'a str,
+    /// The Secret's name.
+    pub secret: &'a str,
+}
