@@ -1,0 +1,55 @@
+//! What the agent tells the dataplane about its node.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+
+/// Everything that differs between nodes. Plain data: the agent fills it in once.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name of the Node object; pods with this `spec.nodeName` are local.
+    pub node_name: String,
+    /// Addresses of the node as given on the command line. Addresses found on the uplinks are added to them.
+    pub node_ips: Vec<IpAddr>,
+    /// Directory in the cgroup2 hierarchy the socket hooks are attached to. It must hold (directly or below)
+    /// every process that is to reach Services: the pods, and the node's own processes.
+    pub cgroup: PathBuf,
+    /// Directory for pinned programs, maps and links. A bpffs is mounted on it if it is on none.
+    pub pin_dir: PathBuf,
+    /// Unix socket (mode 0600) on which `xebec-cni` reaches the agent.
+    pub cni_socket: PathBuf,
+    /// Directory that containerd reads CNI configuration from; the conflist appears there once the node can
+    /// take pods. `None`: no conflist is written.
+    pub cni_conf_dir: Option<PathBuf>,
+    /// Durable state: address leases and the original values of changed sysctls.
+    pub state_dir: PathBuf,
+    /// Devices towards other nodes. Empty: those that carry a node address, else that of the default route.
+    pub uplinks: Vec<String>,
+    /// Ranges that pods and nodes reach without masquerade, usually the cluster's pod range. The node's own
+    /// podCIDRs always count.
+    pub cluster_cidrs: Vec<IpNet>,
+    /// Ranges for pods of this node. Empty: `spec.podCIDRs` of the Node object.
+    pub pod_cidrs: Vec<IpNet>,
+    /// MTU of pod devices; `None` takes the smallest of the uplinks.
+    pub mtu: Option<u32>,
+}
+
+impl Config {
+    /// A configuration with nothing but what every node needs; the other fields are empty.
+    pub fn new(node_name: impl Into<String>, cgroup: PathBuf, pin_dir: PathBuf, state_dir: PathBuf, cni_socket: PathBuf) -> Self {
+        Config {
+            node_name: node_name.into(),
+            node_ips: Vec::new(),
+            cgroup,
+            pin_dir,
+            cni_socket,
+            cni_conf_dir: None,
+            state_dir,
+            uplinks: Vec::new(),
+            cluster_cidrs: Vec::new(),
+            pod_cidrs: Vec::new(),
+            mtu: None,
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! What `xebec status` and the agent's health endpoint show of the dataplane.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+/// A snapshot; every field is read when it is asked for.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// All watches have synced once, the maps hold the desired state and CNI calls are served.
+    pub ready: bool,
+    /// What readiness still waits for, in words for an operator; empty when ready.
+    pub waiting_for: Vec<String>,
+    /// Devices that carry the uplink programs.
+    pub uplinks: Vec<String>,
+    /// Addresses NodePorts answer on.
+    pub node_addresses: Vec<IpAddr>,
+    /// Ranges pods get addresses from.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Addresses leased to sandboxes, and how many the ranges hold.
+    pub leases: usize,
+    /// Addresses the ranges hold for pods.
+    pub capacity: u64,
+    /// Local pods with a device.
+    pub endpoints: usize,
+    /// Filled and possible entries of each map.
+    pub maps: Vec<MapFill>,
+    /// What failed at the last reconciliation and is retried; empty when all is well.
+    pub errors: Vec<String>,
+}
+
+/// How full a map is.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MapFill {
+    /// Name of the map in the object.
+    pub name: String,
+    /// Entries in it.
+    pub entries: u64,
+    /// Entries it can hold.
+    pub max_entries: u64,
+}
