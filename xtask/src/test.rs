@@ -1,0 +1,142 @@
+//! `cargo xtask test [host|kernel|e2e]`.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use serde_json::Value;
+
+use crate::{build, packages, sh, workspace};
+
+/// The crate whose test binaries are sorted into grades by name.
+const TESTS: &str = "xebec-tests";
+
+/// What to test.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only this grade; all of them by default.
+    grade: Option<Grade>,
+    /// The binaries end-to-end tests run.
+    #[arg(long, value_enum, default_value = "release", env = "XEBEC_PROFILE")]
+    profile: build::Profile,
+    /// Only tests whose name contains this.
+    #[arg(long)]
+    filter: Option<String>,
+}
+
+/// What a test needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Grade {
+    /// Any machine: pure logic, the store, the API.
+    Host,
+    /// Root and this kernel: programs, socket hooks, namespaces.
+    Kernel,
+    /// Whole clusters.
+    E2e,
+}
+
+/// The grade of a test binary of `xebec-tests`.
+fn grade(name: &str) -> Grade {
+    if name.starts_with("e2e") {
+        Grade::E2e
+    } else if ["kernel", "dataplane", "netns"].iter().any(|prefix| name.starts_with(prefix)) {
+        Grade::Kernel
+    } else {
+        Grade::Host
+    }
+}
+
+/// Runs the tests of one grade or of all; every grade runs even if an earlier one fails.
+pub fn run(args: &Args) -> Result<()> {
+    packages::ensure(&[packages::BUILD, packages::NODE, packages::ETCD, packages::CLIENTS])?;
+    let binaries = test_binaries()?;
+    let of = |wanted: Grade| binaries.iter().filter(move |name| grade(name) == wanted);
+    let mut failed = Vec::new();
+    for wanted in [Grade::Host, Grade::Kernel, Grade::E2e] {
+        if args.grade.is_some_and(|only| only != wanted) {
+            continue;
+        }
+        sh::step(format_args!("{wanted:?} tests"));
+        let mut commands = Vec::new();
+        match wanted {
+            Grade::Host => {
+                let mut all = workspace::cargo();
+                all.args(["test", "--no-fail-fast", "--workspace", "--exclude", TESTS]);
+                let mut rest = workspace::cargo();
+                rest.args(["test", "--no-fail-fast", "-p", TESTS, "--lib"]);
+                rest.args(of(wanted).flat_map(|name| ["--test", name]));
+                commands.extend([all, rest]);
+            }
+            Grade::Kernel | Grade::E2e if of(wanted).next().is_none() => eprintln!("there are none"),
+            Grade::Kernel | Grade::E2e => {
+                let mut command = workspace::cargo();
+                command.args(["test", "--no-fail-fast", "-p", TESTS]);
+                command.args(of(wanted).flat_map(|name| ["--test", name]));
+                run_binaries_as_root(&mut command)?;
+                if wanted == Grade::E2e {
+                    let built = build::binaries(args.profile)?;
+                    command.env("XEBEC_BIN", &built.xebec).env("XEBEC_CNI_BIN", &built.cni);
+                }
+                commands.push(command);
+            }
+        }
+        for mut command in commands {
+            command.args(&args.filter);
+            if wanted != Grade::Host {
+                // They share the machine's network, cgroups and BPF file system.
+                command.args(["--", "--test-threads=1"]);
+            }
+            if let Err(error) = sh::run(&mut command) {
+                eprintln!("error: {error:#}");
+                failed.push(format!("{wanted:?}"));
+            }
+        }
+    }
+    failed.dedup();
+    if !failed.is_empty() {
+        bail!("tests failed: {}", failed.join(", "));
+    }
+    sh::step("all tests passed");
+    Ok(())
+}
+
+/// Makes cargo build as the user and start the test programs as root.
+fn run_binaries_as_root(command: &mut Command) -> Result<()> {
+    if sh::is_root() {
+        return Ok(());
+    }
+    if sh::which("sudo").is_none() {
+        bail!("kernel and end-to-end tests must run as root, and there is no sudo: run this command as root");
+    }
+    eprintln!("==> these tests run as root, through sudo");
+    command.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", "sudo -E");
+    Ok(())
+}
+
+/// Names of the test binaries of `xebec-tests`.
+fn test_binaries() -> Result<Vec<String>> {
+    let metadata = sh::quiet(workspace::cargo().args(["metadata", "--format-version", "1", "--no-deps"]))?;
+    let metadata: Value = serde_json::from_str(&metadata).context("cannot read cargo's metadata")?;
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    Ok(list(&metadata["packages"])
+        .iter()
+        .filter(|package| package["name"] == TESTS)
+        .flat_map(|package| list(&package["targets"]))
+        .filter(|target| list(&target["kind"]).iter().any(|kind| kind == "test"))
+        .filter_map(|target| target["name"].as_str().map(str::to_owned))
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_decide_the_grade() {
+        assert_eq!(grade("e2e_first_light"), Grade::E2e);
+        assert_eq!(grade("kernel_load"), Grade::Kernel);
+        assert_eq!(grade("dataplane_nodeport"), Grade::Kernel);
+        assert_eq!(grade("netns_policy"), Grade::Kernel);
+        assert_eq!(grade("api_verbs"), Grade::Host);
+    }
+}
