@@ -9,6 +9,7 @@ use clap::Parser;
 pub mod bench;
 pub mod build;
 pub mod ebpf;
+pub mod image;
 pub mod lint;
 pub mod packages;
 pub mod sh;
@@ -25,6 +26,8 @@ pub enum Task {
     BuildEbpf(ebpf::Args),
     /// Measure: one JSON object a line.
     Bench(bench::Args),
+    /// Make the images a node needs, without a registry.
+    Image(image::Args),
     /// Formatting and clippy, as a change should have them.
     Lint(lint::Args),
 }
@@ -36,6 +39,7 @@ impl Task {
             Task::Test(args) => test::run(&args),
             Task::BuildEbpf(args) => ebpf::run(&args),
             Task::Bench(args) => bench::run(&args),
+            Task::Image(args) => image::run(&args),
             Task::Lint(args) => lint::run(&args),
         }
     }
