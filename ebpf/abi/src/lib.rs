@@ -1,1 +1,225 @@
-//! Placeholder.
+//! What the BPF programs and user space agree on: map names, keys, values, program names, drop
+//! reasons and constants. No code that decides anything.
+//!
+//! # Conventions
+//! - Every type is `repr(C)`, without implicit padding (`const` size asserts), and valid for any
+//!   bit pattern: no `bool`, `enum`, `Option` in keys or values. Padding fields are private and zero.
+//! - [`Addr`] is 16 bytes in network order; IPv4 is the mapped form `::ffff:a.b.c.d`. So one map
+//!   serves both families, and a v4-mapped IPv6 socket needs nothing special. [`Port`] is two bytes
+//!   in network order. Every other number is in host order, except inside [`PolicyKey`], which is
+//!   compared bit by bit and therefore big-endian.
+//! - `proto` is the IP protocol number (6 TCP, 17 UDP, 132 SCTP, 1 ICMP, 58 ICMPv6).
+//! - Times are nanoseconds of `CLOCK_MONOTONIC` (`bpf_ktime_get_ns`).
+//! - "user" writes a map from user space, "bpf" from the programs. A map has one writer unless said.
+//!
+//! # Maps (name: kind, key → value)
+//!
+//! ## Services (user writes, except the last two)
+//! - `FRONTENDS`: hash, [`FrontendKey`] → [`Frontend`]. One entry for each address and port a
+//!   Service is reached at: ClusterIPs, external IPs, load-balancer IPs, hostPorts. A NodePort is
+//!   *one* entry with address [`Addr::ANY`]: it is tried after the exact entry misses, when the
+//!   destination is an address of the node ([`NodeAddr::NODEPORT`] in `NODE_ADDRS`), or is loopback
+//!   and the client runs in the node's network namespace. `Frontend::internal` is the backend set
+//!   for clients in the cluster (socket hooks, packets from pods), `Frontend::external` the set for
+//!   packets from an uplink. They are equal unless a traffic policy is `Local`: a ClusterIP has the
+//!   internalTrafficPolicy set in both; NodePort, external and load-balancer addresses have the
+//!   cluster-wide set in `internal` and the externalTrafficPolicy set in `external`.
+//! - `BACKEND_SETS`: hash, set id (`u32`, never 0) → [`BackendSet`]. How many slots there are.
+//!   `count == 0`: new connections are refused (or dropped without an answer with
+//!   [`BackendSet::DROP_WHEN_EMPTY`], as for externalTrafficPolicy Local without a local endpoint).
+//!   A missing set counts as empty.
+//! - `BACKEND_SLOTS`: hash, [`SlotKey`] (set id, slot `0..count`) → backend id (`u32`).
+//! - `BACKENDS`: hash, backend id (`u32`, never 0) → [`Backend`].
+//! - `SET_MEMBERS`: hash, [`MemberKey`] (set id, backend id) → slot (`u32`). Only for sets that a
+//!   frontend with [`Frontend::AFFINITY`] uses: an affinity entry counts only while its backend is
+//!   a member.
+//! - `SOURCE_RANGES`: LPM trie, [`SourceRangeKey`] (service id, source prefix) → `u32` (1). Asked for
+//!   packets from an uplink when the frontend has [`Frontend::SOURCE_RANGES`]; no match: dropped.
+//!   Prefix length counts the 32 bits of the service id too ([`SourceRangeKey::prefix_len`]).
+//! - `NODE_ADDRS`: hash, [`Addr`] → [`NodeAddr`]. Every address of the node, loopback excluded.
+//! - `AFFINITY`: LRU hash, bpf, [`AffinityKey`] → [`Affinity`].
+//! - `SOCK_REVERSE`: LRU hash, bpf, [`SockKey`] → [`SockFrontend`]. What a socket thinks it talks to.
+//!
+//! Order of writes so that no reader sees half an update. Add: `BACKENDS`, then the slot at index
+//! `count` (and `SET_MEMBERS`), then `BACKEND_SETS` with `count + 1`, then `FRONTENDS` if new.
+//! Remove backend at slot `i`: write the last slot's backend to slot `i`, then `count - 1`, then
+//! delete the last slot and the member; delete from `BACKENDS` last, when no set has it any more
+//! (flows that have chosen keep working without the entry). Replace: write the slot. Delete a
+//! Service: `FRONTENDS` first, then the rest. A program that reads a slot that has just gone reads
+//! the set again. Ids may be reused once nothing refers to them.
+//!
+//! ## Pods and policy (user writes, except the last)
+//! - `ENDPOINTS`: hash, pod address → [`Endpoint`]. Local pods with a network namespace of their own;
+//!   one entry for each address, the same `id` for both families. A packet from a veth whose source
+//!   has no entry with that veth's ifindex is dropped as spoofed; a packet to a pod's veth whose
+//!   destination has no entry with that ifindex is dropped as unknown. So: write policy, then the
+//!   entry, then let the pod send. Bump `epoch` after a change of policy, of the flags, or of an
+//!   identity that the endpoint's policy names: established flows are then judged again with their
+//!   next packet in the direction of the first; what is no longer allowed is dropped from then on.
+//! - `IPCACHE`: LPM trie, [`Addr`] prefix (IPv4: 96 + bits, [`Addr::prefix_len`]) → [`Remote`]. No match:
+//!   [`identity::WORLD`]. The most specific entry wins, so user space gives overlapping ipBlocks
+//!   each an identity of its own and names in a rule every identity it covers.
+//! - `POLICY`: LPM trie, [`PolicyKey`] → [`PolicyVerdict`]. Asked when the endpoint's flag
+//!   [`Endpoint::ISOLATE_INGRESS`] / [`Endpoint::ISOLATE_EGRESS`] is set for the direction; without
+//!   the flag everything passes. Two lookups: with the peer's identity and with [`identity::ANY`];
+//!   within each, the longest port prefix, else any port of the protocol, else any protocol. A deny in
+//!   either wins over an allow; no match drops. Port ranges are split into prefixes with
+//!   [`port_prefixes`]. The port is the destination port of the flow's first packet, as it arrives at
+//!   or leaves the pod (after Service translation).
+//!   Never asked: replies of flows that were allowed, ICMP errors about such flows, ARP, neighbour
+//!   discovery, and, for ingress, packets from the node itself ([`Remote::HOST`] in `IPCACHE`, which
+//!   user space sets for each address of the node).
+//! - `FLOWS`: LRU hash, bpf, [`FlowKey`] → [`Flow`]. Conntrack of each endpoint, one entry for both
+//!   directions. User space may delete expired entries and must delete those of a deleted endpoint.
+//!
+//! ## Uplinks (user writes, except the last two)
+//! - `UPLINKS`: hash, ifindex (`u32`) → [`Uplink`]: the addresses that packets leaving there get.
+//! - `NO_MASQUERADE`: LPM trie, [`Addr`] prefix → `u32` (1): destinations that see pods' own addresses.
+//!   Packets of local pods (`ENDPOINTS`) to any other address leave with the uplink's address.
+//! - `NAT`: LRU hash, bpf, [`Tuple`] → [`Nat`]. The packet's tuple as it arrives → the tuple it leaves
+//!   with. Every flow has two entries, one a direction. User space may delete expired entries, and on
+//!   removal of a backend those of UDP flows whose `backend` is its id.
+//! - `FRAGMENTS`: LRU hash, bpf, [`FragmentKey`] → [`FragmentPorts`]: ports of a datagram's first fragment.
+//!
+//! ## All
+//! - `CONFIG`: array of 1, user, `u32` 0 → [`Config`]. Written before any program is attached.
+//! - `DROPS`: per-CPU array of [`DropReason::COUNT`], bpf, reason → [`DropCount`].
+//! - `FORWARDS`: per-CPU array of [`forward::COUNT`], bpf, path → [`DropCount`]: what was passed on.
+//!
+//! # Programs
+//! See [`prog`]: socket hooks are `cgroup_sock_addr` programs for the node's cgroup2 directory; the
+//! others are `classifier` programs. [`prog::FROM_POD`] goes to the ingress hook of a pod's host-side
+//! veth (packets leaving the pod), [`prog::TO_POD`] to its egress hook, [`prog::FROM_UPLINK`] and
+//! [`prog::TO_UPLINK`] to ingress and egress of each uplink. A program that has nothing to say
+//! returns `TC_ACT_UNSPEC` (= `TCX_NEXT`), so others behind it still run.
+//!
+//! # Globals (read-only data, set before load)
+//! [`global::SET_RETVAL`]: `u32`, default 1. Set 0 on kernels before 5.18, which lack
+//! `bpf_set_retval`: refused connects then fail with EPERM instead of ECONNREFUSED.
+#![no_std]
+
+mod addr;
+mod drop;
+mod nat;
+mod policy;
+mod service;
+
+pub use addr::{Addr, Port, Tuple};
+pub use drop::{DropCount, DropReason, forward};
+pub use nat::{FragmentKey, FragmentPorts, Nat, Uplink};
+pub use policy::{
+    Endpoint, Flow, FlowKey, PolicyKey, PolicyVerdict, Remote, direction, identity, port_prefixes,
+};
+pub use service::{
+    Affinity, AffinityKey, Backend, BackendSet, Frontend, FrontendKey, MemberKey, NodeAddr,
+    SlotKey, SockFrontend, SockKey, SourceRangeKey,
+};
+
+/// Facts about the node that programs need. See `CONFIG` in the crate's doc.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// `SO_NETNS_COOKIE` of the node's network namespace.
+    pub node_netns_cookie: u64,
+    /// First port that may be allocated when a source is translated.
+    pub nat_port_min: u16,
+    /// Last such port. The range must not meet the NodePort range nor `ip_local_port_range`.
+    pub nat_port_max: u16,
+    /// Bits of `Config::*`.
+    pub flags: u32,
+}
+
+impl Config {
+    /// Bytes that user space finds in a map written by another layout differ here: bump on change.
+    pub const LAYOUT: u32 = 1;
+    /// Default of `nat_port_min`: above the kernel's default ephemeral range.
+    pub const NAT_PORT_MIN: u16 = 61000;
+    /// Default of `nat_port_max`.
+    pub const NAT_PORT_MAX: u16 = 65535;
+}
+
+/// Names of the maps, which are also the names of their pins.
+pub mod map {
+    pub const FRONTENDS: &str = "FRONTENDS";
+    pub const BACKEND_SETS: &str = "BACKEND_SETS";
+    pub const BACKEND_SLOTS: &str = "BACKEND_SLOTS";
+    pub const BACKENDS: &str = "BACKENDS";
+    pub const SET_MEMBERS: &str = "SET_MEMBERS";
+    pub const SOURCE_RANGES: &str = "SOURCE_RANGES";
+    pub const NODE_ADDRS: &str = "NODE_ADDRS";
+    pub const AFFINITY: &str = "AFFINITY";
+    pub const SOCK_REVERSE: &str = "SOCK_REVERSE";
+    pub const ENDPOINTS: &str = "ENDPOINTS";
+    pub const IPCACHE: &str = "IPCACHE";
+    pub const POLICY: &str = "POLICY";
+    pub const FLOWS: &str = "FLOWS";
+    pub const UPLINKS: &str = "UPLINKS";
+    pub const NO_MASQUERADE: &str = "NO_MASQUERADE";
+    pub const NAT: &str = "NAT";
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+    pub const CONFIG: &str = "CONFIG";
+    pub const DROPS: &str = "DROPS";
+    pub const FORWARDS: &str = "FORWARDS";
+
+    /// Every map of the object.
+    pub const ALL: &[&str] = &[
+        FRONTENDS, BACKEND_SETS, BACKEND_SLOTS, BACKENDS, SET_MEMBERS, SOURCE_RANGES, NODE_ADDRS,
+        AFFINITY, SOCK_REVERSE, ENDPOINTS, IPCACHE, POLICY, FLOWS, UPLINKS, NO_MASQUERADE, NAT,
+        FRAGMENTS, CONFIG, DROPS, FORWARDS,
+    ];
+}
+
+/// Names of the programs.
+pub mod prog {
+    pub const CONNECT4: &str = "connect4";
+    pub const CONNECT6: &str = "connect6";
+    pub const SENDMSG4: &str = "sendmsg4";
+    pub const SENDMSG6: &str = "sendmsg6";
+    pub const RECVMSG4: &str = "recvmsg4";
+    pub const RECVMSG6: &str = "recvmsg6";
+    pub const GETPEERNAME4: &str = "getpeername4";
+    pub const GETPEERNAME6: &str = "getpeername6";
+    pub const FROM_POD: &str = "from_pod";
+    pub const TO_POD: &str = "to_pod";
+    pub const FROM_UPLINK: &str = "from_uplink";
+    pub const TO_UPLINK: &str = "to_uplink";
+
+    /// The `cgroup_sock_addr` programs.
+    pub const SOCKET: &[&str] = &[
+        CONNECT4, CONNECT6, SENDMSG4, SENDMSG6, RECVMSG4, RECVMSG6, GETPEERNAME4, GETPEERNAME6,
+    ];
+    /// The `classifier` programs.
+    pub const TC: &[&str] = &[FROM_POD, TO_POD, FROM_UPLINK, TO_UPLINK];
+}
+
+/// Names of read-only globals, see the crate's doc.
+pub mod global {
+    pub const SET_RETVAL: &str = "SET_RETVAL";
+}
+
+/// IP protocol numbers that programs treat by name.
+pub mod proto {
+    pub const ICMP: u8 = 1;
+    pub const TCP: u8 = 6;
+    pub const UDP: u8 = 17;
+    pub const ICMPV6: u8 = 58;
+    pub const SCTP: u8 = 132;
+}
+
+const _: () = assert!(size_of::<Config>() == 16);
+
+#[cfg(feature = "user")]
+// SAFETY: integers only, no padding (asserted above), any bit pattern is valid.
+unsafe impl aya::Pod for Config {}
+
+/// Asserts a type's size and, for user space, says that it may be copied as bytes.
+macro_rules! wire {
+    ($($type:ty = $size:literal),* $(,)?) => {$(
+        const _: () = assert!(size_of::<$type>() == $size);
+        #[cfg(feature = "user")]
+        // SAFETY: repr(C) of integers whose sizes add up to the asserted one, so there is no
+        // implicit padding, and any bit pattern is valid.
+        unsafe impl aya::Pod for $type {}
+    )*};
+}
+use wire;

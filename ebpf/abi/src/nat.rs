@@ -1,0 +1,68 @@
+//! Address translation of packets.
+
+use crate::{Addr, Port, Tuple};
+
+/// What becomes of a packet's tuple.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nat {
+    /// The entry counts until then.
+    pub expires: u64,
+    /// The tuple the packet leaves with.
+    pub to: Tuple,
+    /// Bits of `Nat::*`.
+    pub flags: u32,
+    /// The Service's backend, 0 for masquerade.
+    pub backend: u32,
+}
+
+impl Nat {
+    /// The entry is for the answers; without it: for the initiator's packets.
+    pub const REPLY: u32 = 1;
+    /// The flow is masquerade, not a Service.
+    pub const MASQUERADE: u32 = 2;
+    /// An answer was seen (kept in the initiator's entry).
+    pub const REPLIED: u32 = 4;
+    /// FIN or RST was seen: the entry lives on for a short time only.
+    pub const CLOSING: u32 = 8;
+}
+
+/// A device towards other machines.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    /// Source of IPv4 packets that are masqueraded there; [`Addr::ANY`]: no IPv4 there.
+    pub v4: Addr,
+    /// The same for IPv6.
+    pub v6: Addr,
+    /// Bits, none yet.
+    pub flags: u32,
+}
+
+/// Names a datagram that came in pieces.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FragmentKey {
+    pub src: Addr,
+    pub dst: Addr,
+    /// IPv4: 16 bits, IPv6: 32 bits; as in the packet.
+    pub id: u32,
+    proto: u32,
+}
+
+impl FragmentKey {
+    #[inline(always)]
+    pub const fn new(src: Addr, dst: Addr, id: u32, proto: u8) -> FragmentKey {
+        FragmentKey { src, dst, id, proto: proto as u32 }
+    }
+}
+
+/// Ports of a datagram that came in pieces.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FragmentPorts {
+    pub sport: Port,
+    pub dport: Port,
+}
+
+crate::wire! { Nat = 56, Uplink = 36, FragmentKey = 40, FragmentPorts = 4 }
