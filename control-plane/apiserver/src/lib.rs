@@ -1,1 +1,19 @@
-//! Placeholder.
+//! The API server: HTTPS, authentication, authorization, admission, the generic registry over the store, the watch
+//! cache, discovery, OpenAPI, and the proxy to nodes. kube-apiserver's observable behaviour is the specification.
+
+pub mod auth;
+pub mod config;
+pub mod core;
+mod error;
+pub mod extension;
+pub mod http;
+pub mod kubeconfig;
+pub mod pki;
+pub mod request_info;
+mod server;
+pub mod tls;
+
+pub use auth::UserInfo;
+pub use config::Config;
+pub use error::{Error, Result};
+pub use server::Server;

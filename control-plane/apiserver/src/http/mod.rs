@@ -1,0 +1,44 @@
+//! The HTTP side: bodies, negotiation, answers, the listener.
+
+pub mod listener;
+pub mod negotiate;
+pub mod respond;
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+
+use crate::auth::UserInfo;
+
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+/// A request's or response's body.
+pub type Body = UnsyncBoxBody<Bytes, BoxError>;
+pub type Request = http::Request<Body>;
+pub type Response = http::Response<Body>;
+
+/// Where a request comes from.
+#[derive(Debug, Clone)]
+pub enum Peer {
+    /// A part of this process; already authenticated.
+    Internal(UserInfo),
+    Remote {
+        address: SocketAddr,
+        /// The verdict on the client certificate, if one was shown.
+        certificate: Option<Result<UserInfo, String>>,
+    },
+}
+
+/// A body of known bytes.
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// A body that arrives chunk by chunk.
+pub fn stream<S>(chunks: S) -> Body
+where
+    S: futures::Stream<Item = Result<Bytes, BoxError>> + Send + 'static,
+{
+    use futures::StreamExt;
+    http_body_util::StreamBody::new(chunks.map(|chunk| chunk.map(http_body::Frame::data))).boxed_unsync()
+}
