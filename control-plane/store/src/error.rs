@@ -22,6 +22,9 @@ pub enum StoreError {
     /// The file on disk cannot be trusted.
     #[error("store file {path} is damaged: {reason}. Stop the server, move the file aside and restore a backup (or start empty without it)")]
     Corrupted { path: String, reason: String },
+    /// Another process has the file open.
+    #[error("store file {path} is in use by another process. Stop that server first, or give this one its own --data-dir")]
+    InUse { path: String },
     /// Anything else the backend said.
     #[error("store: {0}")]
     Backend(String),

@@ -4,6 +4,7 @@
 //! (<https://etcd.io/docs/v3.5/learning/data_model/>): one revision counter for the whole store, every
 //! committed transaction increments it by one, all keys a transaction writes carry that revision.
 
+pub mod embedded;
 mod error;
 mod types;
 
@@ -32,18 +33,25 @@ pub trait Store: Send + Sync + 'static {
     async fn count(&self, prefix: &str) -> Result<u64>;
 
     /// Commits all operations if all compares hold; otherwise changes nothing.
-    /// A committed transaction is durable when this returns.
+    /// A committed transaction is durable when this returns. One that changes nothing (no operations, or only
+    /// deletes of absent keys) commits at the present revision.
     async fn txn(&self, txn: Txn) -> Result<TxnResponse>;
 
     /// All changes to keys with the prefix, from `from` on (inclusive), in revision order, each revision whole
     /// in one batch. The stream ends with an error when it cannot go on; the caller resumes at the last
-    /// revision it saw plus one. Reconnects inside a backend neither lose nor repeat a change.
+    /// revision it saw plus one. Reconnects inside a backend neither lose nor repeat a change. `from` may lie
+    /// in the future. Batches without events say how far the watch has come when nothing matched.
     ///
     /// # Errors
-    /// [`StoreError::Compacted`] (here or as a stream item) if `from` is compacted.
+    /// [`StoreError::Compacted`] (here or as a stream item) if `from` is compacted,
+    /// [`StoreError::Lagged`] if the reader fell behind compaction later.
     async fn watch(&self, prefix: &str, from: Revision) -> Result<BoxStream<'static, Result<WatchBatch>>>;
 
-    /// Forgets history up to and including `revision`; live values stay readable.
+    /// Forgets history before `revision`: reads at it and later, and watches from the one after it, still work.
+    /// Compacting what is compacted already is no error.
+    ///
+    /// # Errors
+    /// [`StoreError::FutureRevision`] if it has not happened.
     async fn compact(&self, revision: Revision) -> Result<()>;
 
     /// The store's current revision.
