@@ -1,8 +1,15 @@
 //! What a Kubernetes resource is: the table of kinds, schema, defaulting, validation, patches, selectors,
 //! printed columns, and the documents that describe them. No I/O.
 
+pub mod builtin;
+pub mod discovery;
+pub mod meta;
+pub mod patch;
 pub mod resource;
+pub mod selector;
 pub mod status;
+pub mod table;
+pub mod validate;
 
 /// A decoded API object. The stored form is its compact JSON.
 pub type Document = serde_json::Value;

@@ -4,7 +4,11 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::{Document, status::FieldError};
+use crate::{
+    Document,
+    status::FieldError,
+    validate::names::{self, NameCheck},
+};
 
 /// The `metadata`-level scope of a resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +28,22 @@ pub enum Verb {
     Patch,
     Delete,
     DeleteCollection,
+}
+
+impl Verb {
+    /// The name in discovery and RBAC rules.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Verb::Get => "get",
+            Verb::List => "list",
+            Verb::Watch => "watch",
+            Verb::Create => "create",
+            Verb::Update => "update",
+            Verb::Patch => "patch",
+            Verb::Delete => "delete",
+            Verb::DeleteCollection => "deletecollection",
+        }
+    }
 }
 
 /// `pods/log`, `deployments/scale`, ...
@@ -57,6 +77,12 @@ pub struct Resource {
     pub storage_prefix: String,
     /// `apiVersion` of the stored form; differs from this row's for rows that convert.
     pub storage_api_version: String,
+    /// Whether `metadata.generation` is 1 at creation and counts changes outside `metadata` and `status`.
+    pub counts_generation: bool,
+    /// Whether PUT of a name that does not exist creates it.
+    pub creates_on_update: bool,
+    /// Whether an update may leave out `metadata.resourceVersion`.
+    pub unconditional_update: bool,
     pub hooks: Arc<dyn Hooks>,
 }
 
@@ -65,6 +91,37 @@ impl Resource {
     pub fn api_version(&self) -> String {
         if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
     }
+
+    /// `pods`, `deployments.apps`: how error messages name the resource.
+    pub fn qualified_plural(&self) -> String {
+        qualify(&self.plural, &self.group)
+    }
+
+    /// `Pod`, `Deployment.apps`: how validation errors name the kind.
+    pub fn qualified_kind(&self) -> String {
+        qualify(&self.kind, &self.group)
+    }
+
+    pub fn is_namespaced(&self) -> bool {
+        self.scope == Scope::Namespaced
+    }
+
+    /// Whether instances are kept; reviews and bindings are only answered.
+    pub fn is_stored(&self) -> bool {
+        !self.storage_prefix.is_empty()
+    }
+
+    pub fn allows(&self, verb: Verb) -> bool {
+        self.verbs.contains(&verb)
+    }
+
+    pub fn subresource(&self, name: &str) -> Option<&Subresource> {
+        self.subresources.iter().find(|s| s.name == name)
+    }
+}
+
+fn qualify(name: &str, group: &str) -> String {
+    if group.is_empty() { name.to_owned() } else { format!("{name}.{group}") }
 }
 
 /// A printed column, `metav1.TableColumnDefinition`.
@@ -85,6 +142,11 @@ pub struct Column {
 /// `prepare_for_update`, `validate_update`. Object metadata common to all kinds (names, labels, uid, generation,
 /// timestamps, finalizers, owner references) is handled by the `meta` module for all of them.
 pub trait Hooks: Send + Sync {
+    /// The syntax of `metadata.name`.
+    fn name_check(&self) -> NameCheck {
+        names::dns1123_subdomain
+    }
+
     /// Fills defaults as `SetDefaults_*` upstream do. Idempotent.
     fn default(&self, _doc: &mut Document) {}
 
@@ -113,10 +175,15 @@ pub trait Hooks: Send + Sync {
         Vec::new()
     }
 
-    fn columns(&self) -> Vec<Column>;
+    /// Printed columns; the first is the name.
+    fn columns(&self) -> Vec<Column> {
+        crate::table::default_columns()
+    }
 
     /// One cell a column. `now` is a Unix time in seconds, for ages.
-    fn cells(&self, doc: &Document, now: i64) -> Vec<Value>;
+    fn cells(&self, doc: &Document, now: i64) -> Vec<Value> {
+        crate::table::default_cells(doc, now)
+    }
 
     /// Converts a stored document (in `storage_api_version`) to this row's version, and back.
     fn from_storage(&self, doc: Document) -> Document {
