@@ -11,8 +11,10 @@ mod config;
 mod cri;
 mod error;
 mod manager;
+mod node;
 
 pub use api::{ExecOptions, ExecOutput, LogOptions, LogStream, StreamTarget};
 pub use config::Config;
 pub use error::Error;
 pub use manager::PodManager;
+pub use node::{Image, Runtime};

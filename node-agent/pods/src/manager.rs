@@ -17,7 +17,7 @@ use crate::error::Error;
 pub struct PodManager {
     config: Config,
     client: kube::Client,
-    cri: Cri,
+    pub(crate) cri: Cri,
     unhealthy: Mutex<Option<String>>,
 }
 
