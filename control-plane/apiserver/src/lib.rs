@@ -9,7 +9,6 @@ pub mod extension;
 pub mod http;
 pub mod kubeconfig;
 pub mod pki;
-pub mod proxy;
 pub mod request_info;
 mod server;
 pub mod tls;

@@ -189,7 +189,7 @@ pub mod prog {
         CONNECT4, CONNECT6, SENDMSG4, SENDMSG6, RECVMSG4, RECVMSG6, GETPEERNAME4, GETPEERNAME6,
     ];
     /// The `classifier` programs.
-    pub const TC: &[&str] = &[FROM_POD, TO_POD, FROM_UPLINK, TO_UPLINK];
+    pub const TC: &[&str] = &[FROM_POD, TO_POD];
 }
 
 /// Names of read-only globals, see the crate's doc.

@@ -1,1 +1,20 @@
-//! Placeholder.
+//! Packet logic without I/O: what is in a packet, which backend it gets, whether a policy lets it
+//! pass, how its addresses change. `no_std`, generic over [`Env`] (maps, clock) and [`Packet`], so the
+//! very same source runs in the kernel and in host tests.
+//!
+//! Everything is `#[inline(always)]`: a program is one function to the verifier, and what a path does
+//! not use costs nothing.
+#![no_std]
+
+pub mod checksum;
+pub mod conntrack;
+mod env;
+pub mod packet;
+pub mod parse;
+pub mod pod;
+pub mod policy;
+pub mod service;
+pub mod socket;
+
+pub use env::Env;
+pub use packet::Packet;

@@ -1,0 +1,45 @@
+//! What the logic reads and writes besides the packet.
+
+use xebec_ebpf_abi::{
+    Addr, Affinity, AffinityKey, Backend, BackendSet, Config, DropReason, Endpoint, Flow, FlowKey,
+    FragmentKey, FragmentPorts, Frontend, FrontendKey, MemberKey, NodeAddr, PolicyKey,
+    PolicyVerdict, Remote, SlotKey, SockFrontend, SockKey,
+};
+
+/// Maps, clock and dice. In the kernel a call is a helper call; in tests it is a `HashMap`.
+pub trait Env {
+    /// Nanoseconds of the monotonic clock.
+    fn now(&self) -> u64;
+    fn random(&self) -> u32;
+    fn config(&self) -> Option<Config>;
+
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
+    fn backend_set(&self, id: u32) -> Option<BackendSet>;
+    fn backend_slot(&self, key: &SlotKey) -> Option<u32>;
+    fn backend(&self, id: u32) -> Option<Backend>;
+    fn is_member(&self, key: &MemberKey) -> bool;
+    fn node_addr(&self, addr: &Addr) -> Option<NodeAddr>;
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
+    fn set_affinity(&self, key: &AffinityKey, value: &Affinity);
+    fn sock_frontend(&self, key: &SockKey) -> Option<SockFrontend>;
+    /// False when the map took no entry.
+    fn set_sock_frontend(&self, key: &SockKey, value: &SockFrontend) -> bool;
+    fn remove_sock_frontend(&self, key: &SockKey);
+
+    fn endpoint(&self, addr: &Addr) -> Option<Endpoint>;
+    fn remote(&self, addr: &Addr) -> Option<Remote>;
+    fn policy(&self, key: &PolicyKey) -> Option<PolicyVerdict>;
+    /// Runs `f` on the entry in place.
+    fn with_flow<R>(&self, key: &FlowKey, f: impl FnOnce(&mut Flow) -> R) -> Option<R>;
+    /// False when the map took no entry.
+    fn set_flow(&self, key: &FlowKey, value: &Flow) -> bool;
+    fn remove_flow(&self, key: &FlowKey);
+
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
+    fn set_fragment(&self, key: &FragmentKey, value: &FragmentPorts);
+
+    /// Counts a drop of `bytes`.
+    fn dropped(&self, reason: DropReason, bytes: u32);
+    /// Counts what was passed on, `path` is one of `abi::forward`'s.
+    fn forwarded(&self, path: u32, bytes: u32);
+}

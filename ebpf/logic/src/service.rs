@@ -1,0 +1,110 @@
+//! Services: which frontend an address is, which backend a client gets.
+
+use crate::env::Env;
+use xebec_ebpf_abi::{
+    Addr, Affinity, AffinityKey, Backend, BackendSet, DropReason, Frontend, FrontendKey, MemberKey,
+    NodeAddr, Port, SlotKey,
+};
+
+/// The Service reached at an address. `from_node`: the client is in the node's network namespace,
+/// where loopback is one of the node's addresses.
+#[inline(always)]
+pub fn find<E: Env>(
+    env: &E,
+    addr: Addr,
+    port: Port,
+    proto: u8,
+    from_node: bool,
+) -> Option<Frontend> {
+    if let Some(frontend) = env.frontend(&FrontendKey::new(addr, port, proto)) {
+        return Some(frontend);
+    }
+    let own = if addr.is_loopback() {
+        from_node
+    } else {
+        env.node_addr(&addr).is_some_and(|a| a.flags & NodeAddr::NODEPORT != 0)
+    };
+    if !own {
+        return None;
+    }
+    env.frontend(&FrontendKey::node_port(port, proto))
+}
+
+/// A backend that was chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chosen {
+    pub id: u32,
+    pub backend: Backend,
+}
+
+/// A slot may go between reading the count and reading it; then the count is read again.
+const TRIES: usize = 3;
+
+/// Picks a backend of `set`. `dice`: equal dice give equal backends while the set is the same.
+#[inline(always)]
+pub fn choose<E: Env>(
+    env: &E,
+    frontend: &Frontend,
+    set: u32,
+    client: AffinityKey,
+    dice: u32,
+) -> Result<Chosen, DropReason> {
+    let sticky = frontend.flags & Frontend::AFFINITY != 0;
+    let now = if sticky { env.now() } else { 0 };
+    if sticky && let Some(chosen) = remembered(env, frontend, set, &client, now) {
+        return Ok(chosen);
+    }
+    for _ in 0..TRIES {
+        let count = env.backend_set(set).map_or(0, |s| s.count);
+        if count == 0 {
+            return Err(DropReason::NoBackend);
+        }
+        let slot = ((u64::from(dice) * u64::from(count)) >> 32) as u32;
+        let Some(id) = env.backend_slot(&SlotKey { set, slot }) else { continue };
+        let Some(backend) = env.backend(id) else { continue };
+        if sticky {
+            env.set_affinity(&client, &Affinity::new(id, now));
+        }
+        return Ok(Chosen { id, backend });
+    }
+    Err(DropReason::NoBackend)
+}
+
+#[inline(always)]
+fn remembered<E: Env>(
+    env: &E,
+    frontend: &Frontend,
+    set: u32,
+    client: &AffinityKey,
+    now: u64,
+) -> Option<Chosen> {
+    let affinity = env.affinity(client)?;
+    let timeout = u64::from(frontend.affinity_timeout) * 1_000_000_000;
+    if now.saturating_sub(affinity.last_used) >= timeout {
+        return None;
+    }
+    if !env.is_member(&MemberKey { set, backend: affinity.backend }) {
+        return None;
+    }
+    let backend = env.backend(affinity.backend)?;
+    env.set_affinity(client, &Affinity::new(affinity.backend, now));
+    Some(Chosen { id: affinity.backend, backend })
+}
+
+/// Whether an empty set answers with silence.
+#[inline(always)]
+pub fn is_silent<E: Env>(env: &E, set: u32) -> bool {
+    env.backend_set(set).is_some_and(|s| s.flags & BackendSet::DROP_WHEN_EMPTY != 0)
+}
+
+/// Spreads a number over 32 bits (the finalizer of MurmurHash3, 64 bits wide).
+#[inline(always)]
+pub fn mix(value: u64) -> u32 {
+    let mut h = value;
+    h ^= h >> 33;
+    h = h.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    h ^= h >> 33;
+    h = h.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    h ^= h >> 33;
+    (h >> 32) as u32
+}

@@ -1,0 +1,40 @@
+//! Counters and the node's configuration.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, PerCpuArray},
+};
+use xebec_ebpf_abi::{Config, DropCount, DropReason, forward};
+
+#[map]
+static CONFIG: Array<Config> = Array::pinned(1, 0);
+#[map]
+static DROPS: PerCpuArray<DropCount> = PerCpuArray::pinned(DropReason::COUNT, 0);
+#[map]
+static FORWARDS: PerCpuArray<DropCount> = PerCpuArray::pinned(forward::COUNT, 0);
+
+#[inline(always)]
+pub fn config() -> Option<Config> {
+    CONFIG.get(0).copied()
+}
+
+#[inline(always)]
+pub fn dropped(reason: DropReason, bytes: u32) {
+    count(&DROPS, reason as u32, bytes);
+}
+
+#[inline(always)]
+pub fn forwarded(path: u32, bytes: u32) {
+    count(&FORWARDS, path, bytes);
+}
+
+#[inline(always)]
+fn count(map: &PerCpuArray<DropCount>, index: u32, bytes: u32) {
+    if let Some(counter) = map.get_ptr_mut(index) {
+        // SAFETY: the entry is this CPU's, and BPF programs do not migrate while they run.
+        unsafe {
+            (*counter).packets += 1;
+            (*counter).bytes += u64::from(bytes);
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! The kernel as the logic sees it.
+
+use crate::{counters, pods, services};
+use aya_ebpf::{
+    helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_ns},
+    maps::lpm_trie::Key,
+};
+use xebec_ebpf_abi::{
+    Addr, Affinity, AffinityKey, Backend, BackendSet, Config, DropReason, Endpoint, Flow, FlowKey,
+    FragmentKey, FragmentPorts, Frontend, FrontendKey, MemberKey, NodeAddr, PolicyKey,
+    PolicyVerdict, Remote, SlotKey, SockFrontend, SockKey,
+};
+use xebec_ebpf_logic::Env;
+
+pub struct Kernel;
+
+impl Env for Kernel {
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_ktime_get_ns() }
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn config(&self) -> Option<Config> {
+        counters::config()
+    }
+
+    #[inline(always)]
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        services::frontend(key)
+    }
+
+    #[inline(always)]
+    fn backend_set(&self, id: u32) -> Option<BackendSet> {
+        services::backend_set(id)
+    }
+
+    #[inline(always)]
+    fn backend_slot(&self, key: &SlotKey) -> Option<u32> {
+        services::backend_slot(key)
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: u32) -> Option<Backend> {
+        services::backend(id)
+    }
+
+    #[inline(always)]
+    fn is_member(&self, key: &MemberKey) -> bool {
+        services::is_member(key)
+    }
+
+    #[inline(always)]
+    fn node_addr(&self, addr: &Addr) -> Option<NodeAddr> {
+        services::node_addr(addr)
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        services::affinity(key)
+    }
+
+    #[inline(always)]
+    fn set_affinity(&self, key: &AffinityKey, value: &Affinity) {
+        services::set_affinity(key, value);
+    }
+
+    #[inline(always)]
+    fn sock_frontend(&self, key: &SockKey) -> Option<SockFrontend> {
+        services::sock_frontend(key)
+    }
+
+    #[inline(always)]
+    fn set_sock_frontend(&self, key: &SockKey, value: &SockFrontend) -> bool {
+        services::set_sock_frontend(key, value)
+    }
+
+    #[inline(always)]
+    fn remove_sock_frontend(&self, key: &SockKey) {
+        services::remove_sock_frontend(key);
+    }
+
+    #[inline(always)]
+    fn endpoint(&self, addr: &Addr) -> Option<Endpoint> {
+        pods::endpoint(addr)
+    }
+
+    #[inline(always)]
+    fn remote(&self, addr: &Addr) -> Option<Remote> {
+        pods::remote(addr)
+    }
+
+    #[inline(always)]
+    fn policy(&self, key: &PolicyKey) -> Option<PolicyVerdict> {
+        pods::policy(key)
+    }
+
+    #[inline(always)]
+    fn with_flow<R>(&self, key: &FlowKey, f: impl FnOnce(&mut Flow) -> R) -> Option<R> {
+        pods::with_flow(key, f)
+    }
+
+    #[inline(always)]
+    fn set_flow(&self, key: &FlowKey, value: &Flow) -> bool {
+        pods::set_flow(key, value)
+    }
+
+    #[inline(always)]
+    fn remove_flow(&self, key: &FlowKey) {
+        pods::remove_flow(key);
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        pods::fragment(key)
+    }
+
+    #[inline(always)]
+    fn set_fragment(&self, key: &FragmentKey, value: &FragmentPorts) {
+        pods::set_fragment(key, value);
+    }
+
+    #[inline(always)]
+    fn dropped(&self, reason: DropReason, bytes: u32) {
+        counters::dropped(reason, bytes);
+    }
+
+    #[inline(always)]
+    fn forwarded(&self, path: u32, bytes: u32) {
+        counters::forwarded(path, bytes);
+    }
+}
+
+/// An LPM key on the stack, aligned so that it is written by words (aya's own is packed).
+#[repr(C, align(4))]
+pub struct LpmKey<K>(Key<K>);
+
+#[inline(always)]
+pub fn lpm_key<K>(bits: u32, data: K) -> LpmKey<K> {
+    LpmKey(Key::new(bits, data))
+}
+
+impl<K> core::borrow::Borrow<Key<K>> for LpmKey<K> {
+    #[inline(always)]
+    fn borrow(&self) -> &Key<K> {
+        &self.0
+    }
+}

@@ -1,0 +1,23 @@
+//! The BPF programs: entries that turn a context into a verdict. What they decide is in
+//! `xebec-ebpf-logic`; here are the maps and the helpers.
+#![no_std]
+#![no_main]
+
+mod counters;
+mod env;
+mod nat;
+mod pods;
+mod services;
+mod skb;
+mod sock;
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+/// Helpers that are for GPL-compatible programs only need this.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

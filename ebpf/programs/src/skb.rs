@@ -1,0 +1,114 @@
+//! Packets as tc sees them: the entries at devices.
+
+use crate::env::Kernel;
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{
+        BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC, __sk_buff,
+    },
+    helpers::generated::{
+        bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    },
+    macros::classifier,
+    programs::TcContext,
+};
+use core::mem::MaybeUninit;
+use xebec_ebpf_logic::{
+    Packet,
+    packet::Plain,
+    pod::{self, Verdict},
+};
+
+#[classifier]
+pub fn from_pod(ctx: TcContext) -> i32 {
+    let mut skb = Skb(ctx.as_ptr().cast());
+    let (ethertype, ifindex) = (skb.ethertype(), skb.ifindex());
+    act(pod::leaves(&Kernel, &mut skb, ethertype, ifindex))
+}
+
+#[classifier]
+pub fn to_pod(ctx: TcContext) -> i32 {
+    let mut skb = Skb(ctx.as_ptr().cast());
+    let (ethertype, ifindex) = (skb.ethertype(), skb.ifindex());
+    act(pod::enters(&Kernel, &mut skb, ethertype, ifindex))
+}
+
+#[inline(always)]
+fn act(verdict: Verdict) -> i32 {
+    match verdict {
+        Verdict::Pass => TC_ACT_UNSPEC,
+        Verdict::Drop(_) => TC_ACT_SHOT as i32,
+    }
+}
+
+pub struct Skb(*mut __sk_buff);
+
+impl Skb {
+    #[inline(always)]
+    fn ethertype(&self) -> u16 {
+        // SAFETY: the context of the running program.
+        u16::from_be(unsafe { (*self.0).protocol } as u16)
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: the context of the running program.
+        unsafe { (*self.0).ifindex }
+    }
+}
+
+impl Packet for Skb {
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        // SAFETY: the context of the running program.
+        unsafe { (*self.0).len }
+    }
+
+    #[inline(always)]
+    fn load<T: Plain>(&self, offset: u32) -> Option<T> {
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: the helper writes exactly size_of::<T>() bytes or fails; any bytes are a T.
+        unsafe {
+            let failed = bpf_skb_load_bytes(
+                self.0.cast(),
+                offset,
+                value.as_mut_ptr().cast(),
+                size_of::<T>() as u32,
+            );
+            if failed == 0 { Some(value.assume_init()) } else { None }
+        }
+    }
+
+    #[inline(always)]
+    fn store<T: Plain>(&mut self, offset: u32, value: &T) -> bool {
+        // SAFETY: the helper reads exactly size_of::<T>() bytes and checks the offset.
+        unsafe {
+            bpf_skb_store_bytes(
+                self.0.cast(),
+                offset,
+                core::ptr::from_ref(value).cast(),
+                size_of::<T>() as u32,
+                0,
+            ) == 0
+        }
+    }
+
+    #[inline(always)]
+    fn l3_checksum(&mut self, offset: u32, diff: u32) -> bool {
+        // SAFETY: the helper checks the offset.
+        unsafe { bpf_l3_csum_replace(self.0.cast(), offset, 0, u64::from(diff), 0) == 0 }
+    }
+
+    #[inline(always)]
+    fn l4_checksum(&mut self, offset: u32, diff: u32, pseudo: bool, zero_is_none: bool) -> bool {
+        let mut flags = 0;
+        if pseudo {
+            flags |= u64::from(BPF_F_PSEUDO_HDR);
+        }
+        if zero_is_none {
+            flags |= u64::from(BPF_F_MARK_MANGLED_0);
+        }
+        // SAFETY: the helper checks the offset.
+        unsafe { bpf_l4_csum_replace(self.0.cast(), offset, 0, u64::from(diff), flags) == 0 }
+    }
+}

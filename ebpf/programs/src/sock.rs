@@ -1,0 +1,166 @@
+//! Entries at sockets.
+
+use crate::{counters, env::Kernel};
+use aya_ebpf::{
+    EbpfContext, Global,
+    bindings::bpf_sock_addr,
+    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval},
+    macros::cgroup_sock_addr,
+    programs::SockAddrContext,
+};
+use xebec_ebpf_abi::{Addr, Port};
+use xebec_ebpf_logic::{
+    parse::{Family, V4, V6},
+    socket::{self, Action, Socket},
+};
+
+/// See the abi crate: 0 on kernels without `bpf_set_retval`.
+#[unsafe(no_mangle)]
+static SET_RETVAL: Global<u32> = Global::new(1);
+
+const PERMIT: i32 = 1;
+const REFUSE: i32 = 0;
+/// What connect(2) says when nobody listens: clients of Services without endpoints know it, and so do
+/// the kernel's own clients, which retry EPERM for ever.
+const ECONNREFUSED: i32 = 111;
+
+/// The address in a context, which the two families keep in different fields.
+trait Hook: Family {
+    /// # Safety
+    /// `ctx` is the running program's context, for this family.
+    unsafe fn read(ctx: *mut bpf_sock_addr) -> Addr;
+    /// # Safety
+    /// As above.
+    unsafe fn write(ctx: *mut bpf_sock_addr, addr: Addr);
+}
+
+impl Hook for V4 {
+    #[inline(always)]
+    unsafe fn read(ctx: *mut bpf_sock_addr) -> Addr {
+        // SAFETY: the caller's.
+        Addr::from_v4_word(unsafe { core::ptr::read_volatile(&raw const (*ctx).user_ip4) })
+    }
+
+    #[inline(always)]
+    unsafe fn write(ctx: *mut bpf_sock_addr, addr: Addr) {
+        // SAFETY: the caller's.
+        unsafe { core::ptr::write_volatile(&raw mut (*ctx).user_ip4, addr.words()[3]) }
+    }
+}
+
+impl Hook for V6 {
+    #[inline(always)]
+    unsafe fn read(ctx: *mut bpf_sock_addr) -> Addr {
+        let mut words = [0; 4];
+        for (i, word) in words.iter_mut().enumerate() {
+            // SAFETY: the caller's. The verifier wants context accesses word by word.
+            *word = unsafe { core::ptr::read_volatile(&raw const (*ctx).user_ip6[i]) };
+        }
+        Addr::from_words(words)
+    }
+
+    #[inline(always)]
+    unsafe fn write(ctx: *mut bpf_sock_addr, addr: Addr) {
+        for (i, word) in addr.words().iter().enumerate() {
+            // SAFETY: the caller's.
+            unsafe { core::ptr::write_volatile(&raw mut (*ctx).user_ip6[i], *word) }
+        }
+    }
+}
+
+#[inline(always)]
+fn run<H: Hook>(
+    ctx: &SockAddrContext,
+    decide: impl FnOnce(&Kernel, &Socket, Addr, Port) -> Action,
+) -> i32 {
+    let raw = ctx.sock_addr;
+    // SAFETY: the context of the running program; helpers take it as it is.
+    let (socket, addr, port) = unsafe {
+        let socket = Socket {
+            cookie: bpf_get_socket_cookie(ctx.as_ptr()),
+            netns: bpf_get_netns_cookie(ctx.as_ptr()),
+            proto: core::ptr::read_volatile(&raw const (*raw).protocol) as u8,
+        };
+        let port = core::ptr::read_volatile(&raw const (*raw).user_port) as u16;
+        (socket, H::read(raw), Port::from_raw(port))
+    };
+    match decide(&Kernel, &socket, addr, port) {
+        Action::Pass => PERMIT,
+        Action::Rewrite(addr, port) => {
+            // SAFETY: as above.
+            unsafe {
+                H::write(raw, addr);
+                core::ptr::write_volatile(&raw mut (*raw).user_port, u32::from(port.raw()));
+            }
+            PERMIT
+        }
+        Action::Refuse(reason) => {
+            counters::dropped(reason, 0);
+            if SET_RETVAL.load() != 0 {
+                // SAFETY: a helper that takes a number.
+                unsafe { bpf_set_retval(-ECONNREFUSED) };
+            }
+            REFUSE
+        }
+    }
+}
+
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    run::<V4>(&ctx, |kernel, socket, addr, port| socket::connect(kernel, socket, addr, port))
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    run::<V6>(&ctx, |kernel, socket, addr, port| socket::connect(kernel, socket, addr, port))
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    run::<V4>(&ctx, |kernel, socket, addr, port| socket::send(kernel, socket, addr, port))
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    run::<V6>(&ctx, |kernel, socket, addr, port| socket::send(kernel, socket, addr, port))
+}
+
+#[cgroup_sock_addr(recvmsg4)]
+pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
+    answer::<V4>(&ctx)
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
+    answer::<V6>(&ctx)
+}
+
+#[cgroup_sock_addr(getpeername4)]
+pub fn getpeername4(ctx: SockAddrContext) -> i32 {
+    answer::<V4>(&ctx)
+}
+
+#[cgroup_sock_addr(getpeername6)]
+pub fn getpeername6(ctx: SockAddrContext) -> i32 {
+    answer::<V6>(&ctx)
+}
+
+/// These hooks may only permit.
+#[inline(always)]
+fn answer<H: Hook>(ctx: &SockAddrContext) -> i32 {
+    let raw = ctx.sock_addr;
+    // SAFETY: the context of the running program; helpers take it as it is.
+    unsafe {
+        let socket = Socket {
+            cookie: bpf_get_socket_cookie(ctx.as_ptr()),
+            netns: 0,
+            proto: core::ptr::read_volatile(&raw const (*raw).protocol) as u8,
+        };
+        let port = Port::from_raw(core::ptr::read_volatile(&raw const (*raw).user_port) as u16);
+        if let Action::Rewrite(addr, port) = socket::peer(&Kernel, &socket, H::read(raw), port) {
+            H::write(raw, addr);
+            core::ptr::write_volatile(&raw mut (*raw).user_port, u32::from(port.raw()));
+        }
+    }
+    PERMIT
+}
