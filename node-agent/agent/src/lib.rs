@@ -1,1 +1,85 @@
-//! Placeholder.
+//! The node agent: what kubelet, kube-proxy and a CNI plugin are elsewhere.
+//!
+//! This crate is the wiring. It registers the Node and renews its lease, serves the kubelet's HTTPS API, and runs the pod
+//! manager and the dataplane. Ending it, in whatever way, ends no container and no forwarding.
+
+mod config;
+mod error;
+mod health;
+mod lease;
+mod metrics;
+mod node;
+mod server;
+
+use std::sync::Arc;
+
+pub use config::Config;
+pub use error::Error;
+use health::Health;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// The Kubernetes release whose behaviour this agent has, as `kubectl get nodes` shows it.
+pub const KUBELET_VERSION: &str = "v1.36.0";
+
+/// Runs the node until cancelled.
+///
+/// # Errors
+/// When something that a restart would not mend is wrong: the kubeconfig, a certificate, a port, the BPF programs. What comes
+/// and goes (the API server, containerd) is waited for, and told in the Node's Ready condition.
+pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Error> {
+    config.check()?;
+    let config = Arc::new(config);
+    for dir in [&config.data_dir, &config.run_dir] {
+        std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+    }
+    let client = config.client().await?;
+    let health = Arc::new(Health::default());
+    let mut registry = prometheus_client::registry::Registry::default();
+
+    let dataplane = xebec_dataplane::Dataplane::start(config.dataplane()?, client.clone()).await?;
+    dataplane.register_metrics(&mut registry);
+    metrics::register(&mut registry, &config.node_name, health.clone());
+    // Any task that ends takes the agent down with it: a supervisor's restart is better than half a node.
+    let stop = cancel.child_token();
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn({
+        let (dataplane, stop) = (dataplane.clone(), stop.clone());
+        async move { dataplane.run(stop).await.map_err(Error::from) }
+    });
+    if !config.dataplane_only {
+        let server = server::Server::new(config.clone(), client.clone(), health.clone(), registry).await?;
+        tasks.spawn({
+            let stop = stop.clone();
+            async move {
+                server.run(stop).await;
+                Ok(())
+            }
+        });
+        tasks.spawn(health::watch(config.clone(), client.clone(), health.clone(), dataplane, stop.clone()));
+        tasks.spawn({
+            let (config, client, health, stop) = (config.clone(), client.clone(), health.clone(), stop.clone());
+            async move {
+                let uid = match node::register(&config, &client, &health, &stop).await {
+                    Some(uid) => uid,
+                    None => return Ok(()),
+                };
+                tokio::join!(node::report(&config, &client, &health, &stop), lease::renew(&config.node_name, &uid, &client, &stop));
+                Ok(())
+            }
+        });
+    }
+    info!(node = config.node_name, "agent started");
+    let mut result = Ok(());
+    while let Some(ended) = tasks.join_next().await {
+        stop.cancel();
+        match ended {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) if result.is_ok() => result = Err(error),
+            Ok(Err(error)) => warn!(%error, "while stopping"),
+            Err(error) if error.is_panic() => result = Err(Error::Task(error)),
+            Err(_) => {}
+        }
+    }
+    result
+}

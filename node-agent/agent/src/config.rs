@@ -1,0 +1,185 @@
+//! What the agent is told at start.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use crate::Error;
+
+/// Settings of the agent.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Name of the Node object.
+    pub node_name: String,
+    /// The node's addresses, at most one per family, the primary family first.
+    pub node_ips: Vec<IpAddr>,
+    /// How to reach the API server, and as whom (`system:node:NAME`).
+    pub kubeconfig: PathBuf,
+    /// What must survive a restart of the machine: volumes, logs, address leases.
+    pub data_dir: PathBuf,
+    /// What need not: sockets.
+    pub run_dir: PathBuf,
+    /// containerd's socket.
+    pub containerd: PathBuf,
+    /// The cgroup, relative to each hierarchy's root, that pods and this node's processes are below.
+    pub cgroup_parent: String,
+    /// Where BPF programs, maps and links are pinned.
+    pub pin_dir: PathBuf,
+    /// Where containerd reads CNI configuration from.
+    pub cni_conf_dir: PathBuf,
+    /// Where the kubelet API listens.
+    pub bind: SocketAddr,
+    /// Serving certificate and key in PEM; made and signed by themselves when missing.
+    pub tls_cert: PathBuf,
+    pub tls_key: PathBuf,
+    /// Certificate authorities of clients of the kubelet API; `None`: that of the kubeconfig.
+    pub client_ca: Option<PathBuf>,
+    /// Name servers of pods with `dnsPolicy: ClusterFirst`.
+    pub cluster_dns: Vec<IpAddr>,
+    pub cluster_domain: String,
+    /// Ranges that are reached without masquerade.
+    pub cluster_cidrs: Vec<ipnet::IpNet>,
+    /// Devices towards other nodes; empty: detect.
+    pub uplinks: Vec<String>,
+    pub max_pods: usize,
+    /// Labels the Node is registered with besides the well-known ones.
+    pub labels: BTreeMap<String, String>,
+    /// Only Services, policies and pod devices, beside an upstream kubelet.
+    pub dataplane_only: bool,
+}
+
+impl Config {
+    /// Defaults for everything else.
+    pub fn new(node_name: &str, kubeconfig: PathBuf, data_dir: PathBuf, run_dir: PathBuf) -> Config {
+        Config {
+            node_name: node_name.to_owned(),
+            node_ips: Vec::new(),
+            kubeconfig,
+            containerd: PathBuf::from("/run/containerd/containerd.sock"),
+            cgroup_parent: "/".to_owned(),
+            pin_dir: PathBuf::from("/sys/fs/bpf/xebec"),
+            cni_conf_dir: data_dir.join("cni/net.d"),
+            bind: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 10250),
+            tls_cert: data_dir.join("pki/kubelet.crt"),
+            tls_key: data_dir.join("pki/kubelet.key"),
+            client_ca: None,
+            cluster_dns: Vec::new(),
+            cluster_domain: "cluster.local".to_owned(),
+            cluster_cidrs: Vec::new(),
+            uplinks: Vec::new(),
+            max_pods: 110,
+            labels: BTreeMap::new(),
+            dataplane_only: false,
+            data_dir,
+            run_dir,
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.node_name.is_empty() {
+            return Err(Error::Config("the node needs a name".to_owned()));
+        }
+        if self.node_ips.is_empty() && !self.dataplane_only {
+            return Err(Error::Config("the node needs an address (--node-ip)".to_owned()));
+        }
+        if self.node_ips.len() > 2 || self.node_ips.len() == 2 && self.node_ips[0].is_ipv4() == self.node_ips[1].is_ipv4() {
+            return Err(Error::Config("a node has at most one address per family".to_owned()));
+        }
+        if !self.cgroup_parent.starts_with('/') {
+            return Err(Error::Config(format!("cgroup parent {:?} must start with a slash", self.cgroup_parent)));
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn kube_config(&self) -> Result<kube::Config, Error> {
+        let failed = |reason: String| Error::Kubeconfig { path: self.kubeconfig.clone(), reason };
+        let file = kube::config::Kubeconfig::read_from(&self.kubeconfig).map_err(|error| failed(error.to_string()))?;
+        kube::Config::from_custom_kubeconfig(file, &Default::default()).await.map_err(|error| failed(error.to_string()))
+    }
+
+    pub(crate) async fn client(&self) -> Result<kube::Client, Error> {
+        let config = self.kube_config().await?;
+        kube::Client::try_from(config)
+            .map_err(|error| Error::Kubeconfig { path: self.kubeconfig.clone(), reason: error.to_string() })
+    }
+
+    /// The dataplane's settings.
+    pub(crate) fn dataplane(&self) -> Result<xebec_dataplane::Config, Error> {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").map_err(Error::io("read", "/proc/self/mounts"))?;
+        let root = cgroup2(&mounts).ok_or_else(|| Error::Config("no cgroup2 hierarchy is mounted; socket hooks need one".to_owned()))?;
+        let cgroup = root.join(self.cgroup_parent.trim_start_matches('/'));
+        std::fs::create_dir_all(&cgroup).map_err(Error::io("create", &cgroup))?;
+        Ok(xebec_dataplane::Config {
+            node_ips: self.node_ips.clone(),
+            cni_conf_dir: Some(self.cni_conf_dir.clone()),
+            uplinks: self.uplinks.clone(),
+            cluster_cidrs: self.cluster_cidrs.clone(),
+            ..xebec_dataplane::Config::new(
+                &self.node_name,
+                cgroup,
+                self.pin_dir.clone(),
+                self.data_dir.join("dataplane"),
+                self.run_dir.join("cni.sock"),
+            )
+        })
+    }
+
+    /// The pod manager's settings.
+    pub(crate) fn pods(&self) -> xebec_pods::Config {
+        xebec_pods::Config {
+            data_dir: self.data_dir.clone(),
+            log_dir: self.data_dir.join("logs/pods"),
+            cgroup_parent: self.cgroup_parent.clone(),
+            cluster_dns: self.cluster_dns.clone(),
+            cluster_domain: self.cluster_domain.clone(),
+            max_pods: self.max_pods,
+            ..xebec_pods::Config::new(&self.node_name, self.node_ips.clone(), self.containerd.clone())
+        }
+    }
+}
+
+/// Where cgroup2 is mounted, from the text of `/proc/self/mounts`.
+fn cgroup2(mounts: &str) -> Option<&Path> {
+    mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        let (_, path, kind) = (fields.next()?, fields.next()?, fields.next()?);
+        (kind == "cgroup2").then(|| Path::new(path))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> Config {
+        let mut config = Config::new("a", "/k".into(), "/d".into(), "/r".into());
+        config.node_ips = vec!["192.0.2.1".parse().unwrap()];
+        config
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        assert!(config().check().is_ok());
+        let broken: [fn(&mut Config); 4] = [
+            |config| config.node_name.clear(),
+            |config| config.node_ips.clear(),
+            |config| config.node_ips = ["192.0.2.1", "192.0.2.2"].map(|ip| ip.parse().unwrap()).into(),
+            |config| config.cgroup_parent = "xebec".to_owned(),
+        ];
+        for (index, change) in broken.iter().enumerate() {
+            let mut config = config();
+            change(&mut config);
+            assert!(config.check().is_err(), "case {index}");
+        }
+    }
+
+    #[test]
+    fn cgroup2_is_found_on_hybrid_and_pure_hosts() {
+        let hybrid = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+        assert_eq!(cgroup2(hybrid), Some(Path::new("/sys/fs/cgroup/unified")));
+        assert_eq!(cgroup2("cgroup2 /sys/fs/cgroup cgroup2 rw,nsdelegate 0 0\n"), Some(Path::new("/sys/fs/cgroup")));
+        assert_eq!(cgroup2("cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n"), None);
+    }
+}
