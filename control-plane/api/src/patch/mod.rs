@@ -1,6 +1,7 @@
 //! Patches over documents: JSON patch, JSON merge patch, strategic merge patch, server-side apply.
 
 mod merge;
+mod strategic;
 
 use serde_json::Value;
 
@@ -10,6 +11,10 @@ use crate::{
 };
 
 pub use merge::merge_patch;
+pub use strategic::strategic_merge_patch;
+
+#[cfg(test)]
+pub(crate) use merge::tests as merge_tests;
 
 /// Operations one JSON patch may have.
 const MAX_OPERATIONS: usize = 10_000;
