@@ -9,6 +9,7 @@ pub mod extension;
 pub mod http;
 pub mod kubeconfig;
 pub mod pki;
+pub mod proxy;
 pub mod request_info;
 mod server;
 pub mod tls;

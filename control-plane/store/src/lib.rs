@@ -4,8 +4,11 @@
 //! (<https://etcd.io/docs/v3.5/learning/data_model/>): one revision counter for the whole store, every
 //! committed transaction increments it by one, all keys a transaction writes carry that revision.
 
+mod cursor;
 pub mod embedded;
 mod error;
+pub mod etcd;
+mod ring;
 mod types;
 
 pub use error::StoreError;
@@ -16,6 +19,48 @@ use futures::stream::BoxStream;
 
 /// Result of a store call.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+
+/// What can be refused of a transaction without looking at the store.
+fn check(txn: &Txn, max_value: usize) -> Result<()> {
+    let mut keys = std::collections::HashSet::with_capacity(txn.ops.len());
+    for op in &txn.ops {
+        let (Op::Put { key, .. } | Op::Delete { key }) = op;
+        if key.is_empty() {
+            return Err(StoreError::Backend("a key must not be empty".into()));
+        }
+        if !keys.insert(key) {
+            return Err(StoreError::Backend(format!(
+                "key {key:?} is written twice in one transaction"
+            )));
+        }
+        if let Op::Put { value, .. } = op
+            && value.len() > max_value
+        {
+            return Err(StoreError::TooLarge {
+                key: key.clone(),
+                size: value.len(),
+                limit: max_value,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The end of the keys that start with `prefix`, exclusive; `None` if there is none.
+fn prefix_end(prefix: &str) -> Option<String> {
+    // The next string in byte order that does not start with the prefix: raise the last character that can be.
+    let mut chars: Vec<char> = prefix.chars().collect();
+    while let Some(last) = chars.pop() {
+        let next = match last {
+            char::MAX => continue,
+            '\u{d7ff}' => '\u{e000}',
+            c => char::from_u32(c as u32 + 1)?,
+        };
+        chars.push(next);
+        return Some(chars.into_iter().collect());
+    }
+    None
+}
 
 /// What a backend offers. All methods may be called concurrently.
 #[async_trait]
@@ -45,7 +90,11 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError::Compacted`] (here or as a stream item) if `from` is compacted,
     /// [`StoreError::Lagged`] if the reader fell behind compaction later.
-    async fn watch(&self, prefix: &str, from: Revision) -> Result<BoxStream<'static, Result<WatchBatch>>>;
+    async fn watch(
+        &self,
+        prefix: &str,
+        from: Revision,
+    ) -> Result<BoxStream<'static, Result<WatchBatch>>>;
 
     /// Forgets history before `revision`: reads at it and later, and watches from the one after it, still work.
     /// Compacting what is compacted already is no error.
@@ -59,4 +108,18 @@ pub trait Store: Send + Sync + 'static {
 
     /// Bytes on disk as the backend reports them.
     async fn size(&self) -> Result<u64>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::prefix_end;
+
+    #[test]
+    fn prefix_end_is_the_first_string_beyond_the_prefix() {
+        assert_eq!(prefix_end("/a/").as_deref(), Some("/a0"));
+        assert_eq!(prefix_end(""), None);
+        assert_eq!(prefix_end("\u{10ffff}"), None);
+        assert_eq!(prefix_end("a\u{10ffff}").as_deref(), Some("b"));
+        assert_eq!(prefix_end("\u{d7ff}").as_deref(), Some("\u{e000}"));
+    }
 }

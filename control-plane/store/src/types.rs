@@ -73,9 +73,14 @@ pub struct Txn {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TxnResponse {
-    Committed { revision: Revision },
+    Committed {
+        revision: Revision,
+    },
     /// Nothing was changed; the present state of each compared key, in the order of the compares.
-    Conflict { current: Vec<Option<KeyValue>>, revision: Revision },
+    Conflict {
+        current: Vec<Option<KeyValue>>,
+        revision: Revision,
+    },
 }
 
 /// Everything one transaction did to the watched prefix.
@@ -88,6 +93,12 @@ pub struct WatchBatch {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    Put { kv: KeyValue, prev: Option<KeyValue> },
-    Delete { key: String, prev: Option<KeyValue> },
+    Put {
+        kv: KeyValue,
+        prev: Option<KeyValue>,
+    },
+    Delete {
+        key: String,
+        prev: Option<KeyValue>,
+    },
 }

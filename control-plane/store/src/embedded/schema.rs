@@ -11,12 +11,21 @@ use crate::{KeyValue, Result, Revision, StoreError};
 pub(super) type Position = (Revision, u32);
 
 /// (is a put, key, create revision, position of the version before it (revision 0: none), Unix second of expiry (0: never), value).
-pub(super) type Version = (bool, &'static str, Revision, Revision, u32, u64, &'static [u8]);
+pub(super) type Version = (
+    bool,
+    &'static str,
+    Revision,
+    Revision,
+    u32,
+    u64,
+    &'static [u8],
+);
 
 /// Every change that is not compacted away, and the present version of every live key.
 pub(super) const VERSIONS: TableDefinition<Position, Version> = TableDefinition::new("versions");
 /// Live key → (mod revision, place, create revision, Unix second of expiry).
-pub(super) const LIVE: TableDefinition<&str, (Revision, u32, Revision, u64)> = TableDefinition::new("live");
+pub(super) const LIVE: TableDefinition<&str, (Revision, u32, Revision, u64)> =
+    TableDefinition::new("live");
 /// Live keys that expire, soonest first.
 pub(super) const EXPIRY: TableDefinition<(u64, &str), ()> = TableDefinition::new("expiry");
 /// The counters below.
@@ -43,7 +52,9 @@ pub(super) fn version_at(
     position: Position,
 ) -> Result<Option<KeyValue>> {
     let row = versions.get(position).map_err(storage)?.ok_or_else(|| {
-        StoreError::Backend(format!("version {position:?} is referred to but missing; the file needs a restore from backup"))
+        StoreError::Backend(format!(
+            "version {position:?} is referred to but missing; the file needs a restore from backup"
+        ))
     })?;
     let (put, key, create_revision, _, _, _, value) = row.value();
     Ok(put.then(|| KeyValue {
@@ -74,29 +85,19 @@ impl Snapshot {
     }
 }
 
-/// The end of the keys that start with `prefix`, exclusive; `None` if there is none.
-pub(super) fn prefix_end(prefix: &str) -> Option<String> {
-    // The next string in byte order that does not start with the prefix: raise the last character that can be.
-    let mut chars: Vec<char> = prefix.chars().collect();
-    while let Some(last) = chars.pop() {
-        let next = match last {
-            char::MAX => continue,
-            '\u{d7ff}' => '\u{e000}',
-            c => char::from_u32(c as u32 + 1)?,
-        };
-        chars.push(next);
-        return Some(chars.into_iter().collect());
-    }
-    None
-}
-
 pub(super) fn storage(error: redb::StorageError) -> StoreError {
     match error {
-        redb::StorageError::Corrupted(reason) => StoreError::Corrupted { path: "(open)".into(), reason },
-        redb::StorageError::PreviousIo => {
-            StoreError::Unavailable("an earlier write to the store file failed; check the disk and restart the server".into())
-        }
-        redb::StorageError::Io(error) => StoreError::Unavailable(format!("store file: {error}; check the disk for space and errors")),
+        redb::StorageError::Corrupted(reason) => StoreError::Corrupted {
+            path: "(open)".into(),
+            reason,
+        },
+        redb::StorageError::PreviousIo => StoreError::Unavailable(
+            "an earlier write to the store file failed; check the disk and restart the server"
+                .into(),
+        ),
+        redb::StorageError::Io(error) => StoreError::Unavailable(format!(
+            "store file: {error}; check the disk for space and errors"
+        )),
         other => StoreError::Backend(other.to_string()),
     }
 }
@@ -104,7 +105,10 @@ pub(super) fn storage(error: redb::StorageError) -> StoreError {
 pub(super) fn table(error: redb::TableError) -> StoreError {
     match error {
         redb::TableError::Storage(error) => storage(error),
-        other => StoreError::Corrupted { path: "(open)".into(), reason: other.to_string() },
+        other => StoreError::Corrupted {
+            path: "(open)".into(),
+            reason: other.to_string(),
+        },
     }
 }
 
@@ -125,21 +129,10 @@ pub(super) fn commit(error: redb::CommitError) -> StoreError {
 /// Puts the file's name into an error made where it was not known.
 pub(super) fn named(error: StoreError, path: &Path) -> StoreError {
     match error {
-        StoreError::Corrupted { reason, .. } => StoreError::Corrupted { path: path.display().to_string(), reason },
+        StoreError::Corrupted { reason, .. } => StoreError::Corrupted {
+            path: path.display().to_string(),
+            reason,
+        },
         other => other,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::prefix_end;
-
-    #[test]
-    fn prefix_end_is_the_first_string_beyond_the_prefix() {
-        assert_eq!(prefix_end("/a/").as_deref(), Some("/a0"));
-        assert_eq!(prefix_end(""), None);
-        assert_eq!(prefix_end("\u{10ffff}"), None);
-        assert_eq!(prefix_end("a\u{10ffff}").as_deref(), Some("b"));
-        assert_eq!(prefix_end("\u{d7ff}").as_deref(), Some("\u{e000}"));
     }
 }
