@@ -2,12 +2,14 @@
 //! cache, discovery, OpenAPI, and the proxy to nodes. kube-apiserver's observable behaviour is the specification.
 
 pub mod auth;
+pub mod authz;
 pub mod config;
 pub mod core;
 mod error;
 pub mod extension;
 pub mod http;
 pub mod kubeconfig;
+pub mod objects;
 pub mod pki;
 pub mod proxy;
 pub mod request_info;
