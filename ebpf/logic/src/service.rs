@@ -7,7 +7,8 @@ use xebec_ebpf_abi::{
 };
 
 /// The Service reached at an address. `from_node`: the client is in the node's network namespace,
-/// where loopback is one of the node's addresses.
+/// where loopback is one of the node's addresses, and so is no address at all (connect(2) takes it
+/// for loopback).
 #[inline(always)]
 pub fn find<E: Env>(
     env: &E,
@@ -19,7 +20,7 @@ pub fn find<E: Env>(
     if let Some(frontend) = env.frontend(&FrontendKey::new(addr, port, proto)) {
         return Some(frontend);
     }
-    let own = if addr.is_loopback() {
+    let own = if addr.is_loopback() || addr == Addr::ANY || addr == Addr::v4([0; 4]) {
         from_node
     } else {
         env.node_addr(&addr).is_some_and(|a| a.flags & NodeAddr::NODEPORT != 0)
