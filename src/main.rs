@@ -1,9 +1,15 @@
 //! The `xebec` binary: reads the command line, sets up logging and TLS, and starts one of the parts.
 
+mod address;
+mod agent;
 mod check;
+mod containerd;
+mod demo;
+mod image;
 mod kubeconfig;
 mod server;
 mod signals;
+mod status;
 
 use std::process::ExitCode;
 
@@ -20,10 +26,20 @@ struct Cli {
 enum Command {
     /// Run the control plane: API server, scheduler and controllers.
     Server(server::Args),
+    /// Run the node: pods on containerd, Services and policies in eBPF.
+    Agent(agent::Args),
+    /// Become the node's containerd, with a configuration of its own.
+    Containerd(containerd::Args),
     /// Make credentials for a node or a user, signed by the cluster's authority.
     Kubeconfig(kubeconfig::Args),
     /// Say what this host lacks, and what to do about it.
     Check(check::Args),
+    /// Load images into the node.
+    Image(image::Args),
+    /// Say how the nodes are.
+    Status(status::Args),
+    /// Apply a small demo and check that its Services answer and its policy denies.
+    Demo(demo::Args),
     /// Print the version.
     Version,
 }
@@ -35,6 +51,11 @@ fn main() -> ExitCode {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let result = match cli.command {
         Command::Server(args) => runtime(server::run(args)),
+        Command::Agent(args) => runtime(agent::run(args)),
+        Command::Containerd(args) => containerd::run(&args),
+        Command::Image(args) => image::run(&args),
+        Command::Status(args) => runtime(status::run(&args)),
+        Command::Demo(args) => runtime(demo::run(&args)),
         Command::Kubeconfig(args) => kubeconfig::run(&args),
         Command::Check(args) => return check::run(&args),
         Command::Version => {

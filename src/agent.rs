@@ -1,0 +1,128 @@
+//! `xebec agent`: the node's part.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
+
+use anyhow::{Context, Result};
+use ipnet::IpNet;
+
+use crate::signals;
+
+/// Settings of the node.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Name of the Node object; the host's name by default.
+    #[arg(long)]
+    node_name: Option<String>,
+    /// The node's addresses, at most one per family; by default the one of the route to the API server.
+    #[arg(long, value_delimiter = ',')]
+    node_ip: Vec<IpAddr>,
+    /// How to reach the API server, as system:node:NAME (`xebec kubeconfig --node` makes it). DATA_DIR/pki/kubeconfig by default.
+    #[arg(long)]
+    kubeconfig: Option<PathBuf>,
+    /// Volumes, logs and address leases.
+    #[arg(long, default_value = "/var/lib/xebec/agent")]
+    data_dir: PathBuf,
+    /// Sockets.
+    #[arg(long, default_value = "/run/xebec")]
+    run_dir: PathBuf,
+    /// The container runtime's socket; RUN_DIR/containerd/containerd.sock by default.
+    #[arg(long)]
+    containerd: Option<PathBuf>,
+    /// cgroup that holds pods (below kubepods) and this node's own processes.
+    #[arg(long, default_value = "/xebec")]
+    cgroup_parent: String,
+    /// Directory in a BPF file system for programs, maps and links.
+    #[arg(long, default_value = "/sys/fs/bpf/xebec")]
+    pin_dir: PathBuf,
+    /// Where containerd reads CNI configuration from; RUN_DIR/cni by default.
+    #[arg(long)]
+    cni_conf_dir: Option<PathBuf>,
+    /// Where the kubelet API listens.
+    #[arg(long, default_value = "0.0.0.0:10250")]
+    bind: SocketAddr,
+    /// Authorities of clients of the kubelet API; those of the kubeconfig by default.
+    #[arg(long)]
+    client_ca_file: Option<PathBuf>,
+    /// Name servers of pods with dnsPolicy ClusterFirst.
+    #[arg(long, value_delimiter = ',')]
+    cluster_dns: Vec<IpAddr>,
+    /// Domain of cluster names.
+    #[arg(long, default_value = "cluster.local")]
+    cluster_domain: String,
+    /// Ranges that pods and nodes reach without masquerade.
+    #[arg(long, value_delimiter = ',', default_value = "10.244.0.0/16")]
+    cluster_cidr: Vec<IpNet>,
+    /// Devices towards other nodes; found by the node's address by default.
+    #[arg(long, value_delimiter = ',')]
+    uplink: Vec<String>,
+    /// Most pods this node takes.
+    #[arg(long, default_value_t = 110)]
+    max_pods: usize,
+    /// Labels to register the node with, NAME=VALUE.
+    #[arg(long, value_delimiter = ',')]
+    node_labels: Vec<String>,
+    /// Only Services, policies and pod devices, beside an upstream kubelet.
+    #[arg(long)]
+    dataplane_only: bool,
+}
+
+/// Runs until SIGTERM.
+pub async fn run(args: Args) -> Result<()> {
+    let cancel = signals::cancelled_by_signals()?;
+    Ok(xebec_agent::run(config(args)?, cancel).await?)
+}
+
+fn config(args: Args) -> Result<xebec_agent::Config> {
+    let node_name = match args.node_name {
+        Some(name) => name,
+        None => host_name()?,
+    };
+    let kubeconfig = args.kubeconfig.unwrap_or_else(|| args.data_dir.join("pki/kubeconfig"));
+    let defaults = xebec_agent::Config::new(&node_name, kubeconfig, args.data_dir, args.run_dir.clone());
+    Ok(xebec_agent::Config {
+        node_ips: if args.node_ip.is_empty() { vec![crate::address::of_default_route()?] } else { args.node_ip },
+        containerd: args.containerd.unwrap_or_else(|| args.run_dir.join("containerd/containerd.sock")),
+        cgroup_parent: args.cgroup_parent,
+        pin_dir: args.pin_dir,
+        cni_conf_dir: args.cni_conf_dir.unwrap_or_else(|| args.run_dir.join("cni")),
+        bind: args.bind,
+        client_ca: args.client_ca_file,
+        cluster_dns: args.cluster_dns,
+        cluster_domain: args.cluster_domain,
+        cluster_cidrs: args.cluster_cidr,
+        uplinks: args.uplink,
+        max_pods: args.max_pods,
+        labels: labels(&args.node_labels)?,
+        dataplane_only: args.dataplane_only,
+        ..defaults
+    })
+}
+
+fn labels(given: &[String]) -> Result<BTreeMap<String, String>> {
+    let pair = |text: &String| {
+        let (name, value) = text.split_once('=').with_context(|| format!("label {text:?} is not NAME=VALUE"))?;
+        Ok((name.to_owned(), value.to_owned()))
+    };
+    given.iter().map(pair).collect()
+}
+
+/// In lower case, as node names must be.
+pub fn host_name() -> Result<String> {
+    let name = nix::unistd::gethostname().context("cannot read the host's name; give --node-name")?;
+    Ok(name.to_string_lossy().to_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_pairs() {
+        assert_eq!(labels(&["a=b".to_owned(), "c=".to_owned()]).unwrap().len(), 2);
+        assert!(labels(&["a".to_owned()]).is_err());
+    }
+}
