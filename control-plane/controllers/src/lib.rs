@@ -1,6 +1,18 @@
 //! The control loops of kube-controller-manager v1.36, one file each, through the Kubernetes API alone.
+//!
+//! A loop is registered with [`setup::Setup`]: it names the caches it reads, what wakes it, and its reconcile function.
+//! What is to be done is decided in pure functions (`plan`, `status`), which is where the tests are.
 
 mod config;
+mod deployment;
+mod endpoint_slice;
+mod namespace_defaults;
+mod node_ipam;
+mod owned;
+mod replicas;
+mod replicaset;
+mod service_pods;
+mod setup;
 
 pub use config::{ClusterSigner, Config, TokenSigner, TokenSubject};
 
@@ -19,7 +31,11 @@ pub enum Error {
 /// # Errors
 /// [`Error::Task`] when a loop panicked.
 pub async fn run(client: kube::Client, config: Config, cancel: CancellationToken) -> Result<(), Error> {
-    let _ = (client, config);
-    cancel.cancelled().await;
-    Ok(())
+    let mut setup = setup::Setup::new(client, config, cancel);
+    namespace_defaults::register(&mut setup);
+    node_ipam::register(&mut setup);
+    replicaset::register(&mut setup);
+    deployment::register(&mut setup);
+    endpoint_slice::register(&mut setup);
+    setup.run().await
 }
