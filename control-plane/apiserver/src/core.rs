@@ -1,19 +1,14 @@
 //! What every request handler shares.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
-use http::StatusCode;
-use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use xebec_store::Store;
 
-use crate::{
-    config::Config,
-    error::Result,
-    extension::Extensions,
-    http::{Peer, Request, Response, negotiate::Format, respond},
-    pki::Pki,
-};
+use crate::{cache::Hub, config::Config, documents::Documents, error::Result, extension::Extensions, metrics::Metrics, pki::Pki, rows::Rows};
 
 /// The server's shared state.
 pub struct Core {
@@ -21,25 +16,39 @@ pub struct Core {
     pub store: Arc<dyn Store>,
     pub pki: Arc<Pki>,
     pub extensions: Extensions,
+    pub rows: Rows,
+    pub hub: Arc<Hub>,
+    pub documents: Documents,
+    pub metrics: Metrics,
+    stopping: AtomicBool,
 }
 
 impl Core {
     pub(crate) async fn start(config: Config, store: Arc<dyn Store>, pki: Arc<Pki>, extensions: Extensions) -> Result<Arc<Core>> {
-        store.revision().await?;
-        Ok(Arc::new(Core { config, store, pki, extensions }))
+        let rows = Rows::built_in();
+        let hub = Hub::start(store.clone(), rows.table().rows()).await?;
+        let core = Core {
+            config,
+            store,
+            pki,
+            extensions,
+            rows,
+            hub,
+            documents: Documents::default(),
+            metrics: Metrics::new(),
+            stopping: AtomicBool::new(false),
+        };
+        Ok(Arc::new(core))
     }
 
-    /// Work beside requests, until cancelled.
+    /// Work beside requests, until cancelled: feeding the watch cache.
     pub(crate) async fn background(self: Arc<Self>, cancel: CancellationToken) {
-        cancel.cancelled().await;
+        self.hub.clone().run(cancel).await;
+        self.stopping.store(true, Ordering::Relaxed);
     }
 
-    /// Answers one request.
-    pub async fn serve(self: Arc<Self>, request: Request, _peer: Peer) -> Response {
-        match request.uri().path() {
-            "/healthz" | "/livez" | "/readyz" => respond::text(StatusCode::OK, "ok"),
-            "/version" => respond::document(StatusCode::OK, Format::Json, &json!({"major": "1", "minor": "36", "gitVersion": "v1.36.0+xebec"})),
-            _ => respond::text(StatusCode::NOT_FOUND, "404 page not found"),
-        }
+    /// Whether the server is on its way out: not ready, but alive.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
     }
 }

@@ -3,16 +3,22 @@
 
 pub mod auth;
 pub mod authz;
+pub mod cache;
 pub mod config;
 pub mod core;
+mod documents;
 mod error;
 pub mod extension;
+mod handler;
 pub mod http;
 pub mod kubeconfig;
 pub mod objects;
+mod metrics;
 pub mod pki;
 pub mod proxy;
+mod registry;
 pub mod request_info;
+pub mod rows;
 mod server;
 pub mod tls;
 
