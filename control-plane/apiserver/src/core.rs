@@ -5,10 +5,10 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use xebec_store::Store;
 
-use crate::{cache::Hub, config::Config, documents::Documents, error::Result, extension::Extensions, metrics::Metrics, pki::Pki, rows::Rows};
+use crate::{cache::Hub, config::Config, documents::Documents, error::Result, extension::Extensions, metrics::Metrics, pki::Pki, proxy::Proxy, rows::Rows};
 
 /// The server's shared state.
 pub struct Core {
@@ -20,13 +20,19 @@ pub struct Core {
     pub hub: Arc<Hub>,
     pub documents: Documents,
     pub metrics: Metrics,
+    pub proxy: Proxy,
     stopping: AtomicBool,
+    /// Ends the cache's feeding with the server.
+    _feeding: DropGuard,
 }
 
 impl Core {
     pub(crate) async fn start(config: Config, store: Arc<dyn Store>, pki: Arc<Pki>, extensions: Extensions) -> Result<Arc<Core>> {
         let rows = Rows::built_in();
         let hub = Hub::start(store.clone(), rows.table().rows()).await?;
+        let feeding = CancellationToken::new();
+        tokio::spawn(hub.clone().run(feeding.clone()));
+        let proxy = Proxy::new(store.clone(), &pki)?;
         let core = Core {
             config,
             store,
@@ -36,14 +42,16 @@ impl Core {
             hub,
             documents: Documents::default(),
             metrics: Metrics::new(),
+            proxy,
             stopping: AtomicBool::new(false),
+            _feeding: feeding.drop_guard(),
         };
         Ok(Arc::new(core))
     }
 
-    /// Work beside requests, until cancelled: feeding the watch cache.
+    /// Work beside requests, until cancelled.
     pub(crate) async fn background(self: Arc<Self>, cancel: CancellationToken) {
-        self.hub.clone().run(cancel).await;
+        cancel.cancelled().await;
         self.stopping.store(true, Ordering::Relaxed);
     }
 

@@ -13,6 +13,7 @@ use crate::{
     auth::{Attributes, Decision, UserInfo},
     core::Core,
     http::{Peer, Request, Response, respond},
+    proxy::Proxy,
     registry::{self, Call},
     request_info::RequestInfo,
 };
@@ -31,7 +32,7 @@ impl Core {
         let audit_id = audit_id(&headers);
         let known = info.is_resource && core.rows.table().find(&info.group, &info.version, &info.resource).is_some();
         let limit = if info.is_long_running() { None } else { Some(REQUEST_TIMEOUT) };
-        let answering = AssertUnwindSafe(chain(self, info.clone(), request, peer)).catch_unwind();
+        let answering = AssertUnwindSafe(chain(self, info.clone(), request, peer).boxed()).catch_unwind();
         let outcome = match limit {
             Some(limit) => tokio::time::timeout(limit, answering).await,
             None => Ok(answering.await),
@@ -53,16 +54,20 @@ impl Core {
 }
 
 async fn chain(core: Arc<Core>, info: RequestInfo, request: Request, peer: Peer) -> Result<Response, ApiError> {
-    let mut user = authenticate::authenticate(&core, &peer, request.headers()).await?;
-    if let Some(other) = authenticate::impersonate(&core, &user, request.headers())? {
+    let headers = request.headers().clone();
+    let mut user = authenticate::authenticate(&core, &peer, &headers).await?;
+    if let Some(other) = authenticate::impersonate(&core, &user, &headers)? {
         user = other;
     }
     authorize(&core, &user, &info)?;
     if !info.is_resource {
-        return nonresource::answer(&core, &info, request).await;
+        let (parts, _) = request.into_parts();
+        return nonresource::answer(core, info, parts.method, parts.headers).await;
+    }
+    if Proxy::handles(&info) {
+        return Ok(core.proxy.handle(&info, request).await);
     }
     let resource = registry::resolve(&core, &info)?;
-    let headers = request.headers().clone();
     let call = Call { core, info, user, headers, resource, warnings: Vec::new() };
     registry::handle(call, request).await
 }

@@ -1,5 +1,7 @@
 //! Paths that are no resources: health, version, discovery, metrics.
 
+use std::sync::Arc;
+
 use http::{HeaderMap, Method, StatusCode, header};
 use serde_json::json;
 use xebec_api::status::{self, ApiError};
@@ -7,15 +9,15 @@ use xebec_api::status::{self, ApiError};
 use crate::{
     core::Core,
     documents,
-    http::{Request, Response, negotiate::{self, Format}, respond},
+    http::{Response, negotiate::{self, Format}, respond},
     request_info::RequestInfo,
 };
 
 /// Answers by path.
-pub(super) async fn answer(core: &Core, info: &RequestInfo, request: Request) -> Result<Response, ApiError> {
-    let headers = request.headers();
+pub(super) async fn answer(core: Arc<Core>, info: RequestInfo, method: Method, headers: HeaderMap) -> Result<Response, ApiError> {
+    let (core, headers) = (core.as_ref(), &headers);
     let path = info.path.trim_end_matches('/');
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+    if !matches!(method, Method::GET | Method::HEAD) {
         return Err(if known(path) { status::method_not_allowed() } else { status::no_such_path() });
     }
     match path {
@@ -29,10 +31,14 @@ pub(super) async fn answer(core: &Core, info: &RequestInfo, request: Request) ->
         _ if path == "/api" || path == "/apis" || path.starts_with("/api/") || path.starts_with("/apis/") => {
             documents::discovery_response(core, path, headers)
         }
-        _ => match path.trim_start_matches('/').split_once('/').unwrap_or((path.trim_start_matches('/'), "")) {
-            (group @ ("healthz" | "livez" | "readyz"), check) => health(core, group, check, info, headers).await,
-            _ => Err(status::no_such_path()),
-        },
+        _ => {
+            let path = path.trim_start_matches('/');
+            let (group, check) = path.split_once('/').unwrap_or((path, ""));
+            if !["healthz", "livez", "readyz"].contains(&group) {
+                return Err(status::no_such_path());
+            }
+            health(core, group.to_string(), check.to_string(), &info).await
+        }
     }
 }
 
@@ -48,7 +54,7 @@ struct Check {
 }
 
 /// `/healthz`, `/livez`, `/readyz` and single checks below them.
-async fn health(core: &Core, group: &str, single: &str, info: &RequestInfo, _headers: &HeaderMap) -> Result<Response, ApiError> {
+async fn health(core: &Core, group: String, single: String, info: &RequestInfo) -> Result<Response, ApiError> {
     let mut checks = vec![Check { name: "ping", failure: None }, Check { name: "log", failure: None }];
     // The names clients know from upstream; "etcd" is the store, whichever it is.
     checks.push(Check { name: "etcd", failure: core.store.revision().await.err().map(|e| e.to_string()) });

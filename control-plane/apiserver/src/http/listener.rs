@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use futures::FutureExt;
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
@@ -50,7 +51,8 @@ pub async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, clients: Clien
             let peer = Peer::Remote { address, certificate };
             let service = service_fn(move |request: http::Request<Incoming>| {
                 let (core, peer) = (core.clone(), peer.clone());
-                async move { Ok::<Response, std::convert::Infallible>(core.serve(request.map(|body| body.map_err(Into::into).boxed_unsync()), peer).await) }
+                let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+                async move { Ok::<Response, std::convert::Infallible>(core.serve(request, peer).await) }.boxed()
             });
             let mut builder = auto::Builder::new(TokioExecutor::new());
             builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));

@@ -1,7 +1,7 @@
 //! Content negotiation: what the client sends and what it wants back.
 
 use http::{HeaderMap, header};
-use xebec_api::status::ApiError;
+use xebec_api::status::{self, ApiError};
 
 /// The encoding of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,31 +100,12 @@ pub fn accept(headers: &HeaderMap, pretty: bool, shapes: bool) -> Result<Wanted,
         };
         return Ok(Wanted { format, shape });
     }
-    Err(not_acceptable())
+    Err(status::not_acceptable(&["application/json", "application/yaml"]))
 }
 
 /// Format for an error: never fails, JSON if nothing else fits.
 pub fn accept_for_error(headers: &HeaderMap) -> Format {
     accept(headers, false, true).map_or(Format::Json, |wanted| wanted.format)
-}
-
-fn not_acceptable() -> ApiError {
-    ApiError {
-        code: 406,
-        reason: "NotAcceptable",
-        message: "only the following media types are accepted: application/json, application/yaml".into(),
-        details: serde_json::Value::Null,
-    }
-}
-
-/// 415 with the types that would do.
-pub fn unsupported_media_type(accepted: &[&str]) -> ApiError {
-    ApiError {
-        code: 415,
-        reason: "UnsupportedMediaType",
-        message: format!("the body of the request was in an unknown format - accepted media types include: {}", accepted.join(", ")),
-        details: serde_json::Value::Null,
-    }
 }
 
 /// The media type of the request's body without parameters, lower case; empty if there is none.

@@ -7,7 +7,6 @@ mod target;
 use std::sync::Arc;
 
 use http::{HeaderValue, Method, StatusCode, header};
-use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use xebec_api::status::{self, ApiError};
 use xebec_store::{RangeRequest, Store};
@@ -18,7 +17,7 @@ use self::{
 };
 use crate::{
     error::Result,
-    http::{Request, Response, full, respond},
+    http::{Request, Response, collect, full, respond},
     pki::Pki,
     request_info::RequestInfo,
 };
@@ -200,8 +199,8 @@ fn with_slash(uri: &http::Uri) -> Response {
 /// What a kubelet's refusal becomes (`GenericHttpResponseChecker` upstream).
 async fn kubelet_error(answer: Response, resource: &str, name: &str) -> ApiError {
     let code = answer.status().as_u16();
-    let body = http_body_util::Limited::new(answer.into_body(), MAX_ERROR_BODY).collect().await;
-    let text = body.map(|b| String::from_utf8_lossy(&b.to_bytes()).trim_end().to_string()).unwrap_or_default();
+    let body = collect(answer.into_body(), MAX_ERROR_BODY).await;
+    let text = body.map(|bytes| String::from_utf8_lossy(&bytes).trim_end().to_string()).unwrap_or_default();
     match code {
         400 => status::bad_request(text),
         500 => status::internal(&text),

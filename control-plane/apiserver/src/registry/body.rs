@@ -1,16 +1,15 @@
 //! Reading request bodies.
 
 use bytes::Bytes;
-use http::HeaderMap;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use xebec_api::{
     Document,
     resource::Resource,
+    schema::{self, FieldValidation},
     status::{self, ApiError},
 };
 
 use super::body_type;
-use crate::http::{Body, negotiate};
+use crate::http::{Body, BodyError, collect};
 
 /// Largest body of a write, as upstream.
 pub(crate) const MAX_BODY: usize = 3 * 1024 * 1024;
@@ -29,9 +28,9 @@ pub(crate) async fn read(request: http::Request<Body>) -> Result<Received, ApiEr
     if declared.is_some_and(|length| length > MAX_BODY as u64) {
         return Err(status::request_entity_too_large(MAX_BODY));
     }
-    match Limited::new(body, MAX_BODY).collect().await {
-        Ok(collected) => Ok(Received { bytes: collected.to_bytes(), media_type }),
-        Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => Err(status::request_entity_too_large(MAX_BODY)),
+    match collect(body, MAX_BODY).await {
+        Ok(bytes) => Ok(Received { bytes, media_type }),
+        Err(BodyError::TooLong(_)) => Err(status::request_entity_too_large(MAX_BODY)),
         Err(error) => Err(status::bad_request(format!("the body of the request could not be read: {error}"))),
     }
 }
@@ -40,7 +39,7 @@ pub(crate) async fn read(request: http::Request<Body>) -> Result<Received, ApiEr
 pub(crate) fn check_media_type(media_type: &str) -> Result<(), ApiError> {
     match media_type {
         "application/json" | "application/yaml" => Ok(()),
-        _ => Err(negotiate::unsupported_media_type(&["application/json", "application/yaml"])),
+        _ => Err(status::unsupported_media_type(&["application/json", "application/yaml"])),
     }
 }
 
@@ -60,22 +59,6 @@ pub(crate) fn plain_document(received: &Received) -> Result<Document, ApiError> 
 }
 
 /// A body as an object of `resource`. Warnings come back with it.
-pub(crate) fn decode(resource: &Resource, received: &Received, _headers: &HeaderMap, _validation: &str) -> Result<(Document, Vec<String>), ApiError> {
-    let doc = plain_document(received)?;
-    check_kind(resource, &doc)?;
-    Ok((doc, Vec::new()))
-}
-
-/// The body's own `apiVersion` and `kind` must be the path's, when given.
-fn check_kind(resource: &Resource, doc: &Document) -> Result<(), ApiError> {
-    let (api_version, kind) = (doc["apiVersion"].as_str().unwrap_or_default(), doc["kind"].as_str().unwrap_or_default());
-    if !kind.is_empty() && kind != resource.kind || !api_version.is_empty() && api_version != resource.api_version() {
-        return Err(status::bad_request(format!(
-            "{kind} in version \"{api_version}\" cannot be handled as a {}: the API version in the data ({api_version}) and kind ({kind}) do not match the expected {}, {}",
-            resource.kind,
-            resource.api_version(),
-            resource.kind
-        )));
-    }
-    Ok(())
+pub(crate) fn decode(resource: &Resource, received: &Received, validation: &str) -> Result<(Document, Vec<String>), ApiError> {
+    schema::decode(resource, &received.bytes, &received.media_type, FieldValidation::parse(validation)?)
 }

@@ -1,7 +1,7 @@
 //! Deleting one object or a collection.
 
 use chrono::Utc;
-use futures::{StreamExt, stream};
+use futures::future::{BoxFuture, join_all};
 use http::StatusCode;
 use serde_json::json;
 use xebec_api::{
@@ -59,25 +59,20 @@ pub(crate) async fn delete_collection(mut call: Call, received: Received) -> Res
     let mut presenter = Presenter::new(call.resource.clone(), wanted, call.query())?;
     presenter.wanted.shape = Shape::Object;
     let page = list::collect(&call, &presenter).await?;
-    let shared = &call;
-    let results: Vec<Result<Option<Document>, ApiError>> = stream::iter(&page.entries)
-        .map(|entry| {
-            let options = options.clone();
-            async move {
-                match delete_one(shared, entry.name(), &options).await {
-                    Ok(deleted) => Ok(Some(deleted.doc)),
-                    // Somebody else was faster.
-                    Err(error) if error.code == 404 => Ok(None),
-                    Err(error) => Err(error),
-                }
-            }
-        })
-        .buffered(PARALLEL)
-        .collect()
-        .await;
     let mut items = Vec::new();
-    for result in results {
-        items.extend(result?);
+    for chunk in page.entries.chunks(PARALLEL) {
+        let mut running: Vec<BoxFuture<'_, _>> = Vec::with_capacity(chunk.len());
+        for entry in chunk {
+            running.push(Box::pin(delete_one(&call, entry.name(), &options)));
+        }
+        for result in join_all(running).await {
+            match result {
+                Ok(deleted) => items.push(deleted.doc),
+                // Somebody else was faster.
+                Err(error) if error.code == 404 => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
     let document = presenter.list(&items, json!({"resourceVersion": page.revision.to_string()}));
     call.answer_plain(StatusCode::OK, &document)

@@ -11,7 +11,7 @@ use super::{
     Call,
     body::{self, Received},
     create, options,
-    write::{self, Step},
+    write,
 };
 use crate::http::Response;
 
@@ -19,7 +19,7 @@ use crate::http::Response;
 pub(crate) async fn update(call: &mut Call, received: Received, sub: &str) -> Result<Response, ApiError> {
     options::check_write_options(call.query(), "UpdateOptions")?;
     let dry_run = options::dry_run(call.query(), "UpdateOptions")?;
-    let (mut doc, warnings) = body::decode(&call.resource, &received, &call.headers, call.query().get("fieldValidation"))?;
+    let (mut doc, warnings) = body::decode(&call.resource, &received, call.query().get("fieldValidation"))?;
     call.warnings.extend(warnings);
     let name = call.info.name.clone();
     meta::check_name(&doc, &name)?;
@@ -38,8 +38,8 @@ pub(crate) async fn update(call: &mut Call, received: Received, sub: &str) -> Re
             return Err(status::invalid(&resource, &name, &[error]));
         }
     }
-    match write::update_with(call, &name, sub, dry_run, |_| Ok((Step::Write(doc.clone()), Vec::new()))).await {
-        Ok(updated) => call.answer(StatusCode::OK, &updated.doc),
+    match write::update_with(call, &name, sub, dry_run, |_| Ok((doc.clone(), Vec::new()))).await {
+        Ok(updated) => call.answer(StatusCode::OK, &updated),
         Err(error) if error.code == 404 && error.reason == "NotFound" && sub.is_empty() && allows_create_on_update(&resource) && unconditional => {
             let created = create::create_document(call, doc, dry_run).await?;
             call.answer(StatusCode::CREATED, &created)

@@ -20,22 +20,6 @@ const ATTEMPTS: usize = 16;
 /// Events are forgotten after this long, upstream's `--event-ttl`.
 const EVENT_TTL: Duration = Duration::from_secs(3600);
 
-/// What a write does to the present object.
-pub(crate) enum Step {
-    /// Store this.
-    Write(Document),
-    /// Store nothing, answer with this.
-    Keep(Document),
-}
-
-/// How a finished update ended.
-pub(crate) struct Updated {
-    /// In the version of the request, with its resource version.
-    pub doc: Document,
-    /// The update took the last finalizer of an object on its way out.
-    pub deleted: bool,
-}
-
 /// The present object of a key, in the version of the request and as stored.
 pub(crate) async fn read(call: &Call, name: &str) -> Result<Option<(KeyValue, Document)>, ApiError> {
     let found = call.core.store.get(&call.store_key(name)).await.map_err(store_error)?;
@@ -49,23 +33,19 @@ fn decode(resource: &Resource, kv: &KeyValue) -> Result<Document, ApiError> {
     Ok(to_row_version(resource, doc))
 }
 
-/// Changes the present object until the store takes it: `make` is given the present document and returns the new one.
+/// Changes the present object until the store takes it (or, with its last finalizer gone, drops it): `make` is given the present document and returns the new one.
 /// It is called again when somebody else was faster, unless the new document insists on a resource version.
 ///
 /// # Errors
 /// 404 when there is no object, 409 on a conflict that is the client's, and whatever admission and validation say.
-pub(crate) async fn update_with<F>(call: &mut Call, name: &str, sub: &str, dry_run: bool, mut make: F) -> Result<Updated, ApiError>
+pub(crate) async fn update_with<F>(call: &mut Call, name: &str, sub: &str, dry_run: bool, mut make: F) -> Result<Document, ApiError>
 where
-    F: FnMut(&Document) -> Result<(Step, Vec<String>), ApiError>,
+    F: FnMut(&Document) -> Result<(Document, Vec<String>), ApiError>,
 {
     let resource = call.resource.clone();
     for _ in 0..ATTEMPTS {
         let Some((kv, old)) = read(call, name).await? else { return Err(status::not_found(&resource, name)) };
-        let (step, warnings) = make(&old)?;
-        let new = match step {
-            Step::Write(new) => new,
-            Step::Keep(doc) => return Ok(Updated { doc, deleted: false }),
-        };
+        let (new, warnings) = make(&old)?;
         let insists = check_version(call, &new, name, kv.mod_revision)?;
         let (new, allocation, more) = prepare_update(call, new, &old, name, sub, dry_run).await?;
         let unchanged = same_object(&new, &old);
@@ -74,7 +54,7 @@ where
             call.warnings.extend(warnings.into_iter().chain(more));
             let mut doc = new;
             doc["metadata"]["resourceVersion"] = kv.mod_revision.to_string().into();
-            return Ok(Updated { doc, deleted });
+            return Ok(doc);
         }
         let op = if deleted { Op::Delete { key: kv.key.clone() } } else { put(&resource, kv.key.clone(), &new) };
         let txn = Txn { compares: vec![Compare::ModRevision { key: kv.key.clone(), revision: kv.mod_revision }], ops: vec![op] };
@@ -87,7 +67,7 @@ where
                     call.core.extensions.allocator.released(&resource, &new);
                 }
                 call.warnings.extend(warnings.into_iter().chain(more));
-                return Ok(Updated { doc: with_revision(new, revision), deleted });
+                return Ok(with_revision(new, revision));
             }
             TxnResponse::Conflict { .. } if insists => return Err(status::conflict(&resource, name)),
             TxnResponse::Conflict { .. } => {}
