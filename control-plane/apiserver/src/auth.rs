@@ -86,14 +86,16 @@ pub trait TokenAuthenticator: Send + Sync {
     async fn authenticate(&self, token: &str, audiences: &[String]) -> Result<Option<UserInfo>, String>;
 }
 
-/// Allows `system:masters` and the control plane's own parts everything, everybody the health and version paths.
+/// Allows `system:masters`, nodes and the control plane's own parts everything, everybody the health and version paths.
 pub struct MastersOnly;
 
 impl Authorizer for MastersOnly {
     fn authorize(&self, attributes: &Attributes<'_>) -> Decision {
         let public = attributes.resource.is_empty()
             && (["/healthz", "/readyz", "/livez", "/version"].contains(&attributes.path) || attributes.path.starts_with("/version/"));
-        if public || attributes.user.in_group(MASTERS) { Decision::Allow } else { Decision::Deny(String::new()) }
+        let user = attributes.user;
+        let own = user.in_group(MASTERS) || user.in_group("system:nodes") || user.name.starts_with("system:kube-");
+        if public || own { Decision::Allow } else { Decision::Deny(String::new()) }
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 use xebec_store::Store;
 
-use crate::{cache::Hub, config::Config, documents::Documents, error::Result, extension::Extensions, metrics::Metrics, pki::Pki, proxy::Proxy, rows::Rows};
+use crate::{cache::Hub, config::Config, documents::Documents, error::Result, extension::{Extensions, Parts}, metrics::Metrics, pki::Pki, proxy::Proxy, rows::Rows};
 
 /// The server's shared state.
 pub struct Core {
@@ -27,9 +27,12 @@ pub struct Core {
 }
 
 impl Core {
-    pub(crate) async fn start(config: Config, store: Arc<dyn Store>, pki: Arc<Pki>, extensions: Extensions) -> Result<Arc<Core>> {
+    pub(crate) async fn start(config: Config, store: Arc<dyn Store>, pki: Arc<Pki>, extensions: impl FnOnce(&Parts) -> Extensions) -> Result<Arc<Core>> {
         let rows = Rows::built_in();
         let hub = Hub::start(store.clone(), rows.table().rows()).await?;
+        let parts = Parts { config, pki, store, hub };
+        let extensions = extensions(&parts);
+        let Parts { config, pki, store, hub } = parts;
         let feeding = CancellationToken::new();
         tokio::spawn(hub.clone().run(feeding.clone()));
         let proxy = Proxy::new(store.clone(), &pki)?;

@@ -118,9 +118,18 @@ impl Allocator for NoAllocation {
     fn released(&self, _resource: &Resource, _old: &Document) {}
 }
 
+/// What extensions are built from.
+pub struct Parts {
+    pub config: crate::Config,
+    pub pki: Arc<crate::pki::Pki>,
+    pub store: Arc<dyn xebec_store::Store>,
+    /// Live objects of every kind; implements [`crate::objects::Objects`].
+    pub hub: Arc<crate::cache::Hub>,
+}
+
 impl Extensions {
     /// What the server runs with.
-    pub fn built_in(_config: &crate::Config, _pki: &Arc<crate::pki::Pki>) -> Extensions {
+    pub fn built_in(_parts: &Parts) -> Extensions {
         Extensions {
             authorizer: Arc::new(crate::auth::MastersOnly),
             tokens: Arc::new(crate::auth::NoTokens),

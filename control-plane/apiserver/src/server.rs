@@ -13,7 +13,7 @@ use crate::{
     config::Config,
     core::Core,
     error::{Error, Result},
-    extension::Extensions,
+    extension::{Extensions, Parts},
     http::{BoxError, Peer, Response, listener},
     kubeconfig,
     pki::Pki,
@@ -46,7 +46,7 @@ impl Server {
     pub async fn start_with(
         mut config: Config,
         store: Arc<dyn Store>,
-        extensions: impl FnOnce(&Config, &Arc<Pki>) -> Extensions,
+        extensions: impl FnOnce(&Parts) -> Extensions,
     ) -> Result<Server> {
         config.check()?;
         let listener = TcpListener::bind(config.bind).await.map_err(|source| Error::Listen { address: config.bind, source })?;
@@ -58,7 +58,6 @@ impl Server {
         let admin = pki.admin()?;
         let url = format!("https://{}", SocketAddr::new(config.advertised(), address.port()));
         kubeconfig::write(&config.data_dir.join("admin.kubeconfig"), &url, &pki.cluster_ca.cert_pem, &admin.cert_pem, &admin.key_pem)?;
-        let extensions = extensions(&config, &pki);
         let core = Core::start(config, store, pki, extensions).await?;
         Ok(Server { core, listener: Arc::new(Mutex::new(Some(listener))), address, serving })
     }

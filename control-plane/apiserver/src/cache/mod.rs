@@ -16,8 +16,10 @@ use futures::StreamExt;
 use parking_lot::RwLock;
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
-use xebec_api::resource::Resource;
+use xebec_api::{Document, resource::Resource};
 use xebec_store::{Event, RangeRequest, Revision, Store, StoreError, WatchBatch};
+
+use crate::objects::Objects;
 
 pub use entry::{CacheEvent, Entry, from_stored, to_stored};
 pub use kind::{KindCache, Start, Subscription, TooOld, WatchScope};
@@ -223,6 +225,26 @@ impl Hub {
             }
         });
         Ok(entries.collect())
+    }
+}
+
+impl Objects for Hub {
+    fn get(&self, prefix: &str, namespace: &str, name: &str) -> Option<Document> {
+        Hub::get(self, prefix, namespace, name).map(|entry| entry.document())
+    }
+
+    fn list(&self, prefix: &str, namespace: &str) -> Vec<Document> {
+        let Some(kind) = self.kind(prefix) else { return Vec::new() };
+        kind.snapshot(namespace).0.iter().map(|entry| entry.document()).collect()
+    }
+
+    fn select(&self, prefix: &str, namespace: &str, field: &str, value: &str) -> Vec<Document> {
+        let Some(kind) = self.kind(prefix) else { return Vec::new() };
+        kind.snapshot(namespace).0.iter().filter(|entry| entry.field(field).unwrap_or_default() == value).map(|entry| entry.document()).collect()
+    }
+
+    fn changed(&self, prefix: &str) -> u64 {
+        self.kind(prefix).map_or(0, |kind| kind.last_change())
     }
 }
 
