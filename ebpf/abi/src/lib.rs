@@ -77,8 +77,12 @@
 //! - `NO_MASQUERADE`: LPM trie, [`Addr`] prefix → `u32` (1): destinations that see pods' own addresses.
 //!   Packets of local pods (`ENDPOINTS`) to any other address leave with the uplink's address.
 //! - `NAT`: LRU hash, bpf, [`Tuple`] → [`Nat`]. The packet's tuple as it arrives → the tuple it leaves
-//!   with. Every flow has two entries, one a direction. User space may delete expired entries, and on
-//!   removal of a backend those of UDP flows whose `backend` is its id.
+//!   with. Every translation has two entries, one a direction: the second's key is the first's target
+//!   reversed. A connection from outside to a backend elsewhere is translated twice: its destination as
+//!   it arrives, its source as it leaves again (the stack drops what arrives with the node's own
+//!   source address). User space may delete expired entries, and on removal of a backend those of UDP
+//!   flows whose `backend` is its id.
+//!   For that path to work the uplink needs forwarding on and `send_redirects` off.
 //! - `FRAGMENTS`: LRU hash, bpf, [`FragmentKey`] → [`FragmentPorts`]: ports of a datagram's first fragment.
 //!
 //! ## All
@@ -189,7 +193,7 @@ pub mod prog {
         CONNECT4, CONNECT6, SENDMSG4, SENDMSG6, RECVMSG4, RECVMSG6, GETPEERNAME4, GETPEERNAME6,
     ];
     /// The `classifier` programs.
-    pub const TC: &[&str] = &[FROM_POD, TO_POD];
+    pub const TC: &[&str] = &[FROM_POD, TO_POD, FROM_UPLINK, TO_UPLINK];
 }
 
 /// Names of read-only globals, see the crate's doc.

@@ -11,20 +11,18 @@ pub struct Nat {
     /// The tuple the packet leaves with.
     pub to: Tuple,
     /// Bits of `Nat::*`.
-    pub flags: u32,
+    pub flags: u16,
+    /// Bits of [`Flow`](crate::Flow)`::*`, the same in both entries of a flow.
+    pub state: u16,
     /// The Service's backend, 0 for masquerade.
     pub backend: u32,
 }
 
 impl Nat {
     /// The entry is for the answers; without it: for the initiator's packets.
-    pub const REPLY: u32 = 1;
+    pub const REPLY: u16 = 1;
     /// The flow is masquerade, not a Service.
-    pub const MASQUERADE: u32 = 2;
-    /// An answer was seen (kept in the initiator's entry).
-    pub const REPLIED: u32 = 4;
-    /// FIN or RST was seen: the entry lives on for a short time only.
-    pub const CLOSING: u32 = 8;
+    pub const MASQUERADE: u16 = 2;
 }
 
 /// A device towards other machines.

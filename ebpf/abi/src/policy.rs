@@ -204,6 +204,8 @@ impl Flow {
     pub const FIN_REPLY: u8 = 4;
     /// RST was seen.
     pub const RESET: u8 = 8;
+    /// The pod knows its peer by another address: packets to it are looked up in `NAT`.
+    pub const TRANSLATED: u8 = 16;
 
     #[inline(always)]
     pub const fn new(direction: u8, state: u8, epoch: u32, expires: u64) -> Flow {

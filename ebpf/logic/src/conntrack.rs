@@ -21,7 +21,7 @@ pub const TIMEOUT_CLOSING: u64 = 30 * SECOND;
 /// UDP and all else, both sides have spoken.
 pub const TIMEOUT_OTHER: u64 = 180 * SECOND;
 /// Expiry is pushed on in steps, so that a busy flow does not write its entry with every packet.
-const STEP: u64 = SECOND;
+pub const STEP: u64 = SECOND;
 
 /// How long a flow in `state` lives without a packet, in nanoseconds.
 #[inline(always)]
@@ -54,6 +54,12 @@ pub fn step(state: u8, tcp_flags: u8, original: bool) -> u8 {
     next
 }
 
+/// Whether a packet starts a connection, whatever has used its ports before.
+#[inline(always)]
+pub fn opens(headers: &Headers) -> bool {
+    headers.tcp_flags & (SYN | ACK | RST) == SYN
+}
+
 /// What an existing entry says about a packet.
 enum Known {
     Pass,
@@ -65,7 +71,7 @@ enum Known {
 
 /// Decides whether a packet may leave (`EGRESS`) or enter (`INGRESS`) the endpoint and remembers the
 /// flow. `headers` has ports, see [`fragment`].
-#[inline(always)]
+#[inline(never)]
 pub fn admit<E: Env>(
     env: &E,
     endpoint: &Endpoint,
@@ -82,8 +88,7 @@ pub fn admit<E: Env>(
     };
     let key = FlowKey::new(endpoint.id, local_port, remote, remote_port, tuple.proto());
     let related = headers.kind == Kind::IcmpError;
-    // A SYN starts a connection whatever has used its ports before.
-    let opens = headers.tcp_flags & (SYN | ACK | RST) == SYN;
+    let opens = opens(headers);
     let now = env.now();
 
     let known = env.with_flow(&key, |flow| {
@@ -134,7 +139,7 @@ pub fn admit<E: Env>(
 }
 
 /// Gives a later fragment the ports its first one had, and remembers those of a first one.
-#[inline(always)]
+#[inline(never)]
 pub fn fragment<E: Env>(env: &E, headers: &mut Headers) -> Result<(), DropReason> {
     if headers.fragment == Fragment::Whole {
         return Ok(());

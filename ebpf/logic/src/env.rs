@@ -2,8 +2,8 @@
 
 use xebec_ebpf_abi::{
     Addr, Affinity, AffinityKey, Backend, BackendSet, Config, DropReason, Endpoint, Flow, FlowKey,
-    FragmentKey, FragmentPorts, Frontend, FrontendKey, MemberKey, NodeAddr, PolicyKey,
-    PolicyVerdict, Remote, SlotKey, SockFrontend, SockKey,
+    FragmentKey, FragmentPorts, Frontend, FrontendKey, MemberKey, Nat, NodeAddr, PolicyKey,
+    PolicyVerdict, Remote, SlotKey, SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink,
 };
 
 /// Maps, clock and dice. In the kernel a call is a helper call; in tests it is a `HashMap`.
@@ -37,6 +37,14 @@ pub trait Env {
 
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
     fn set_fragment(&self, key: &FragmentKey, value: &FragmentPorts);
+
+    fn uplink(&self, ifindex: u32) -> Option<Uplink>;
+    fn is_source_allowed(&self, key: &SourceRangeKey) -> bool;
+    fn keeps_pod_source(&self, dst: &Addr) -> bool;
+    /// Runs `f` on the entry in place.
+    fn with_nat<R>(&self, key: &Tuple, f: impl FnOnce(&mut Nat) -> R) -> Option<R>;
+    /// False when the map took no entry; `only_new`: also when there is one.
+    fn set_nat(&self, key: &Tuple, value: &Nat, only_new: bool) -> bool;
 
     /// Counts a drop of `bytes`.
     fn dropped(&self, reason: DropReason, bytes: u32);

@@ -9,12 +9,15 @@
 pub mod checksum;
 pub mod conntrack;
 mod env;
+pub mod nat;
 pub mod packet;
 pub mod parse;
 pub mod pod;
 pub mod policy;
+pub mod rewrite;
 pub mod service;
 pub mod socket;
+pub mod uplink;
 
 pub use env::Env;
 pub use packet::Packet;

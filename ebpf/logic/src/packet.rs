@@ -6,8 +6,8 @@
 /// Only for `repr(C)` structs of integers without padding.
 pub unsafe trait Plain: Copy {}
 
-/// A packet, from its Ethernet header on.
-pub trait Packet {
+/// A packet, from its Ethernet header on; a handle that is passed on by value.
+pub trait Packet: Copy {
     /// Bytes of the whole packet.
     fn len(&self) -> u32;
 
@@ -19,14 +19,14 @@ pub trait Packet {
     fn load<T: Plain>(&self, offset: u32) -> Option<T>;
 
     /// Writes; false past the end or when the packet cannot be written.
-    fn store<T: Plain>(&mut self, offset: u32, value: &T) -> bool;
+    fn store<T: Plain>(&self, offset: u32, value: &T) -> bool;
 
     /// Adds a [`checksum::diff`](crate::checksum::diff) to the IPv4 header checksum at `offset`.
-    fn l3_checksum(&mut self, offset: u32, diff: u32) -> bool;
+    fn l3_checksum(&self, offset: u32, diff: u32) -> bool;
 
     /// Adds a diff to the transport checksum at `offset`. `pseudo`: the change is in addresses, which
     /// count in the pseudo header only. `zero_is_none`: UDP, where 0 means that there is no checksum.
-    fn l4_checksum(&mut self, offset: u32, diff: u32, pseudo: bool, zero_is_none: bool) -> bool;
+    fn l4_checksum(&self, offset: u32, diff: u32, pseudo: bool, zero_is_none: bool) -> bool;
 }
 
 macro_rules! plain {
@@ -102,3 +102,5 @@ unsafe impl Plain for u32 {}
 unsafe impl Plain for [u32; 4] {}
 // SAFETY: integers.
 unsafe impl Plain for [u8; 6] {}
+// SAFETY: as for one.
+unsafe impl<T: Plain> Plain for [T; 2] {}

@@ -1,5 +1,6 @@
 //! What is in a packet.
 
+use crate::checksum;
 use crate::packet::{
     IcmpStart, Ipv4Header, Ipv6Extension, Ipv6Header, Packet, Ports, TcpStart,
 };
@@ -25,14 +26,17 @@ pub trait Family {
     const IS_V4: bool;
     /// ICMP of this family.
     const ICMP: u8;
-    /// Offsets of the addresses in the header.
-    const SRC: u32;
-    const DST: u32;
+    /// Offset of the source address in the header; the destination follows it.
+    const ADDRS: u32;
+    /// Offset of the header's checksum.
+    const CHECKSUM: Option<u32>;
 
     fn addr(raw: Self::Addr) -> Addr;
     fn raw(addr: Addr) -> Self::Addr;
+    /// What changes in a sum over source and destination.
+    fn diff(old: (Addr, Addr), new: (Addr, Addr)) -> u32;
     /// The IP header at `l3` and what leads to the transport header.
-    fn network<P: Packet>(packet: &P, l3: u32) -> Result<Network, DropReason>;
+    fn network<P: Packet>(packet: P, l3: u32) -> Result<Network, DropReason>;
     fn icmp_kind(kind: u8) -> Kind;
 }
 
@@ -83,6 +87,8 @@ pub struct Headers {
     /// What names the flow: the packet's own tuple, or for an ICMP error the tuple of the packet it is
     /// about, reversed, so that it points where the error goes.
     pub tuple: Tuple,
+    /// What the tuple is to become, once that is decided.
+    pub to: Tuple,
     pub src: Addr,
     pub dst: Addr,
     pub proto: u8,
@@ -103,8 +109,8 @@ impl Family for V4 {
     type Addr = u32;
     const IS_V4: bool = true;
     const ICMP: u8 = proto::ICMP;
-    const SRC: u32 = 12;
-    const DST: u32 = 16;
+    const ADDRS: u32 = 12;
+    const CHECKSUM: Option<u32> = Some(10);
 
     #[inline(always)]
     fn addr(raw: u32) -> Addr {
@@ -117,7 +123,12 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn network<P: Packet>(packet: &P, l3: u32) -> Result<Network, DropReason> {
+    fn diff(old: (Addr, Addr), new: (Addr, Addr)) -> u32 {
+        checksum::diff(&[V4::raw(old.0), V4::raw(old.1)], &[V4::raw(new.0), V4::raw(new.1)])
+    }
+
+    #[inline(always)]
+    fn network<P: Packet>(packet: P, l3: u32) -> Result<Network, DropReason> {
         let header: Ipv4Header = packet.load(l3).ok_or(DropReason::Malformed)?;
         let header_len = u32::from(header.version_ihl & 0xf) * 4;
         if header.version_ihl >> 4 != 4 || header_len < 20 {
@@ -159,8 +170,8 @@ impl Family for V6 {
     type Addr = [u32; 4];
     const IS_V4: bool = false;
     const ICMP: u8 = proto::ICMPV6;
-    const SRC: u32 = 8;
-    const DST: u32 = 24;
+    const ADDRS: u32 = 8;
+    const CHECKSUM: Option<u32> = None;
 
     #[inline(always)]
     fn addr(raw: [u32; 4]) -> Addr {
@@ -173,7 +184,13 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn network<P: Packet>(packet: &P, l3: u32) -> Result<Network, DropReason> {
+    fn diff(old: (Addr, Addr), new: (Addr, Addr)) -> u32 {
+        let src = checksum::diff(&old.0.words(), &new.0.words());
+        checksum::add(src, checksum::diff(&old.1.words(), &new.1.words()))
+    }
+
+    #[inline(always)]
+    fn network<P: Packet>(packet: P, l3: u32) -> Result<Network, DropReason> {
         let header: Ipv6Header = packet.load(l3).ok_or(DropReason::Malformed)?;
         if u32::from_be(header.version_class_flow) >> 28 != 6 {
             return Err(DropReason::Malformed);
@@ -246,11 +263,10 @@ struct Transport {
 /// `inner`: inside an ICMP error only the first 8 bytes have to be there.
 #[inline(always)]
 fn transport<F: Family, P: Packet>(
-    packet: &P,
+    packet: P,
     network: &Network,
     inner: bool,
 ) -> Result<Transport, DropReason> {
-    let none = Port::from_raw(0);
     if network.proto == proto::TCP && !inner {
         let tcp: TcpStart = packet.load(network.l4).ok_or(DropReason::Malformed)?;
         return Ok(Transport {
@@ -273,45 +289,67 @@ fn transport<F: Family, P: Packet>(
         let icmp: IcmpStart = packet.load(network.l4).ok_or(DropReason::Malformed)?;
         let kind = F::icmp_kind(icmp.kind);
         let (sport, dport) = match kind {
-            Kind::EchoRequest => (Port::from_raw(icmp.id), none),
-            Kind::EchoReply => (none, Port::from_raw(icmp.id)),
-            Kind::IcmpError | Kind::Link | Kind::Other | Kind::Tcp | Kind::Ports => (none, none),
+            Kind::EchoRequest => (Port::from_raw(icmp.id), NONE),
+            Kind::EchoReply => (NONE, Port::from_raw(icmp.id)),
+            Kind::IcmpError | Kind::Link | Kind::Other | Kind::Tcp | Kind::Ports => (NONE, NONE),
         };
         return Ok(Transport { sport, dport, kind, tcp_flags: 0 });
     }
-    Ok(Transport { sport: none, dport: none, kind: Kind::Other, tcp_flags: 0 })
+    Ok(Transport { sport: NONE, dport: NONE, kind: Kind::Other, tcp_flags: 0 })
 }
 
-/// Reads a packet whose IP header is at [`L3`]. A later fragment comes back with zero ports and
-/// [`Fragment::Later`]: see [`crate::conntrack::fragment`].
-#[inline(always)]
-pub fn parse<F: Family, P: Packet>(packet: &P) -> Result<Headers, DropReason> {
-    let network = F::network(packet, L3)?;
-    let none = Port::from_raw(0);
-    let mut headers = Headers {
-        tuple: Tuple::new(network.src, none, network.dst, none, network.proto),
-        src: network.src,
-        dst: network.dst,
-        proto: network.proto,
+impl Headers {
+    /// Of no packet; [`parse`] fills it.
+    pub const EMPTY: Headers = Headers {
+        tuple: NO_TUPLE,
+        to: NO_TUPLE,
+        src: Addr::ANY,
+        dst: Addr::ANY,
+        proto: 0,
         kind: Kind::Other,
         tcp_flags: 0,
-        ttl: network.ttl,
-        l4: network.l4,
-        fragment: network.fragment,
-        fragment_id: network.fragment_id,
+        ttl: 0,
+        l4: 0,
+        fragment: Fragment::Whole,
+        fragment_id: 0,
         inner_l3: 0,
         inner_l4: 0,
         inner_kind: Kind::Other,
     };
+}
+
+const NONE: Port = Port::from_raw(0);
+const NO_TUPLE: Tuple = Tuple::new(Addr::ANY, NONE, Addr::ANY, NONE, 0);
+
+/// Reads a packet whose IP header is at [`L3`]. A later fragment comes back with zero ports and
+/// [`Fragment::Later`]: see [`crate::conntrack::fragment`].
+///
+/// A function of its own in the kernel too, and its result in memory: so what is known about a header
+/// on one path (that it is TCP without options, say) is forgotten where the paths meet, and the
+/// verifier walks what follows once, not once a path.
+#[inline(never)]
+pub fn parse<F: Family, P: Packet>(packet: P, headers: &mut Headers) -> Result<(), DropReason> {
+    let network = F::network(packet, L3)?;
+    *headers = Headers {
+        tuple: Tuple::new(network.src, NONE, network.dst, NONE, network.proto),
+        src: network.src,
+        dst: network.dst,
+        proto: network.proto,
+        ttl: network.ttl,
+        l4: network.l4,
+        fragment: network.fragment,
+        fragment_id: network.fragment_id,
+        ..Headers::EMPTY
+    };
     if network.fragment == Fragment::Later {
-        return Ok(headers);
+        return Ok(());
     }
-    let transport_header = transport::<F, P>(packet, &network, false)?;
-    headers.kind = transport_header.kind;
-    headers.tcp_flags = transport_header.tcp_flags;
-    headers.tuple.sport = transport_header.sport;
-    headers.tuple.dport = transport_header.dport;
-    if transport_header.kind == Kind::IcmpError {
+    let outside = transport::<F, P>(packet, &network, false)?;
+    headers.kind = outside.kind;
+    headers.tcp_flags = outside.tcp_flags;
+    headers.tuple.sport = outside.sport;
+    headers.tuple.dport = outside.dport;
+    if outside.kind == Kind::IcmpError {
         let inner = F::network(packet, network.l4 + 8)?;
         if inner.fragment == Fragment::Later {
             // Which flow it is about cannot be told.
@@ -321,8 +359,7 @@ pub fn parse<F: Family, P: Packet>(packet: &P) -> Result<Headers, DropReason> {
         headers.inner_l3 = network.l4 + 8;
         headers.inner_l4 = inner.l4;
         headers.inner_kind = inside.kind;
-        headers.tuple =
-            Tuple::new(inner.dst, inside.dport, inner.src, inside.sport, inner.proto);
+        headers.tuple = Tuple::new(inner.dst, inside.dport, inner.src, inside.sport, inner.proto);
     }
-    Ok(headers)
+    Ok(())
 }

@@ -16,10 +16,16 @@ pub enum Verdict {
 
 /// A packet left a pod through the device `ifindex`. `ethertype` in host order.
 #[inline(always)]
-pub fn leaves<E: Env, P: Packet>(env: &E, packet: &mut P, ethertype: u16, ifindex: u32) -> Verdict {
-    let outcome = match read(env, packet, ethertype) {
-        Ok(Some(mut headers)) => leaving(env, &mut headers, ifindex),
-        Ok(None) => Ok(()),
+pub fn leaves<E: Env, P: Packet>(
+    env: &E,
+    packet: P,
+    headers: &mut Headers,
+    ethertype: u16,
+    ifindex: u32,
+) -> Verdict {
+    let outcome = match read(packet, headers, ethertype) {
+        Ok(true) => leaving(env, headers, ifindex),
+        Ok(false) => Ok(()),
         Err(reason) => Err(reason),
     };
     finish(env, packet, outcome, forward::FROM_POD)
@@ -27,34 +33,37 @@ pub fn leaves<E: Env, P: Packet>(env: &E, packet: &mut P, ethertype: u16, ifinde
 
 /// A packet is handed to the pod behind the device `ifindex`. `ethertype` in host order.
 #[inline(always)]
-pub fn enters<E: Env, P: Packet>(env: &E, packet: &mut P, ethertype: u16, ifindex: u32) -> Verdict {
-    let outcome = match read(env, packet, ethertype) {
-        Ok(Some(mut headers)) => entering(env, &mut headers, ifindex),
-        Ok(None) => Ok(()),
+pub fn enters<E: Env, P: Packet>(
+    env: &E,
+    packet: P,
+    headers: &mut Headers,
+    ethertype: u16,
+    ifindex: u32,
+) -> Verdict {
+    let outcome = match read(packet, headers, ethertype) {
+        Ok(true) => entering(env, headers, ifindex),
+        Ok(false) => Ok(()),
         Err(reason) => Err(reason),
     };
     finish(env, packet, outcome, forward::TO_POD)
 }
 
-/// `None`: not IP, but needed to talk IP.
+/// False: not IP, but needed to talk IP.
 #[inline(always)]
-fn read<E: Env, P: Packet>(
-    _env: &E,
-    packet: &P,
-    ethertype: u16,
-) -> Result<Option<Headers>, DropReason> {
+fn read<P: Packet>(packet: P, headers: &mut Headers, ethertype: u16) -> Result<bool, DropReason> {
     match ethertype {
-        ETH_IPV4 => parse::parse::<V4, P>(packet).map(Some),
-        ETH_IPV6 => parse::parse::<V6, P>(packet).map(Some),
-        ETH_ARP => Ok(None),
-        _ => Err(DropReason::NotIp),
+        ETH_IPV4 => parse::parse::<V4, P>(packet, headers)?,
+        ETH_IPV6 => parse::parse::<V6, P>(packet, headers)?,
+        ETH_ARP => return Ok(false),
+        _ => return Err(DropReason::NotIp),
     }
+    Ok(true)
 }
 
 #[inline(always)]
 fn finish<E: Env, P: Packet>(
     env: &E,
-    packet: &P,
+    packet: P,
     outcome: Result<(), DropReason>,
     path: u32,
 ) -> Verdict {

@@ -3,7 +3,7 @@
 use crate::env::Env;
 use xebec_ebpf_abi::{
     Addr, Affinity, AffinityKey, Backend, BackendSet, DropReason, Frontend, FrontendKey, MemberKey,
-    NodeAddr, Port, SlotKey,
+    NodeAddr, Port, SlotKey, Tuple,
 };
 
 /// The Service reached at an address. `from_node`: the client is in the node's network namespace,
@@ -96,6 +96,22 @@ fn remembered<E: Env>(
 #[inline(always)]
 pub fn is_silent<E: Env>(env: &E, set: u32) -> bool {
     env.backend_set(set).is_some_and(|s| s.flags & BackendSet::DROP_WHEN_EMPTY != 0)
+}
+
+/// Dice for a packet: the same for all packets of a flow, so that one whose entry was evicted finds
+/// its backend again.
+#[inline(always)]
+pub fn spread(tuple: &Tuple) -> u32 {
+    let (src, dst) = (tuple.src.words(), tuple.dst.words());
+    let ports = u64::from(tuple.sport.raw()) << 16 | u64::from(tuple.dport.raw());
+    let mut h = ports;
+    let mut i = 0;
+    while i < 4 {
+        h = (h ^ u64::from(src[i]) ^ u64::from(dst[i]) << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        h ^= h >> 29;
+        i += 1;
+    }
+    mix(h)
 }
 
 /// Spreads a number over 32 bits (the finalizer of MurmurHash3, 64 bits wide).

@@ -1,14 +1,14 @@
 //! The kernel as the logic sees it.
 
-use crate::{counters, pods, services};
+use crate::{counters, nat, pods, services};
 use aya_ebpf::{
     helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_ns},
     maps::lpm_trie::Key,
 };
 use xebec_ebpf_abi::{
     Addr, Affinity, AffinityKey, Backend, BackendSet, Config, DropReason, Endpoint, Flow, FlowKey,
-    FragmentKey, FragmentPorts, Frontend, FrontendKey, MemberKey, NodeAddr, PolicyKey,
-    PolicyVerdict, Remote, SlotKey, SockFrontend, SockKey,
+    FragmentKey, FragmentPorts, Frontend, FrontendKey, MemberKey, Nat, NodeAddr, PolicyKey,
+    PolicyVerdict, Remote, SlotKey, SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink,
 };
 use xebec_ebpf_logic::Env;
 
@@ -125,6 +125,31 @@ impl Env for Kernel {
     #[inline(always)]
     fn set_fragment(&self, key: &FragmentKey, value: &FragmentPorts) {
         pods::set_fragment(key, value);
+    }
+
+    #[inline(always)]
+    fn uplink(&self, ifindex: u32) -> Option<Uplink> {
+        nat::uplink(ifindex)
+    }
+
+    #[inline(always)]
+    fn is_source_allowed(&self, key: &SourceRangeKey) -> bool {
+        services::is_source_allowed(key)
+    }
+
+    #[inline(always)]
+    fn keeps_pod_source(&self, dst: &Addr) -> bool {
+        nat::keeps_pod_source(dst)
+    }
+
+    #[inline(always)]
+    fn with_nat<R>(&self, key: &Tuple, f: impl FnOnce(&mut Nat) -> R) -> Option<R> {
+        nat::with_nat(key, f)
+    }
+
+    #[inline(always)]
+    fn set_nat(&self, key: &Tuple, value: &Nat, only_new: bool) -> bool {
+        nat::set_nat(key, value, only_new)
     }
 
     #[inline(always)]

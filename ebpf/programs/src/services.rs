@@ -1,5 +1,6 @@
 //! Maps of Services, and what clients were given.
 
+use crate::env::lpm_key;
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
@@ -61,6 +62,11 @@ pub fn is_member(key: &MemberKey) -> bool {
 #[inline(always)]
 pub fn node_addr(addr: &Addr) -> Option<NodeAddr> {
     unsafe { NODE_ADDRS.get(addr) }.copied()
+}
+
+#[inline(always)]
+pub fn is_source_allowed(key: &SourceRangeKey) -> bool {
+    SOURCE_RANGES.get(lpm_key(32 + 128, *key)).is_some()
 }
 
 #[inline(always)]

@@ -9,38 +9,58 @@ use aya_ebpf::{
     helpers::generated::{
         bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes,
     },
-    macros::classifier,
+    macros::{classifier, map},
+    maps::PerCpuArray,
     programs::TcContext,
 };
 use core::mem::MaybeUninit;
 use xebec_ebpf_logic::{
     Packet,
     packet::Plain,
+    parse::Headers,
     pod::{self, Verdict},
+    uplink,
 };
 
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
-    let mut skb = Skb(ctx.as_ptr().cast());
-    let (ethertype, ifindex) = (skb.ethertype(), skb.ifindex());
-    act(pod::leaves(&Kernel, &mut skb, ethertype, ifindex))
+    run(&ctx, |skb, headers| pod::leaves(&Kernel, skb, headers, skb.ethertype(), skb.ifindex()))
 }
 
 #[classifier]
 pub fn to_pod(ctx: TcContext) -> i32 {
-    let mut skb = Skb(ctx.as_ptr().cast());
-    let (ethertype, ifindex) = (skb.ethertype(), skb.ifindex());
-    act(pod::enters(&Kernel, &mut skb, ethertype, ifindex))
+    run(&ctx, |skb, headers| pod::enters(&Kernel, skb, headers, skb.ethertype(), skb.ifindex()))
 }
 
+#[classifier]
+pub fn from_uplink(ctx: TcContext) -> i32 {
+    run(&ctx, |skb, headers| uplink::arrives(&Kernel, skb, headers, skb.ethertype(), skb.ifindex()))
+}
+
+#[classifier]
+pub fn to_uplink(ctx: TcContext) -> i32 {
+    run(&ctx, |skb, headers| uplink::departs(&Kernel, skb, headers, skb.ethertype(), skb.ifindex()))
+}
+
+/// Where a packet's headers are while it is looked at: they would fill a fifth of the stack, and see
+/// `parse`.
+#[map]
+static HEADERS: PerCpuArray<Headers> = PerCpuArray::with_max_entries(1, 0);
+
 #[inline(always)]
-fn act(verdict: Verdict) -> i32 {
-    match verdict {
+fn run(ctx: &TcContext, decide: impl FnOnce(Skb, &mut Headers) -> Verdict) -> i32 {
+    let skb = Skb(ctx.as_ptr().cast());
+    // The entry of an array is always there; the verifier wants to see it asked.
+    let Some(headers) = HEADERS.get_ptr_mut(0) else { return TC_ACT_SHOT as i32 };
+    // SAFETY: programs at devices run with bottom halves off and do not nest: nobody else on this CPU
+    // has the entry. It holds what `parse` has written; before that it is only written.
+    match decide(skb, unsafe { &mut *headers }) {
         Verdict::Pass => TC_ACT_UNSPEC,
         Verdict::Drop(_) => TC_ACT_SHOT as i32,
     }
 }
 
+#[derive(Clone, Copy)]
 pub struct Skb(*mut __sk_buff);
 
 impl Skb {
@@ -80,7 +100,7 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn store<T: Plain>(&mut self, offset: u32, value: &T) -> bool {
+    fn store<T: Plain>(&self, offset: u32, value: &T) -> bool {
         // SAFETY: the helper reads exactly size_of::<T>() bytes and checks the offset.
         unsafe {
             bpf_skb_store_bytes(
@@ -94,13 +114,13 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn l3_checksum(&mut self, offset: u32, diff: u32) -> bool {
+    fn l3_checksum(&self, offset: u32, diff: u32) -> bool {
         // SAFETY: the helper checks the offset.
         unsafe { bpf_l3_csum_replace(self.0.cast(), offset, 0, u64::from(diff), 0) == 0 }
     }
 
     #[inline(always)]
-    fn l4_checksum(&mut self, offset: u32, diff: u32, pseudo: bool, zero_is_none: bool) -> bool {
+    fn l4_checksum(&self, offset: u32, diff: u32, pseudo: bool, zero_is_none: bool) -> bool {
         let mut flags = 0;
         if pseudo {
             flags |= u64::from(BPF_F_PSEUDO_HDR);
