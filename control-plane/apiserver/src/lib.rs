@@ -1,9 +1,11 @@
 //! The API server: HTTPS, authentication, authorization, admission, the generic registry over the store, the watch
 //! cache, discovery, OpenAPI, and the proxy to nodes. kube-apiserver's observable behaviour is the specification.
 
+pub mod allocator;
 pub mod auth;
 pub mod authz;
 pub mod cache;
+pub mod bootstrap;
 pub mod config;
 pub mod core;
 mod documents;
