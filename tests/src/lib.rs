@@ -1,1 +1,3 @@
-//! Placeholder.
+//! What whole-system tests and benches share.
+
+pub mod bench;

@@ -1,0 +1,67 @@
+//! What `cargo xtask bench` starts.
+
+use std::{net::SocketAddr, process::ExitCode, time::Duration};
+
+use anyhow::Result;
+use clap::Parser;
+use xebec_tests::bench::{first_light, inside, traffic};
+
+#[derive(Parser)]
+enum Bench {
+    /// How quick and how small one node is.
+    FirstLight(Box<first_light::Args>),
+    /// Do the rest of the command line beside this process: in its network namespace and cgroup.
+    Inside {
+        pid: u32,
+        #[command(subcommand)]
+        then: Traffic,
+    },
+    #[command(flatten)]
+    Traffic(Traffic),
+}
+
+#[derive(clap::Subcommand)]
+enum Traffic {
+    /// Echo bytes; prints the port.
+    Serve { address: SocketAddr },
+    /// Print round trips a second on one connection.
+    RoundTrips { to: SocketAddr, seconds: f64 },
+    /// Print connections made, failed and broken.
+    Connections { to: SocketAddr, rate: u32, seconds: u64 },
+}
+
+fn main() -> ExitCode {
+    let outcome = match Bench::parse() {
+        Bench::FirstLight(args) => {
+            let _ = rustls::crypto::ring::default_provider().install_default();
+            tokio::runtime::Runtime::new().map_err(Into::into).and_then(|r| r.block_on(first_light::run(&args)))
+        }
+        Bench::Inside { pid, then } => inside::join(pid).and_then(|()| then.run()).map(|()| true),
+        Bench::Traffic(traffic) => traffic.run().map(|()| true),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => {
+            eprintln!("some goals are not met");
+            ExitCode::from(2)
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Traffic {
+    fn run(self) -> Result<()> {
+        match self {
+            Traffic::Serve { address } => traffic::serve(address),
+            Traffic::RoundTrips { to, seconds } => first_light::round_trips(to, seconds),
+            Traffic::Connections { to, rate, seconds } => {
+                let seen = traffic::connections(to, rate, Duration::from_secs(seconds))?;
+                println!("{} {} {}", seen.made, seen.failed, seen.broken);
+                Ok(())
+            }
+        }
+    }
+}
