@@ -2,6 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use xebec_api::{
+    Document,
+    status::{self, ApiError},
+};
+
 /// The authenticated user, `user.Info` upstream.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct UserInfo {
@@ -84,6 +89,14 @@ pub trait TokenAuthenticator: Send + Sync {
     /// `Ok(None)`: not a token of this kind; `Err`: it is, but must not be trusted (message for TokenReview).
     /// `audiences` empty means the API server itself.
     async fn authenticate(&self, token: &str, audiences: &[String]) -> Result<Option<UserInfo>, String>;
+
+    /// Answers `serviceaccounts/token`: fills `status` of the TokenRequest `request` for the ServiceAccount `account`.
+    ///
+    /// # Errors
+    /// 422 for a request that makes no sense, 404 and 409 for objects to bind to that are not there.
+    async fn issue(&self, _account: &Document, _request: Document, _user: &UserInfo) -> Result<Document, ApiError> {
+        Err(status::no_such_path())
+    }
 }
 
 /// Allows `system:masters`, nodes and the control plane's own parts everything, everybody the health and version paths.

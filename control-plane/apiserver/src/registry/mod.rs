@@ -3,15 +3,20 @@
 //! A request has been authenticated and authorized when it comes here. Reads are answered from the watch cache, writes go
 //! through admission, preparation and validation to one compare-and-swap in the store.
 
+mod binding;
 mod body;
 mod create;
 mod delete;
 mod deletion_plan;
+mod eviction;
 mod get;
 mod list;
 mod options;
 mod patch;
 mod present;
+mod reviews;
+mod scale;
+mod token;
 mod update;
 mod watch;
 mod write;
@@ -141,6 +146,13 @@ pub(crate) async fn handle(mut call: Call, request: http::Request<Body>) -> Resu
         return Err(status::method_not_supported(&call.resource, call.info.verb));
     }
     if !call.resource.is_stored() {
+        if verb == Verb::Create {
+            let body = body::read(request).await?;
+            return match call.resource.kind.as_str() {
+                "Binding" => binding::create(call, body, "").await,
+                _ => reviews::create(call, body).await,
+            };
+        }
         return Err(status::method_not_supported(&call.resource, call.info.verb));
     }
     match verb {
@@ -201,7 +213,31 @@ async fn subresource(mut call: Call, request: http::Request<Body>) -> Result<Res
             _ => Err(status::method_not_supported(&call.resource, call.info.verb)),
         };
     }
-    Err(status::no_such_path())
+    match (name.as_str(), call.info.verb) {
+        ("scale", "get") => scale::get(call).await,
+        ("scale", "update") => {
+            let body = body::read(request).await?;
+            scale::update(call, body).await
+        }
+        ("scale", "patch") => {
+            let body = body::read(request).await?;
+            scale::patch(call, body).await
+        }
+        ("binding", "create") => {
+            let body = body::read(request).await?;
+            let pod = call.info.name.clone();
+            binding::create(call, body, &pod).await
+        }
+        ("eviction", "create") => {
+            let body = body::read(request).await?;
+            eviction::create(call, body).await
+        }
+        ("token", "create") => {
+            let body = body::read(request).await?;
+            token::create(call, body).await
+        }
+        _ => Err(status::no_such_path()),
+    }
 }
 
 /// What a client is told when the store fails.

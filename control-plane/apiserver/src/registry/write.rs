@@ -76,6 +76,30 @@ where
     Err(status::conflict(&resource, name))
 }
 
+/// Changes an object as the server itself: no admission, no defaults, no validation.
+///
+/// # Errors
+/// 404 when there is no object, and what `change` says.
+pub(crate) async fn modify<F>(call: &Call, name: &str, dry_run: bool, change: F) -> Result<Document, ApiError>
+where
+    F: Fn(&mut Document) -> Result<(), ApiError>,
+{
+    for _ in 0..ATTEMPTS {
+        let Some((kv, old)) = read(call, name).await? else { return Err(status::not_found(&call.resource, name)) };
+        let mut new = old.clone();
+        change(&mut new)?;
+        if dry_run || new == old {
+            return Ok(new);
+        }
+        let op = put(&call.resource, kv.key.clone(), &new);
+        let txn = Txn { compares: vec![Compare::ModRevision { key: kv.key, revision: kv.mod_revision }], ops: vec![op] };
+        if let TxnResponse::Committed { revision } = call.core.store.txn(txn).await.map_err(store_error)? {
+            return Ok(with_revision(new, revision));
+        }
+    }
+    Err(status::conflict(&call.resource, name))
+}
+
 /// Compares the document's resource version with the present one. True when the client gave one: then a conflict is the client's.
 fn check_version(call: &Call, new: &Document, name: &str, present: Revision) -> Result<bool, ApiError> {
     let given = match &new["metadata"]["resourceVersion"] {
