@@ -5,7 +5,10 @@
 
 mod config;
 mod deployment;
+mod discovery;
 mod endpoint_slice;
+mod gc;
+mod namespace;
 mod namespace_defaults;
 mod node_ipam;
 mod owned;
@@ -37,5 +40,7 @@ pub async fn run(client: kube::Client, config: Config, cancel: CancellationToken
     replicaset::register(&mut setup);
     deployment::register(&mut setup);
     endpoint_slice::register(&mut setup);
+    namespace::register(&mut setup);
+    gc::register(&mut setup);
     setup.run().await
 }

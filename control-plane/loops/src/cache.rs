@@ -287,10 +287,35 @@ impl<K> Index<K> {
     }
 }
 
-/// Watches until `cancel` fires and keeps `cache` current. Errors are retried with a growing delay.
-pub async fn feed<K>(cache: Arc<Cache<K>>, api: Api<K>, config: watcher::Config, cancel: CancellationToken)
+/// What a watch is poured into.
+pub trait Sink<K>: Send + Sync {
+    /// A whole list; what it lacks is gone.
+    fn replace(&self, objects: Vec<K>);
+    /// An added or changed object.
+    fn apply(&self, object: K);
+    /// A deleted object.
+    fn delete(&self, object: &K);
+}
+
+impl<K: Resource + Send + Sync> Sink<K> for Cache<K> {
+    fn replace(&self, objects: Vec<K>) {
+        Cache::replace(self, objects);
+    }
+
+    fn apply(&self, object: K) {
+        Cache::apply(self, object);
+    }
+
+    fn delete(&self, object: &K) {
+        Cache::delete(self, object);
+    }
+}
+
+/// Watches until `cancel` fires and keeps `sink` current. Errors are retried with a growing delay.
+pub async fn feed<K, S>(sink: Arc<S>, api: Api<K>, config: watcher::Config, cancel: CancellationToken)
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    S: Sink<K>,
 {
     const DELAY_START: std::time::Duration = std::time::Duration::from_millis(50);
     const DELAY_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
@@ -308,14 +333,14 @@ where
             Ok(watcher::Event::Init) => listed.clear(),
             Ok(watcher::Event::InitApply(object)) => listed.push(object),
             Ok(watcher::Event::InitDone) => {
-                cache.replace(std::mem::take(&mut listed));
+                sink.replace(std::mem::take(&mut listed));
                 delay = DELAY_START;
             }
             Ok(watcher::Event::Apply(object)) => {
-                cache.apply(object);
+                sink.apply(object);
                 delay = DELAY_START;
             }
-            Ok(watcher::Event::Delete(object)) => cache.delete(&object),
+            Ok(watcher::Event::Delete(object)) => sink.delete(&object),
             Err(error) => {
                 tracing::debug!(url, %error, "watch interrupted");
                 tokio::select! {
