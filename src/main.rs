@@ -5,6 +5,7 @@ mod agent;
 mod check;
 mod containerd;
 mod demo;
+mod etcd_certificates;
 mod image;
 mod kubeconfig;
 mod server;
@@ -34,6 +35,8 @@ enum Command {
     Kubeconfig(kubeconfig::Args),
     /// Say what this host lacks, and what to do about it.
     Check(check::Args),
+    /// Make certificates for an etcd and its clients.
+    EtcdCertificates(etcd_certificates::Args),
     /// Load images into the node.
     Image(image::Args),
     /// Say how the nodes are.
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::Server(args) => runtime(server::run(args)),
         Command::Agent(args) => runtime(agent::run(args)),
         Command::Containerd(args) => containerd::run(&args),
+        Command::EtcdCertificates(args) => etcd_certificates::run(&args),
         Command::Image(args) => image::run(&args),
         Command::Status(args) => runtime(status::run(&args)),
         Command::Demo(args) => runtime(demo::run(&args)),

@@ -8,18 +8,24 @@ use clap::Parser;
 
 pub mod bench;
 pub mod build;
+pub mod down;
 pub mod ebpf;
 pub mod image;
 pub mod lint;
 pub mod packages;
 pub mod sh;
 pub mod test;
+pub mod up;
 pub mod workspace;
 
 /// `cargo xtask TASK`.
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Bring up, test, build and measure xebec")]
 pub enum Task {
+    /// Bring up a cluster of one node in a network namespace and check it.
+    Up(up::Args),
+    /// End a cluster and leave nothing of it.
+    Down(down::Args),
     /// Run the tests, after installing what they need.
     Test(test::Args),
     /// Build the BPF object that `ebpf/prebuilt` keeps.
@@ -36,6 +42,8 @@ impl Task {
     /// Runs the task to its end.
     pub fn run(self) -> Result<()> {
         match self {
+            Task::Up(args) => up::run(&args),
+            Task::Down(args) => down::run(&args),
             Task::Test(args) => test::run(&args),
             Task::BuildEbpf(args) => ebpf::run(&args),
             Task::Bench(args) => bench::run(&args),

@@ -89,21 +89,25 @@ pub fn as_root(program: &str) -> Result<Command> {
     Ok(cmd("sudo", [program]))
 }
 
-/// Starts this very command again as root when the user is not; returns only for root.
-pub fn become_root() -> Result<()> {
-    if is_root() {
-        return Ok(());
-    }
+/// Runs this very command again as root, with more arguments.
+pub fn again_as_root(more: &[&str]) -> Result<()> {
     if which("sudo").is_none() {
         bail!("this must run as root, and there is no sudo: run it as root");
     }
-    eprintln!("==> network namespaces, cgroups and BPF need root: going on under sudo");
+    step("network namespaces, cgroups and BPF need root: going on under sudo");
     let me = std::env::current_exe().context("cannot find this program's own file")?;
-    let path = std::env::var("PATH").unwrap_or_default();
-    let mut command = Command::new("sudo");
-    command.arg("--preserve-env=CARGO,CARGO_HOME,RUSTUP_HOME,RUSTUP_TOOLCHAIN,HOME").arg("env").arg(format!("PATH={path}")).arg(me);
-    let status = command.args(std::env::args_os().skip(1)).status().context("cannot run sudo")?;
-    std::process::exit(status.code().unwrap_or(1));
+    let mut command = cmd("sudo", ["env"]);
+    // sudo resets these; the build directory and the programs must stay the same.
+    for name in ["PATH", "CARGO_TARGET_DIR", "RUST_LOG", "XEBEC_PROFILE"] {
+        if let Ok(value) = std::env::var(name) {
+            command.arg(format!("{name}={value}"));
+        }
+    }
+    let status = command.arg(me).args(std::env::args_os().skip(1)).args(more).status().context("cannot run sudo")?;
+    if !status.success() {
+        bail!("ended with {status}");
+    }
+    Ok(())
 }
 
 /// A step of progress, on stderr.
