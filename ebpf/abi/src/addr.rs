@@ -63,7 +63,11 @@ impl Addr {
 
     /// The length of this address' prefix of `bits` as an LPM key has it.
     pub const fn prefix_len(self, bits: u8) -> u32 {
-        if self.is_v4() { 96 + bits as u32 } else { bits as u32 }
+        if self.is_v4() {
+            96 + bits as u32
+        } else {
+            bits as u32
+        }
     }
 
     pub const fn octets(self) -> [u8; 16] {
@@ -158,7 +162,13 @@ pub struct Tuple {
 impl Tuple {
     #[inline(always)]
     pub const fn new(src: Addr, sport: Port, dst: Addr, dport: Port, proto: u8) -> Tuple {
-        Tuple { src, dst, sport, dport, proto: proto as u32 }
+        Tuple {
+            src,
+            dst,
+            sport,
+            dport,
+            proto: proto as u32,
+        }
     }
 
     #[inline(always)]
@@ -188,7 +198,10 @@ mod tests {
     #[test]
     fn v4_is_the_mapped_address_in_network_order() {
         let a = Addr::v4([10, 96, 0, 1]);
-        assert_eq!(a.octets(), [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 96, 0, 1]);
+        assert_eq!(
+            a.octets(),
+            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 96, 0, 1]
+        );
         assert_eq!(a, Addr::v6(a.octets()));
         assert_eq!(a.to_ip(), IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1)));
         assert_eq!(a.prefix_len(24), 120);
@@ -211,7 +224,13 @@ mod tests {
 
     #[test]
     fn reversed_twice_is_the_same() {
-        let t = Tuple::new(Addr::v4([1; 4]), Port::new(1), Addr::v4([2; 4]), Port::new(2), 6);
+        let t = Tuple::new(
+            Addr::v4([1; 4]),
+            Port::new(1),
+            Addr::v4([2; 4]),
+            Port::new(2),
+            6,
+        );
         assert_ne!(t, t.reversed());
         assert_eq!(t, t.reversed().reversed());
     }

@@ -82,8 +82,14 @@ pub mod forward {
     /// Entries of the map.
     pub const COUNT: u32 = 16;
     /// The metric's labels, by entry.
-    pub const LABELS: &[&str] =
-        &["from_pod", "to_pod", "uplink_service", "uplink_reply", "masquerade", "socket"];
+    pub const LABELS: &[&str] = &[
+        "from_pod",
+        "to_pod",
+        "uplink_service",
+        "uplink_reply",
+        "masquerade",
+        "socket",
+    ];
 }
 
 /// A counter, one for each CPU.

@@ -167,9 +167,26 @@ pub mod map {
 
     /// Every map of the object.
     pub const ALL: &[&str] = &[
-        FRONTENDS, BACKEND_SETS, BACKEND_SLOTS, BACKENDS, SET_MEMBERS, SOURCE_RANGES, NODE_ADDRS,
-        AFFINITY, SOCK_REVERSE, ENDPOINTS, IPCACHE, POLICY, FLOWS, UPLINKS, NO_MASQUERADE, NAT,
-        FRAGMENTS, CONFIG, DROPS, FORWARDS,
+        FRONTENDS,
+        BACKEND_SETS,
+        BACKEND_SLOTS,
+        BACKENDS,
+        SET_MEMBERS,
+        SOURCE_RANGES,
+        NODE_ADDRS,
+        AFFINITY,
+        SOCK_REVERSE,
+        ENDPOINTS,
+        IPCACHE,
+        POLICY,
+        FLOWS,
+        UPLINKS,
+        NO_MASQUERADE,
+        NAT,
+        FRAGMENTS,
+        CONFIG,
+        DROPS,
+        FORWARDS,
     ];
 }
 
@@ -190,7 +207,14 @@ pub mod prog {
 
     /// The `cgroup_sock_addr` programs.
     pub const SOCKET: &[&str] = &[
-        CONNECT4, CONNECT6, SENDMSG4, SENDMSG6, RECVMSG4, RECVMSG6, GETPEERNAME4, GETPEERNAME6,
+        CONNECT4,
+        CONNECT6,
+        SENDMSG4,
+        SENDMSG6,
+        RECVMSG4,
+        RECVMSG6,
+        GETPEERNAME4,
+        GETPEERNAME6,
     ];
     /// The `classifier` programs.
     pub const TC: &[&str] = &[FROM_POD, TO_POD, FROM_UPLINK, TO_UPLINK];

@@ -51,7 +51,12 @@ pub struct FragmentKey {
 impl FragmentKey {
     #[inline(always)]
     pub const fn new(src: Addr, dst: Addr, id: u32, proto: u8) -> FragmentKey {
-        FragmentKey { src, dst, id, proto: proto as u32 }
+        FragmentKey {
+            src,
+            dst,
+            id,
+            proto: proto as u32,
+        }
     }
 }
 

@@ -59,7 +59,10 @@ impl Remote {
     /// An address of this node: may always reach the node's pods.
     pub const HOST: u32 = 1;
     /// No entry was found.
-    pub const WORLD: Remote = Remote { identity: identity::WORLD, flags: 0 };
+    pub const WORLD: Remote = Remote {
+        identity: identity::WORLD,
+        flags: 0,
+    };
 }
 
 /// Key of `POLICY`, big-endian because an LPM trie compares bit by bit.
@@ -172,7 +175,13 @@ impl FlowKey {
         remote_port: Port,
         proto: u8,
     ) -> FlowKey {
-        FlowKey { remote, endpoint, local_port, remote_port, proto: proto as u32 }
+        FlowKey {
+            remote,
+            endpoint,
+            local_port,
+            remote_port,
+            proto: proto as u32,
+        }
     }
 
     pub const fn proto(&self) -> u8 {
@@ -209,7 +218,13 @@ impl Flow {
 
     #[inline(always)]
     pub const fn new(direction: u8, state: u8, epoch: u32, expires: u64) -> Flow {
-        Flow { expires, epoch, direction, state, pad: 0 }
+        Flow {
+            expires,
+            epoch,
+            direction,
+            state,
+            pad: 0,
+        }
     }
 }
 
@@ -227,7 +242,11 @@ mod tests {
         let mut ports = Vec::new();
         for (port, len) in port_prefixes(first, last) {
             let size = 1u32 << (PolicyKey::EXACT - len);
-            assert_eq!(u32::from(port.get()) % size, 0, "a prefix starts at a multiple of its size");
+            assert_eq!(
+                u32::from(port.get()) % size,
+                0,
+                "a prefix starts at a multiple of its size"
+            );
             ports.extend(u32::from(port.get())..u32::from(port.get()) + size);
         }
         ports
@@ -235,22 +254,40 @@ mod tests {
 
     #[test]
     fn port_prefixes_cover_the_range_and_nothing_else() {
-        for (first, last) in
-            [(0, 0), (80, 80), (80, 81), (1, 65535), (0, 65535), (32000, 32768), (65535, 65535)]
-        {
+        for (first, last) in [
+            (0, 0),
+            (80, 80),
+            (80, 81),
+            (1, 65535),
+            (0, 65535),
+            (32000, 32768),
+            (65535, 65535),
+        ] {
             let expected: Vec<u32> = (u32::from(first)..=u32::from(last)).collect();
             assert_eq!(covered(first, last), expected, "{first}-{last}");
         }
         assert_eq!(port_prefixes(0, 65535).count(), 1);
-        assert_eq!(port_prefixes(0, 65535).next().unwrap().1, PolicyKey::ANY_PORT);
+        assert_eq!(
+            port_prefixes(0, 65535).next().unwrap().1,
+            PolicyKey::ANY_PORT
+        );
         assert_eq!(port_prefixes(2, 1).count(), 0);
     }
 
     #[test]
     fn policy_key_is_big_endian() {
-        let key = PolicyKey::new(0x01020304, direction::EGRESS, 0x0a0b0c0d, 6, Port::new(0x1234));
+        let key = PolicyKey::new(
+            0x01020304,
+            direction::EGRESS,
+            0x0a0b0c0d,
+            6,
+            Port::new(0x1234),
+        );
         // SAFETY: 16 bytes of integers without padding.
         let bytes: [u8; 16] = unsafe { core::mem::transmute(key) };
-        assert_eq!(bytes, [1, 2, 3, 4, 1, 0, 0, 0, 10, 11, 12, 13, 6, 0, 0x12, 0x34]);
+        assert_eq!(
+            bytes,
+            [1, 2, 3, 4, 1, 0, 0, 0, 10, 11, 12, 13, 6, 0, 0x12, 0x34]
+        );
     }
 }

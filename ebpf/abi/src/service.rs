@@ -15,7 +15,12 @@ pub struct FrontendKey {
 impl FrontendKey {
     #[inline(always)]
     pub const fn new(addr: Addr, port: Port, proto: u8) -> FrontendKey {
-        FrontendKey { addr, port, proto, pad: 0 }
+        FrontendKey {
+            addr,
+            port,
+            proto,
+            pad: 0,
+        }
     }
 
     /// The same NodePort on every address of the node.
@@ -97,7 +102,12 @@ impl Backend {
     pub const LOCAL: u32 = 1;
 
     pub const fn new(addr: Addr, port: Port, flags: u32) -> Backend {
-        Backend { addr, port, pad: 0, flags }
+        Backend {
+            addr,
+            port,
+            pad: 0,
+            flags,
+        }
     }
 }
 
@@ -142,7 +152,11 @@ impl AffinityKey {
     /// A client seen by its packets.
     #[inline(always)]
     pub const fn address(client: Addr, set: u32) -> AffinityKey {
-        AffinityKey { client, set, kind: 0 }
+        AffinityKey {
+            client,
+            set,
+            kind: 0,
+        }
     }
 
     /// A client seen by its socket, before it has an address: its network namespace stands for it.
@@ -169,7 +183,11 @@ pub struct Affinity {
 impl Affinity {
     #[inline(always)]
     pub const fn new(backend: u32, last_used: u64) -> Affinity {
-        Affinity { last_used, backend, pad: 0 }
+        Affinity {
+            last_used,
+            backend,
+            pad: 0,
+        }
     }
 }
 
@@ -187,7 +205,12 @@ pub struct SockKey {
 impl SockKey {
     #[inline(always)]
     pub const fn new(cookie: u64, addr: Addr, port: Port) -> SockKey {
-        SockKey { cookie, addr, port, pad: [0; 3] }
+        SockKey {
+            cookie,
+            addr,
+            port,
+            pad: [0; 3],
+        }
     }
 }
 
@@ -204,7 +227,12 @@ pub struct SockFrontend {
 impl SockFrontend {
     #[inline(always)]
     pub const fn new(addr: Addr, port: Port, service: u32) -> SockFrontend {
-        SockFrontend { addr, port, pad: 0, service }
+        SockFrontend {
+            addr,
+            port,
+            pad: 0,
+            service,
+        }
     }
 }
 

@@ -46,7 +46,11 @@ pub fn step(state: u8, tcp_flags: u8, original: bool) -> u8 {
         next |= Flow::REPLIED;
     }
     if tcp_flags & FIN != 0 {
-        next |= if original { Flow::FIN_ORIGINAL } else { Flow::FIN_REPLY };
+        next |= if original {
+            Flow::FIN_ORIGINAL
+        } else {
+            Flow::FIN_REPLY
+        };
     }
     if tcp_flags & RST != 0 {
         next |= Flow::RESET;
@@ -79,8 +83,11 @@ pub fn admit<E: Env>(
     headers: &Headers,
 ) -> Result<(), DropReason> {
     let tuple = &headers.tuple;
-    let denied =
-        if way == direction::INGRESS { DropReason::PolicyIngress } else { DropReason::PolicyEgress };
+    let denied = if way == direction::INGRESS {
+        DropReason::PolicyIngress
+    } else {
+        DropReason::PolicyEgress
+    };
     let (local_port, remote, remote_port) = if way == direction::EGRESS {
         (tuple.sport, tuple.dst, tuple.dport)
     } else {
@@ -96,7 +103,8 @@ pub fn admit<E: Env>(
             return Known::Stale;
         }
         let original = flow.direction == way;
-        if opens && (!original || flow.state & (Flow::RESET | Flow::FIN_ORIGINAL | Flow::FIN_REPLY) != 0)
+        if opens
+            && (!original || flow.state & (Flow::RESET | Flow::FIN_ORIGINAL | Flow::FIN_REPLY) != 0)
         {
             return Known::Stale;
         }
@@ -121,7 +129,11 @@ pub fn admit<E: Env>(
         Some(Known::Stale) | None if related => return Err(denied),
         Some(Known::Stale) | None => way,
     };
-    let port = if way_of_flow == direction::EGRESS { remote_port } else { local_port };
+    let port = if way_of_flow == direction::EGRESS {
+        remote_port
+    } else {
+        local_port
+    };
     if !policy::allows(env, endpoint, way_of_flow, &remote, tuple.proto(), port) {
         return Err(denied);
     }
@@ -134,8 +146,17 @@ pub fn admit<E: Env>(
         return Ok(());
     }
     let state = step(0, headers.tcp_flags, true);
-    let flow = Flow::new(way, state, endpoint.epoch, now + timeout(tuple.proto(), state));
-    if env.set_flow(&key, &flow) { Ok(()) } else { Err(DropReason::FlowTableFull) }
+    let flow = Flow::new(
+        way,
+        state,
+        endpoint.epoch,
+        now + timeout(tuple.proto(), state),
+    );
+    if env.set_flow(&key, &flow) {
+        Ok(())
+    } else {
+        Err(DropReason::FlowTableFull)
+    }
 }
 
 /// Gives a later fragment the ports its first one had, and remembers those of a first one.
@@ -146,7 +167,10 @@ pub fn fragment<E: Env>(env: &E, headers: &mut Headers) -> Result<(), DropReason
     }
     let key = FragmentKey::new(headers.src, headers.dst, headers.fragment_id, headers.proto);
     if headers.fragment == Fragment::First {
-        let ports = FragmentPorts { sport: headers.tuple.sport, dport: headers.tuple.dport };
+        let ports = FragmentPorts {
+            sport: headers.tuple.sport,
+            dport: headers.tuple.dport,
+        };
         env.set_fragment(&key, &ports);
         return Ok(());
     }

@@ -60,8 +60,13 @@ pub fn remember<E: Env>(env: &E, from: &Tuple, to: &Tuple, owner: Owner, now: u6
     let Owner { flags, backend } = owner;
     let expires = now + conntrack::TIMEOUT_NEW;
     let answers = to.reversed();
-    let mut entry =
-        Nat { expires, to: from.reversed(), flags: flags | Nat::REPLY, state: 0, backend };
+    let mut entry = Nat {
+        expires,
+        to: from.reversed(),
+        flags: flags | Nat::REPLY,
+        state: 0,
+        backend,
+    };
     if !env.set_nat(&answers, &entry, true) {
         let free = env.with_nat(&answers, |nat| {
             let state = nat.state as u8;
@@ -101,7 +106,10 @@ pub fn source<E: Env>(
             Err(DropReason::NatPortExhausted)
         };
     }
-    let (first, last) = (u32::from(config.nat_port_min), u32::from(config.nat_port_max));
+    let (first, last) = (
+        u32::from(config.nat_port_min),
+        u32::from(config.nat_port_max),
+    );
     let size = last.wrapping_sub(first) + 1;
     let mut dice = env.random();
     for _ in 0..PORT_TRIES {

@@ -1,9 +1,7 @@
 //! What is in a packet.
 
 use crate::checksum;
-use crate::packet::{
-    IcmpStart, Ipv4Header, Ipv6Extension, Ipv6Header, Packet, Ports, TcpStart,
-};
+use crate::packet::{IcmpStart, Ipv4Header, Ipv6Extension, Ipv6Header, Packet, Ports, TcpStart};
 use xebec_ebpf_abi::{Addr, DropReason, Port, Tuple, proto};
 
 /// Ethernet without tags.
@@ -124,7 +122,10 @@ impl Family for V4 {
 
     #[inline(always)]
     fn diff(old: (Addr, Addr), new: (Addr, Addr)) -> u32 {
-        checksum::diff(&[V4::raw(old.0), V4::raw(old.1)], &[V4::raw(new.0), V4::raw(new.1)])
+        checksum::diff(
+            &[V4::raw(old.0), V4::raw(old.1)],
+            &[V4::raw(new.0), V4::raw(new.1)],
+        )
     }
 
     #[inline(always)]
@@ -281,7 +282,11 @@ fn transport<F: Family, P: Packet>(
         return Ok(Transport {
             sport: Port::from_raw(ports.sport),
             dport: Port::from_raw(ports.dport),
-            kind: if network.proto == proto::TCP { Kind::Tcp } else { Kind::Ports },
+            kind: if network.proto == proto::TCP {
+                Kind::Tcp
+            } else {
+                Kind::Ports
+            },
             tcp_flags: 0,
         });
     }
@@ -293,9 +298,19 @@ fn transport<F: Family, P: Packet>(
             Kind::EchoReply => (NONE, Port::from_raw(icmp.id)),
             Kind::IcmpError | Kind::Link | Kind::Other | Kind::Tcp | Kind::Ports => (NONE, NONE),
         };
-        return Ok(Transport { sport, dport, kind, tcp_flags: 0 });
+        return Ok(Transport {
+            sport,
+            dport,
+            kind,
+            tcp_flags: 0,
+        });
     }
-    Ok(Transport { sport: NONE, dport: NONE, kind: Kind::Other, tcp_flags: 0 })
+    Ok(Transport {
+        sport: NONE,
+        dport: NONE,
+        kind: Kind::Other,
+        tcp_flags: 0,
+    })
 }
 
 impl Headers {
@@ -359,7 +374,13 @@ pub fn parse<F: Family, P: Packet>(packet: P, headers: &mut Headers) -> Result<(
         headers.inner_l3 = network.l4 + 8;
         headers.inner_l4 = inner.l4;
         headers.inner_kind = inside.kind;
-        headers.tuple = Tuple::new(inner.dst, inside.dport, inner.src, inside.sport, inner.proto);
+        headers.tuple = Tuple::new(
+            inner.dst,
+            inside.dport,
+            inner.src,
+            inside.sport,
+            inner.proto,
+        );
     }
     Ok(())
 }

@@ -9,14 +9,15 @@ use xebec_ebpf_abi::{Addr, DropReason, Port, Tuple, proto};
 /// addresses, its ports and its IP checksum, but not its transport checksum, which may be cut off and
 /// which nobody verifies), and the error's own source only if the flow's other side sent it.
 #[inline(never)]
-pub fn rewrite<F: Family, P: Packet>(
-    packet: P,
-    headers: &Headers,
-) -> Result<(), DropReason> {
+pub fn rewrite<F: Family, P: Packet>(packet: P, headers: &Headers) -> Result<(), DropReason> {
     let to = &headers.to;
     let outer = (headers.src, headers.dst);
     let from = &headers.tuple;
-    let new_src = if headers.src == from.src { to.src } else { headers.src };
+    let new_src = if headers.src == from.src {
+        to.src
+    } else {
+        headers.src
+    };
     let new = (new_src, to.dst);
     let ports_change = from.sport != to.sport || from.dport != to.dport;
     let has_transport = headers.fragment != Fragment::Later;
@@ -113,10 +114,18 @@ fn ports(from: &Tuple, to: &Tuple) -> u32 {
 /// The echo identifier before and after.
 #[inline(always)]
 fn echo_ids(kind: Kind, from: &Tuple, to: &Tuple) -> (Port, Port) {
-    if kind == Kind::EchoRequest { (from.sport, to.sport) } else { (from.dport, to.dport) }
+    if kind == Kind::EchoRequest {
+        (from.sport, to.sport)
+    } else {
+        (from.dport, to.dport)
+    }
 }
 
 #[inline(always)]
 fn ok(done: bool) -> Result<(), DropReason> {
-    if done { Ok(()) } else { Err(DropReason::RewriteFailed) }
+    if done {
+        Ok(())
+    } else {
+        Err(DropReason::RewriteFailed)
+    }
 }

@@ -23,7 +23,8 @@ pub fn find<E: Env>(
     let own = if addr.is_loopback() || addr == Addr::ANY || addr == Addr::v4([0; 4]) {
         from_node
     } else {
-        env.node_addr(&addr).is_some_and(|a| a.flags & NodeAddr::NODEPORT != 0)
+        env.node_addr(&addr)
+            .is_some_and(|a| a.flags & NodeAddr::NODEPORT != 0)
     };
     if !own {
         return None;
@@ -61,8 +62,12 @@ pub fn choose<E: Env>(
             return Err(DropReason::NoBackend);
         }
         let slot = ((u64::from(dice) * u64::from(count)) >> 32) as u32;
-        let Some(id) = env.backend_slot(&SlotKey { set, slot }) else { continue };
-        let Some(backend) = env.backend(id) else { continue };
+        let Some(id) = env.backend_slot(&SlotKey { set, slot }) else {
+            continue;
+        };
+        let Some(backend) = env.backend(id) else {
+            continue;
+        };
         if sticky {
             env.set_affinity(&client, &Affinity::new(id, now));
         }
@@ -84,18 +89,25 @@ fn remembered<E: Env>(
     if now.saturating_sub(affinity.last_used) >= timeout {
         return None;
     }
-    if !env.is_member(&MemberKey { set, backend: affinity.backend }) {
+    if !env.is_member(&MemberKey {
+        set,
+        backend: affinity.backend,
+    }) {
         return None;
     }
     let backend = env.backend(affinity.backend)?;
     env.set_affinity(client, &Affinity::new(affinity.backend, now));
-    Some(Chosen { id: affinity.backend, backend })
+    Some(Chosen {
+        id: affinity.backend,
+        backend,
+    })
 }
 
 /// Whether an empty set answers with silence.
 #[inline(always)]
 pub fn is_silent<E: Env>(env: &E, set: u32) -> bool {
-    env.backend_set(set).is_some_and(|s| s.flags & BackendSet::DROP_WHEN_EMPTY != 0)
+    env.backend_set(set)
+        .is_some_and(|s| s.flags & BackendSet::DROP_WHEN_EMPTY != 0)
 }
 
 /// Dice for a packet: the same for all packets of a flow, so that one whose entry was evicted finds

@@ -54,7 +54,9 @@ fn translate<E: Env>(env: &E, socket: &Socket, addr: Addr, port: Port) -> Action
     if socket.proto != proto::TCP && socket.proto != proto::UDP {
         return Action::Pass;
     }
-    let from_node = env.config().is_some_and(|c| c.node_netns_cookie == socket.netns);
+    let from_node = env
+        .config()
+        .is_some_and(|c| c.node_netns_cookie == socket.netns);
     let Some(frontend) = service::find(env, addr, port, socket.proto, from_node) else {
         return Action::Pass;
     };
@@ -73,7 +75,13 @@ fn pick<E: Env>(env: &E, socket: &Socket, frontend: &Frontend) -> Result<Chosen,
     } else {
         env.random()
     };
-    service::choose(env, frontend, set, AffinityKey::netns(socket.netns, set), dice)
+    service::choose(
+        env,
+        frontend,
+        set,
+        AffinityKey::netns(socket.netns, set),
+        dice,
+    )
 }
 
 #[inline(always)]

@@ -28,7 +28,9 @@ pub fn arrives<E: Env, P: Packet>(
     ethertype: u16,
     ifindex: u32,
 ) -> Verdict {
-    run(env, packet, headers, ethertype, |headers| arriving(env, headers, ifindex))
+    run(env, packet, headers, ethertype, |headers| {
+        arriving(env, headers, ifindex)
+    })
 }
 
 /// A packet goes out of the device `ifindex`. `ethertype` in host order.
@@ -40,7 +42,9 @@ pub fn departs<E: Env, P: Packet>(
     ethertype: u16,
     ifindex: u32,
 ) -> Verdict {
-    run(env, packet, headers, ethertype, |headers| departing(env, headers, ifindex))
+    run(env, packet, headers, ethertype, |headers| {
+        departing(env, headers, ifindex)
+    })
 }
 
 #[inline(always)]
@@ -137,7 +141,10 @@ fn deliver<E: Env>(
 ) -> Result<(), DropReason> {
     let (from, to) = (&headers.tuple, &mut headers.to);
     if frontend.flags & Frontend::SOURCE_RANGES != 0 {
-        let key = SourceRangeKey { service: frontend.service, addr: from.src };
+        let key = SourceRangeKey {
+            service: frontend.service,
+            addr: from.src,
+        };
         if !env.is_source_allowed(&key) {
             return Err(DropReason::SourceRange);
         }
@@ -151,7 +158,10 @@ fn deliver<E: Env>(
     if to.dport != from.dport && !nat::has_ports(from.proto()) {
         return Err(DropReason::ProtocolUnsupported);
     }
-    let owner = Owner { flags: 0, backend: chosen.id };
+    let owner = Owner {
+        flags: 0,
+        backend: chosen.id,
+    };
     if !nat::remember(env, from, to, owner, now) {
         return Err(DropReason::NatPortExhausted);
     }
@@ -159,7 +169,11 @@ fn deliver<E: Env>(
         // The backend's node would answer the client directly: it must see this node as its client.
         let uplink = env.uplink(ifindex).ok_or(DropReason::NotConfigured)?;
         let mut leaving = *to;
-        leaving.src = if from.src.is_v4() { uplink.v4 } else { uplink.v6 };
+        leaving.src = if from.src.is_v4() {
+            uplink.v4
+        } else {
+            uplink.v6
+        };
         nat::source(env, to, &mut leaving, owner, now)?;
     }
     Ok(())
@@ -175,7 +189,9 @@ fn departing<E: Env>(env: &E, headers: &mut Headers, ifindex: u32) -> Plan {
         return Ok(path);
     }
     let tuple = &headers.tuple;
-    let Some(endpoint) = env.endpoint(&tuple.src) else { return Ok(UNTOUCHED) };
+    let Some(endpoint) = env.endpoint(&tuple.src) else {
+        return Ok(UNTOUCHED);
+    };
     if env.keeps_pod_source(&tuple.dst) {
         return Ok(UNTOUCHED);
     }
@@ -189,8 +205,13 @@ fn departing<E: Env>(env: &E, headers: &mut Headers, ifindex: u32) -> Plan {
     }
     fragment?;
     // Answers to who came to the pod by its own address must come from that address.
-    let key =
-        FlowKey::new(endpoint.id, tuple.sport, tuple.dst, tuple.dport, tuple.proto());
+    let key = FlowKey::new(
+        endpoint.id,
+        tuple.sport,
+        tuple.dst,
+        tuple.dport,
+        tuple.proto(),
+    );
     let is_answer = env.with_flow(&key, |flow: &mut Flow| {
         flow.direction == direction::INGRESS && flow.expires > now
     });
@@ -202,9 +223,17 @@ fn departing<E: Env>(env: &E, headers: &mut Headers, ifindex: u32) -> Plan {
         Kind::Ports if !nat::has_ports(tuple.proto()) => {
             return Err(DropReason::ProtocolUnsupported);
         }
-        Kind::Tcp | Kind::Ports | Kind::EchoRequest | Kind::EchoReply | Kind::Link | Kind::Other => {}
+        Kind::Tcp
+        | Kind::Ports
+        | Kind::EchoRequest
+        | Kind::EchoReply
+        | Kind::Link
+        | Kind::Other => {}
     }
-    let owner = Owner { flags: Nat::MASQUERADE, backend: 0 };
+    let owner = Owner {
+        flags: Nat::MASQUERADE,
+        backend: 0,
+    };
     headers.to = headers.tuple;
     headers.to.src = addr;
     nat::source(env, &headers.tuple, &mut headers.to, owner, now)?;

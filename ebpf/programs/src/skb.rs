@@ -3,9 +3,7 @@
 use crate::env::Kernel;
 use aya_ebpf::{
     EbpfContext,
-    bindings::{
-        BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC, __sk_buff,
-    },
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::generated::{
         bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes,
     },
@@ -24,22 +22,30 @@ use xebec_ebpf_logic::{
 
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
-    run(&ctx, |skb, headers| pod::leaves(&Kernel, skb, headers, skb.ethertype(), skb.ifindex()))
+    run(&ctx, |skb, headers| {
+        pod::leaves(&Kernel, skb, headers, skb.ethertype(), skb.ifindex())
+    })
 }
 
 #[classifier]
 pub fn to_pod(ctx: TcContext) -> i32 {
-    run(&ctx, |skb, headers| pod::enters(&Kernel, skb, headers, skb.ethertype(), skb.ifindex()))
+    run(&ctx, |skb, headers| {
+        pod::enters(&Kernel, skb, headers, skb.ethertype(), skb.ifindex())
+    })
 }
 
 #[classifier]
 pub fn from_uplink(ctx: TcContext) -> i32 {
-    run(&ctx, |skb, headers| uplink::arrives(&Kernel, skb, headers, skb.ethertype(), skb.ifindex()))
+    run(&ctx, |skb, headers| {
+        uplink::arrives(&Kernel, skb, headers, skb.ethertype(), skb.ifindex())
+    })
 }
 
 #[classifier]
 pub fn to_uplink(ctx: TcContext) -> i32 {
-    run(&ctx, |skb, headers| uplink::departs(&Kernel, skb, headers, skb.ethertype(), skb.ifindex()))
+    run(&ctx, |skb, headers| {
+        uplink::departs(&Kernel, skb, headers, skb.ethertype(), skb.ifindex())
+    })
 }
 
 /// Where a packet's headers are while it is looked at: they would fill a fifth of the stack, and see
@@ -51,7 +57,9 @@ static HEADERS: PerCpuArray<Headers> = PerCpuArray::with_max_entries(1, 0);
 fn run(ctx: &TcContext, decide: impl FnOnce(Skb, &mut Headers) -> Verdict) -> i32 {
     let skb = Skb(ctx.as_ptr().cast());
     // The entry of an array is always there; the verifier wants to see it asked.
-    let Some(headers) = HEADERS.get_ptr_mut(0) else { return TC_ACT_SHOT as i32 };
+    let Some(headers) = HEADERS.get_ptr_mut(0) else {
+        return TC_ACT_SHOT as i32;
+    };
     // SAFETY: programs at devices run with bottom halves off and do not nest: nobody else on this CPU
     // has the entry. It holds what `parse` has written; before that it is only written.
     match decide(skb, unsafe { &mut *headers }) {
@@ -95,7 +103,11 @@ impl Packet for Skb {
                 value.as_mut_ptr().cast(),
                 size_of::<T>() as u32,
             );
-            if failed == 0 { Some(value.assume_init()) } else { None }
+            if failed == 0 {
+                Some(value.assume_init())
+            } else {
+                None
+            }
         }
     }
 

@@ -107,22 +107,30 @@ fn run<H: Hook>(
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
-    run::<V4>(&ctx, |kernel, socket, addr, port| socket::connect(kernel, socket, addr, port))
+    run::<V4>(&ctx, |kernel, socket, addr, port| {
+        socket::connect(kernel, socket, addr, port)
+    })
 }
 
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(ctx: SockAddrContext) -> i32 {
-    run::<V6>(&ctx, |kernel, socket, addr, port| socket::connect(kernel, socket, addr, port))
+    run::<V6>(&ctx, |kernel, socket, addr, port| {
+        socket::connect(kernel, socket, addr, port)
+    })
 }
 
 #[cgroup_sock_addr(sendmsg4)]
 pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
-    run::<V4>(&ctx, |kernel, socket, addr, port| socket::send(kernel, socket, addr, port))
+    run::<V4>(&ctx, |kernel, socket, addr, port| {
+        socket::send(kernel, socket, addr, port)
+    })
 }
 
 #[cgroup_sock_addr(sendmsg6)]
 pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
-    run::<V6>(&ctx, |kernel, socket, addr, port| socket::send(kernel, socket, addr, port))
+    run::<V6>(&ctx, |kernel, socket, addr, port| {
+        socket::send(kernel, socket, addr, port)
+    })
 }
 
 #[cgroup_sock_addr(recvmsg4)]

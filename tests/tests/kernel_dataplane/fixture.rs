@@ -17,8 +17,14 @@ struct PinDir(tempfile::TempDir);
 impl PinDir {
     fn mount() -> PinDir {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        nix::mount::mount(Some("bpf"), dir.path(), Some("bpf"), MsFlags::empty(), None::<&str>)
-            .expect("mount a BPF file system (needs root)");
+        nix::mount::mount(
+            Some("bpf"),
+            dir.path(),
+            Some("bpf"),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .expect("mount a BPF file system (needs root)");
         PinDir(dir)
     }
 }
@@ -43,7 +49,6 @@ pub struct Outcome {
 
 pub const UNSPEC: i32 = -1;
 pub const SHOT: i32 = 2;
-pub const REDIRECT: i32 = 7;
 
 impl Dataplane {
     pub fn load() -> Dataplane {
@@ -57,14 +62,24 @@ impl Dataplane {
         configure(&mut loader);
         let mut ebpf = loader.load(OBJECT).expect("the object is loaded");
         for name in prog::SOCKET {
-            let program: &mut CgroupSockAddr =
-                ebpf.program_mut(name).expect(name).try_into().expect("a sock_addr program");
-            program.load().unwrap_or_else(|e| panic!("{name} is refused: {e:?}"));
+            let program: &mut CgroupSockAddr = ebpf
+                .program_mut(name)
+                .expect(name)
+                .try_into()
+                .expect("a sock_addr program");
+            program
+                .load()
+                .unwrap_or_else(|e| panic!("{name} is refused: {e:?}"));
         }
         for name in prog::TC {
-            let program: &mut SchedClassifier =
-                ebpf.program_mut(name).expect(name).try_into().expect("a classifier");
-            program.load().unwrap_or_else(|e| panic!("{name} is refused: {e:?}"));
+            let program: &mut SchedClassifier = ebpf
+                .program_mut(name)
+                .expect(name)
+                .try_into()
+                .expect("a classifier");
+            program
+                .load()
+                .unwrap_or_else(|e| panic!("{name} is refused: {e:?}"));
         }
         Dataplane { ebpf, pins }
     }
@@ -75,14 +90,22 @@ impl Dataplane {
 
     pub fn verified_instructions(&self, name: &str) -> u32 {
         let program: &Program = self.ebpf.program(name).expect(name);
-        program.info().expect("program info").verified_instruction_count().expect("a count")
+        program
+            .info()
+            .expect("program info")
+            .verified_instruction_count()
+            .expect("a count")
     }
 
     /// Runs a classifier on a packet that came in on, or goes out of, the loopback device (ifindex 1).
     pub fn run(&self, name: &str, packet: &[u8]) -> Outcome {
         let mut bytes = vec![0; packet.len() + 256];
-        let program: &SchedClassifier =
-            self.ebpf.program(name).expect(name).try_into().expect("a classifier");
+        let program: &SchedClassifier = self
+            .ebpf
+            .program(name)
+            .expect(name)
+            .try_into()
+            .expect("a classifier");
         let result = program
             .test_run(TestRunOptions {
                 data_in: Some(packet),
@@ -91,7 +114,10 @@ impl Dataplane {
             })
             .expect("the program is run");
         bytes.truncate(result.data_size_out as usize);
-        Outcome { verdict: result.return_value as i32, bytes }
+        Outcome {
+            verdict: result.return_value as i32,
+            bytes,
+        }
     }
 
     pub fn hash<K: aya::Pod, V: aya::Pod>(&mut self, name: &str) -> HashMap<&mut MapData, K, V> {
@@ -103,11 +129,21 @@ impl Dataplane {
     }
 
     pub fn put<K: aya::Pod, V: aya::Pod>(&mut self, name: &str, key: K, value: V) {
-        self.hash(name).insert(key, value, 0).expect("the entry is written");
+        self.hash(name)
+            .insert(key, value, 0)
+            .expect("the entry is written");
     }
 
-    pub fn put_prefix<K: aya::Pod, V: aya::Pod>(&mut self, name: &str, bits: u32, key: K, value: V) {
-        self.trie(name).insert(&Key::new(bits, key), value, 0).expect("the entry is written");
+    pub fn put_prefix<K: aya::Pod, V: aya::Pod>(
+        &mut self,
+        name: &str,
+        bits: u32,
+        key: K,
+        value: V,
+    ) {
+        self.trie(name)
+            .insert(&Key::new(bits, key), value, 0)
+            .expect("the entry is written");
     }
 
     pub fn configure(&mut self, config: xebec_ebpf_abi::Config) {

@@ -12,7 +12,10 @@ fn all_programs_load_within_the_instruction_budget() {
     for name in prog::SOCKET.iter().chain(prog::TC) {
         let verified = dataplane.verified_instructions(name);
         println!("{name}: {verified} instructions verified");
-        assert!(verified < MAX_VERIFIED, "{name} costs {verified} verified instructions");
+        assert!(
+            verified < MAX_VERIFIED,
+            "{name} costs {verified} verified instructions"
+        );
     }
 }
 

@@ -1,6 +1,9 @@
-//! The BPF programs on made-up packets (`BPF_PROG_TEST_RUN`): bytes in, verdict and bytes out.
-//! Needs root.
+//! The BPF programs on made-up packets (`BPF_PROG_TEST_RUN`): bytes in, verdict and bytes out; and the
+//! socket hooks with real sockets. Needs root.
 
 mod fixture;
 mod load;
+mod packet;
+mod pods;
 mod socket;
+mod uplink;
