@@ -97,6 +97,16 @@ pub trait TokenAuthenticator: Send + Sync {
     async fn issue(&self, _account: &Document, _request: Document, _user: &UserInfo) -> Result<Document, ApiError> {
         Err(status::no_such_path())
     }
+
+    /// `/.well-known/openid-configuration` of the issuer of tokens; `server` is the URL of this server.
+    fn discovery(&self, _server: &str) -> Option<Document> {
+        None
+    }
+
+    /// `/openid/v1/jwks`: the keys that tokens are signed with.
+    fn keys(&self) -> Option<Document> {
+        None
+    }
 }
 
 /// Allows `system:masters`, nodes and the control plane's own parts everything, everybody the health and version paths.

@@ -8,7 +8,7 @@ use std::sync::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 use xebec_store::Store;
 
-use crate::{cache::Hub, config::Config, documents::Documents, error::Result, extension::{Extensions, Parts}, metrics::Metrics, pki::Pki, proxy::Proxy, rows::Rows};
+use crate::{bootstrap, cache::Hub, config::Config, documents::Documents, error::Result, extension::{Extensions, Parts}, metrics::Metrics, pki::Pki, proxy::Proxy, rows::Rows};
 
 /// The server's shared state.
 pub struct Core {
@@ -27,11 +27,12 @@ pub struct Core {
 }
 
 impl Core {
-    pub(crate) async fn start(config: Config, store: Arc<dyn Store>, pki: Arc<Pki>, extensions: impl FnOnce(&Parts) -> Extensions) -> Result<Arc<Core>> {
+    pub(crate) async fn start(config: Config, store: Arc<dyn Store>, pki: Arc<Pki>, extensions: impl FnOnce(&Parts) -> Result<Extensions>) -> Result<Arc<Core>> {
         let rows = Rows::built_in();
+        bootstrap::ensure(store.as_ref(), &bootstrap::Params::new(&config, &pki)).await?;
         let hub = Hub::start(store.clone(), rows.table().rows()).await?;
         let parts = Parts { config, pki, store, hub };
-        let extensions = extensions(&parts);
+        let extensions = extensions(&parts)?;
         let Parts { config, pki, store, hub } = parts;
         let feeding = CancellationToken::new();
         tokio::spawn(hub.clone().run(feeding.clone()));
@@ -54,7 +55,8 @@ impl Core {
 
     /// Work beside requests, until cancelled.
     pub(crate) async fn background(self: Arc<Self>, cancel: CancellationToken) {
-        cancel.cancelled().await;
+        let params = bootstrap::Params::new(&self.config, &self.pki);
+        bootstrap::maintain(self.store.clone(), params, cancel).await;
         self.stopping.store(true, Ordering::Relaxed);
     }
 

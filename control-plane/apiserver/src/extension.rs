@@ -129,12 +129,20 @@ pub struct Parts {
 
 impl Extensions {
     /// What the server runs with.
-    pub fn built_in(_parts: &Parts) -> Extensions {
-        Extensions {
-            authorizer: Arc::new(crate::auth::MastersOnly),
-            tokens: Arc::new(crate::auth::NoTokens),
+    ///
+    /// # Errors
+    /// When the key of service-account tokens cannot be used.
+    pub fn built_in(parts: &Parts) -> crate::Result<Extensions> {
+        use crate::{allocator::ServiceAllocator, authz::Chain, objects::Objects, tokens};
+        let Parts { config, pki, hub, .. } = parts;
+        let key = (&pki.service_account_key, &pki.service_account_public);
+        let issuer = Arc::new(tokens::Issuer::new(&config.service_account_issuer, key.0, key.1)?);
+        let services = hub.list("services/specs", "");
+        Ok(Extensions {
+            authorizer: Arc::new(Chain::new(hub.clone())),
+            tokens: Arc::new(tokens::Tokens::new(issuer, hub.clone())),
             admission: Arc::new(AdmitAll),
-            allocator: Arc::new(NoAllocation),
-        }
+            allocator: Arc::new(ServiceAllocator::new(&config.service_cidrs, config.node_ports, &services)),
+        })
     }
 }

@@ -105,7 +105,7 @@ pub(crate) fn forbidden(attributes: &Attributes<'_>, reason: &str) -> ApiError {
             format!("{}/{}", attributes.resource, attributes.subresource)
         };
         why.push_str(&format!("resource {resource:?} in API group {:?}", attributes.group));
-        if attributes.namespace.is_empty() || attributes.resource == "namespaces" && attributes.subresource.is_empty() && attributes.name == attributes.namespace {
+        if attributes.namespace.is_empty() {
             why.push_str(" at the cluster scope");
         } else {
             why.push_str(&format!(" in the namespace {:?}", attributes.namespace));

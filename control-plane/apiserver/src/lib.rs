@@ -4,8 +4,8 @@
 pub mod allocator;
 pub mod auth;
 pub mod authz;
-pub mod cache;
 pub mod bootstrap;
+pub mod cache;
 pub mod config;
 pub mod core;
 mod documents;
@@ -14,8 +14,8 @@ pub mod extension;
 mod handler;
 pub mod http;
 pub mod kubeconfig;
-pub mod objects;
 mod metrics;
+pub mod objects;
 pub mod pki;
 pub mod proxy;
 mod registry;
@@ -23,6 +23,7 @@ pub mod request_info;
 pub mod rows;
 mod server;
 pub mod tls;
+pub mod tokens;
 
 pub use auth::UserInfo;
 pub use config::Config;

@@ -46,7 +46,7 @@ impl Server {
     pub async fn start_with(
         mut config: Config,
         store: Arc<dyn Store>,
-        extensions: impl FnOnce(&Parts) -> Extensions,
+        extensions: impl FnOnce(&Parts) -> Result<Extensions>,
     ) -> Result<Server> {
         config.check()?;
         let listener = TcpListener::bind(config.bind).await.map_err(|source| Error::Listen { address: config.bind, source })?;

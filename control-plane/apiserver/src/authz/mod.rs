@@ -7,8 +7,6 @@ pub mod review;
 
 use std::sync::Arc;
 
-use xebec_api::status::{self, ApiError};
-
 use crate::auth::{Attributes, Authorizer, Decision, MASTERS, UserInfo};
 use crate::objects::Objects;
 
@@ -60,30 +58,6 @@ impl Authorizer for Chain {
     }
 }
 
-/// The 403 of a denied request, in upstream's words.
-pub fn forbidden(attributes: &Attributes<'_>, reason: &str) -> ApiError {
-    let user = &attributes.user.name;
-    let verb = attributes.verb;
-    let mut text = if attributes.resource.is_empty() {
-        format!("User {user:?} cannot {verb} path {:?}", attributes.path)
-    } else {
-        let resource = match attributes.subresource {
-            "" => attributes.resource.to_string(),
-            sub => format!("{}/{sub}", attributes.resource),
-        };
-        let place = match attributes.namespace {
-            "" => "at the cluster scope".to_string(),
-            namespace => format!("in the namespace {namespace:?}"),
-        };
-        format!("User {user:?} cannot {verb} resource {resource:?} in API group {:?} {place}", attributes.group)
-    };
-    if !reason.is_empty() {
-        text.push_str(": ");
-        text.push_str(reason);
-    }
-    status::forbidden_named(attributes.group, attributes.resource, attributes.name, &text)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,24 +76,6 @@ mod tests {
             field_selector: "",
             label_selector: "",
         }
-    }
-
-    #[test]
-    fn messages_are_upstreams() {
-        let user = UserInfo { name: "x".into(), ..UserInfo::default() };
-        let mut a = attributes(&user, "list", "pods", "default", "");
-        assert_eq!(
-            forbidden(&a, "").message,
-            r#"pods is forbidden: User "x" cannot list resource "pods" in API group "" in the namespace "default""#
-        );
-        (a.group, a.resource, a.subresource, a.namespace, a.name, a.verb) = ("apps", "deployments", "scale", "", "d", "get");
-        assert_eq!(
-            forbidden(&a, "because").message,
-            r#"deployments.apps "d" is forbidden: User "x" cannot get resource "deployments/scale" in API group "apps" at the cluster scope: because"#
-        );
-        let mut path = attributes(&user, "get", "", "", "");
-        path.path = "/metrics";
-        assert_eq!(forbidden(&path, "").message, r#"forbidden: User "x" cannot get path "/metrics""#);
     }
 
     #[test]

@@ -28,6 +28,18 @@ pub(super) async fn answer(core: Arc<Core>, info: RequestInfo, method: Method, h
             response.headers_mut().insert(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8".parse().expect("a constant"));
             Ok(response)
         }
+        "/.well-known/openid-configuration" | "/openid/v1/jwks" => {
+            let tokens = &core.extensions.tokens;
+            let server = format!("https://{}", std::net::SocketAddr::new(core.config.advertised(), core.config.bind.port()));
+            let (document, media_type) = match path {
+                "/openid/v1/jwks" => (tokens.keys(), "application/jwk-set+json"),
+                _ => (tokens.discovery(&server), "application/json"),
+            };
+            let mut response = respond::document(StatusCode::OK, Format::Json, &document.ok_or_else(status::no_such_path)?);
+            response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(media_type));
+            response.headers_mut().insert(header::CACHE_CONTROL, header::HeaderValue::from_static("public, max-age=3600"));
+            Ok(response)
+        }
         _ if path == "/api" || path == "/apis" || path.starts_with("/api/") || path.starts_with("/apis/") => {
             documents::discovery_response(core, path, headers)
         }
