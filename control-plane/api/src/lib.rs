@@ -3,15 +3,18 @@
 
 pub mod builtin;
 pub mod discovery;
+mod kinds;
 pub mod meta;
 pub mod patch;
 pub mod quantity;
 pub mod resource;
+pub mod scale;
 pub mod schema;
 pub mod selector;
 pub mod status;
 pub mod table;
 pub mod validate;
+mod value;
 
 /// A decoded API object. The stored form is its compact JSON.
 pub type Document = serde_json::Value;

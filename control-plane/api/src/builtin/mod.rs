@@ -2,9 +2,12 @@
 
 mod table;
 
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
-use crate::resource::{Hooks, Resource, Subresource};
+use crate::{
+    kinds,
+    resource::{Resource, Subresource},
+};
 
 static RESOURCES: LazyLock<Vec<Resource>> = LazyLock::new(|| table::ROWS.iter().map(resource).collect());
 
@@ -63,20 +66,11 @@ fn resource(row: &table::Row) -> Resource {
         counts_generation: row.generation,
         creates_on_update: CREATES_ON_UPDATE.contains(&row.kind),
         unconditional_update: !CONDITIONAL_UPDATE.contains(&row.kind),
-        hooks: hooks(row.group, row.kind),
+        hooks: kinds::hooks(row.group, row.version, row.kind, row.subresources.iter().any(|(name, ..)| *name == "status")),
     };
     resource.storage_api_version = row.stored_as.map_or_else(|| resource.api_version(), str::to_owned);
     resource
 }
-
-/// What sets `kind` apart.
-fn hooks(_group: &str, _kind: &str) -> Arc<dyn Hooks> {
-    Arc::new(Plain)
-}
-
-/// A kind with no rules of its own.
-struct Plain;
-impl Hooks for Plain {}
 
 #[cfg(test)]
 mod tests {

@@ -2,7 +2,14 @@
 
 use serde_json::{Value, json};
 
+mod cells;
+pub(crate) mod pod;
+
 use crate::{Document, resource::Column, resource::Resource};
+
+pub(crate) use cells::*;
+
+pub(crate) const NAME_DESCRIPTION: &str = "Name must be unique within a namespace.";
 
 /// What of each object a row carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -39,7 +46,7 @@ pub fn typed_column(name: &str, type_: &str, priority: i32, description: &str) -
 /// NAME and AGE.
 pub fn default_columns() -> Vec<Column> {
     vec![
-        column("Name", "Name must be unique within a namespace."),
+        column("Name", NAME_DESCRIPTION),
         column("Age", "CreationTimestamp is a timestamp representing the server time when this object was created."),
     ]
 }
