@@ -1,20 +1,9 @@
 //! `cargo xtask down`: ends a cluster and takes every trace of it away, in whatever state it is.
 
-use std::{
-    fs,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{fs, path::Path};
 
 use anyhow::{Context, Result, bail};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-use xebec_host::{
-    mounts,
-    process::{pid_file, running},
-};
+use xebec_host::mounts;
 
 use crate::{
     build::Profile,
@@ -32,9 +21,6 @@ pub struct Args {
     #[arg(long)]
     pub purge: bool,
 }
-
-/// How long server, etcd and agent may take to close what they have open.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Ends the cluster.
 pub fn run(args: &Args) -> Result<()> {
@@ -58,7 +44,7 @@ pub fn take_down(args: &Args) -> Result<Vec<String>> {
             failures.push(format!("{what}: {error:#}"));
         }
     };
-    end_gracefully(&layout);
+    note("graceful end", end_gracefully(&layout));
     let cgroup = layout.cgroup()?;
     note("processes", cgroup.kill().map_err(Into::into));
     // Which profile ran does not matter here: only the state directory counts.
@@ -76,19 +62,15 @@ pub fn take_down(args: &Args) -> Result<Vec<String>> {
     Ok(failures)
 }
 
-/// Lets the store be closed properly and the agent finish what it writes. containerd goes with its containers.
-fn end_gracefully(layout: &Layout) {
-    let pid = |part: &str, program: &str| running(&pid_file(&layout.run_dir, part), program).map(Pid::from_raw);
-    let deadline = Instant::now() + PATIENCE;
+/// Lets the store be closed properly and the agent finish what it writes. containerd goes with its containers. What does not
+/// end is killed later.
+fn end_gracefully(layout: &Layout) -> Result<()> {
+    let parts = layout.parts()?;
     // etcd last: the server writes to it.
     for (part, program) in [("agent", "xebec"), ("server", "xebec"), ("etcd", "etcd")] {
-        if let Some(pid) = pid(part, program) {
-            let _ = kill(pid, Signal::SIGTERM);
-        }
-        while pid(part, program).is_some() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        parts.end(part, program)?;
     }
+    Ok(())
 }
 
 /// Pins keep programs and maps alive; unmounting alone would let them go only when the file system is freed.

@@ -12,6 +12,9 @@ pub enum Error {
     /// A program.
     #[error("cannot start {program}: {source}")]
     Start { program: String, source: io::Error },
+    /// A part of the node.
+    #[error("{part} {how}; the end of {log}:\n{tail}")]
+    Part { part: String, how: &'static str, log: PathBuf, tail: String },
     /// Processes that survive SIGKILL wait in the kernel.
     #[error("processes {pids:?} in cgroup {cgroup} do not end; look at /proc/PID/stack for what they wait for")]
     Unkillable { cgroup: String, pids: Vec<i32> },

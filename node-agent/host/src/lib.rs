@@ -8,6 +8,7 @@ pub mod cgroup;
 pub mod containerd;
 mod error;
 pub mod mounts;
+pub mod parts;
 pub mod process;
 
 pub use error::Error;

@@ -4,8 +4,10 @@ use std::{ffi::OsString, path::PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::{Layout, parts::Parts};
-use crate::sh;
+use xebec_host::parts::Parts;
+
+use super::Layout;
+use crate::{build::Binaries, sh};
 
 const CLIENTS: &str = "https://127.0.0.1:2379";
 const PEERS: &str = "https://127.0.0.1:2380";
@@ -15,32 +17,29 @@ fn pki(layout: &Layout, file: &str) -> PathBuf {
 }
 
 /// Makes its certificates and starts it.
-pub(super) fn start(parts: &Parts<'_>) -> Result<()> {
-    let layout = parts.layout;
+pub(super) fn start(layout: &Layout, parts: &Parts, binaries: &Binaries) -> Result<()> {
     if !pki(layout, "client.crt").exists() {
-        let mut command = sh::cmd(&parts.binaries.xebec, ["etcd-certificates", "--address", "127.0.0.1", "--out"]);
+        let mut command = sh::cmd(&binaries.xebec, ["etcd-certificates", "--address", "127.0.0.1", "--out"]);
         sh::quiet(command.arg(layout.etcd_dir()))?;
     }
     let program = sh::which("etcd").context("etcd is not on PATH")?;
-    parts.program("etcd", "etcd", &program, || {
-        let mut settings: Vec<(String, OsString)> = vec![
-            ("--name".into(), layout.name.clone().into()),
-            ("--data-dir".into(), layout.etcd_dir().join("data").into()),
-            ("--listen-client-urls".into(), CLIENTS.into()),
-            ("--advertise-client-urls".into(), CLIENTS.into()),
-            ("--listen-peer-urls".into(), PEERS.into()),
-            ("--initial-advertise-peer-urls".into(), PEERS.into()),
-            ("--initial-cluster".into(), format!("{}={PEERS}", layout.name).into()),
-        ];
-        for prefix in ["--", "--peer-"] {
-            for (flag, file) in [("cert-file", "server.crt"), ("key-file", "server.key"), ("trusted-ca-file", "ca.crt")] {
-                settings.push((format!("{prefix}{flag}"), pki(layout, file).into()));
-            }
+    let mut settings: Vec<(String, OsString)> = vec![
+        ("--name".into(), layout.name.clone().into()),
+        ("--data-dir".into(), layout.etcd_dir().join("data").into()),
+        ("--listen-client-urls".into(), CLIENTS.into()),
+        ("--advertise-client-urls".into(), CLIENTS.into()),
+        ("--listen-peer-urls".into(), PEERS.into()),
+        ("--initial-advertise-peer-urls".into(), PEERS.into()),
+        ("--initial-cluster".into(), format!("{}={PEERS}", layout.name).into()),
+    ];
+    for prefix in ["--", "--peer-"] {
+        for (flag, file) in [("cert-file", "server.crt"), ("key-file", "server.key"), ("trusted-ca-file", "ca.crt")] {
+            settings.push((format!("{prefix}{flag}"), pki(layout, file).into()));
         }
-        let mut args: Vec<OsString> = settings.into_iter().flat_map(|(flag, value)| [flag.into(), value]).collect();
-        args.extend(["--client-cert-auth".into(), "--peer-client-cert-auth".into()]);
-        Ok(args)
-    })?;
+    }
+    let mut args: Vec<OsString> = settings.into_iter().flat_map(|(flag, value)| [flag.into(), value]).collect();
+    args.extend(["--client-cert-auth".into(), "--peer-client-cert-auth".into()]);
+    parts.ensure("etcd", "etcd", &program, args)?;
     Ok(())
 }
 

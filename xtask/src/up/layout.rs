@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use xebec_host::{cgroup::Cgroup, containerd::Containerd};
+use xebec_host::{cgroup::Cgroup, containerd::Containerd, parts::Parts};
 
 use crate::{build::Binaries, workspace};
 
@@ -86,6 +86,12 @@ impl Layout {
 
     pub fn cgroup(&self) -> Result<Cgroup> {
         Ok(Cgroup::new(&self.cgroup_name())?)
+    }
+
+    /// The node's background processes.
+    pub fn parts(&self) -> Result<Parts> {
+        let cgroup = self.cgroup()?.child("system");
+        Ok(Parts { run_dir: self.run_dir.clone(), logs: self.logs(), cgroup, netns: Some(self.netns()) })
     }
 
     pub fn logs(&self) -> PathBuf {

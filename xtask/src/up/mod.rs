@@ -102,8 +102,7 @@ pub fn bring_up(args: &Args) -> Result<Cluster> {
     sh::step(format_args!("starting cluster {}", layout.name));
     layout.create()?;
     let network = network::create(&layout)?;
-    let parts = parts::Parts { layout: &layout, binaries: &binaries, network: &network, store: args.store };
-    parts.start(&images)?;
+    parts::start(&layout, &binaries, &network, args.store, &images)?;
     let source = layout.server_dir().join("admin.kubeconfig");
     let kubeconfig = layout.kubeconfig();
     copy_private(&source, &kubeconfig)?;
