@@ -16,6 +16,7 @@ pub mod http;
 pub mod kubeconfig;
 mod metrics;
 pub mod objects;
+mod protobuf;
 pub mod pki;
 pub mod proxy;
 mod registry;

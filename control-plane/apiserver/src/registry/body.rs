@@ -9,7 +9,10 @@ use xebec_api::{
 };
 
 use super::body_type;
-use crate::http::{Body, BodyError, collect};
+use crate::{
+    http::{Body, BodyError, collect},
+    protobuf,
+};
 
 /// Largest body of a write, as upstream.
 pub(crate) const MAX_BODY: usize = 3 * 1024 * 1024;
@@ -29,6 +32,10 @@ pub(crate) async fn read(request: http::Request<Body>) -> Result<Received, ApiEr
         return Err(status::request_entity_too_large(MAX_BODY));
     }
     match collect(body, MAX_BODY).await {
+        Ok(bytes) if media_type == protobuf::MEDIA_TYPE && !bytes.is_empty() => {
+            let doc = protobuf::decode(&bytes).map_err(|e| status::bad_request(format!("couldn't decode protobuf: {e}")))?;
+            Ok(Received { bytes: serde_json::to_vec(&doc).unwrap_or_default().into(), media_type: "application/json".into() })
+        }
         Ok(bytes) => Ok(Received { bytes, media_type }),
         Err(BodyError::TooLong(_)) => Err(status::request_entity_too_large(MAX_BODY)),
         Err(error) => Err(status::bad_request(format!("the body of the request could not be read: {error}"))),
@@ -39,7 +46,7 @@ pub(crate) async fn read(request: http::Request<Body>) -> Result<Received, ApiEr
 pub(crate) fn check_media_type(media_type: &str) -> Result<(), ApiError> {
     match media_type {
         "application/json" | "application/yaml" => Ok(()),
-        _ => Err(status::unsupported_media_type(&["application/json", "application/yaml"])),
+        _ => Err(status::unsupported_media_type(&["application/json", "application/yaml", protobuf::MEDIA_TYPE])),
     }
 }
 
