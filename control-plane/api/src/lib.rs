@@ -5,6 +5,7 @@ pub mod builtin;
 pub mod discovery;
 mod kinds;
 pub mod meta;
+pub mod openapi;
 pub mod patch;
 pub mod quantity;
 pub mod resource;

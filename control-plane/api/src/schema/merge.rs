@@ -13,7 +13,7 @@ use super::Merge;
 /// - `name!`: strategic patches retain keys; `name=`: they replace the value
 ///
 /// with `~` before for server-side apply only, `^` for strategic merge patches only, and `!` after keys for retainKeys.
-pub const LIST_ROWS: &[(&str, &str)] = &[
+const LIST_ROWS: &[(&str, &str)] = &[
     ("admissionregistration.v1.MatchResources", "#"),
     ("admissionregistration.v1.MutatingAdmissionPolicySpec", "matchConditions:name"),
     ("admissionregistration.v1.MutatingWebhook", "matchConditions:name"),
@@ -152,8 +152,8 @@ fn strip(name: &str) -> &str {
     PREFIXES.iter().find_map(|p| name.strip_prefix(p)).unwrap_or(name)
 }
 
-/// The row of a field.
-pub(super) fn of(definition: &str, field: &str) -> Merge {
+/// How a field of a definition merges.
+pub fn of(definition: &str, field: &str) -> Merge {
     let name = strip(definition);
     TABLE.iter().find(|((n, f), _)| *n == name && *f == field).map(|(_, m)| *m).unwrap_or_default()
 }

@@ -12,7 +12,7 @@ use std::{collections::HashMap, sync::LazyLock};
 
 pub use build::definitions;
 pub use decode::{FieldValidation, decode, decode_kind, decode_patched};
-pub use merge::{LIST_ROWS, is_atomic_struct};
+pub use merge::{is_atomic_struct, of as merge_of};
 
 use crate::resource::Resource;
 
