@@ -1,0 +1,8 @@
+//! Scheduler and control loops against the real API server in this process, with a kubelet that only pretends.
+
+mod garbage;
+mod harness;
+mod namespaces;
+mod scheduling;
+mod services;
+mod workloads;
