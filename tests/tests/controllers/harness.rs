@@ -41,6 +41,8 @@ impl Drop for Cluster {
 impl Cluster {
     /// API server, scheduler and controllers, without a node.
     pub async fn start() -> Cluster {
+        // RUST_LOG shows what the loops say; the first test of the process sets it up.
+        drop(tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).with_test_writer().try_init());
         let dir = tempfile::tempdir().expect("a temporary directory");
         let store = embedded::open(dir.path().join("store"), embedded::Options::default()).expect("a new store");
         let config = xebec_apiserver::Config::new(dir.path(), "127.0.0.1:0".parse().expect("an address"));

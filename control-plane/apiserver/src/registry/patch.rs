@@ -78,6 +78,11 @@ pub(crate) async fn patch(mut call: Call, received: Received, sub: &str) -> Resu
         let (mut new, warnings) = patch.apply(&resource, old)?;
         meta::check_name(&new, &own_name)?;
         meta::set_namespace(&mut new, namespace.as_deref())?;
+        // The version in the result is the present one's own unless the patch names another: then somebody else's
+        // write in between is no conflict, the patch is applied again.
+        if new["metadata"]["resourceVersion"] == old["metadata"]["resourceVersion"] {
+            new["metadata"]["resourceVersion"].take();
+        }
         Ok((new, warnings))
     };
     let updated = write::update_with(&mut call, &name, sub, dry_run, make).await?;
