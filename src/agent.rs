@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
@@ -33,7 +33,7 @@ pub struct Args {
     #[arg(long)]
     containerd: Option<PathBuf>,
     /// cgroup that holds pods (below kubepods) and this node's own processes.
-    #[arg(long, default_value = "/xebec")]
+    #[arg(long, default_value = "/")]
     cgroup_parent: String,
     /// Directory in a BPF file system for programs, maps and links.
     #[arg(long, default_value = "/sys/fs/bpf/xebec")]
@@ -108,6 +108,18 @@ fn labels(given: &[String]) -> Result<BTreeMap<String, String>> {
         Ok((name.to_owned(), value.to_owned()))
     };
     given.iter().map(pair).collect()
+}
+
+/// The dataplane of a node that is to be taken down.
+pub fn dataplane_config(data_dir: &Path, run_dir: &Path, pin_dir: &Path, cgroup_parent: &str) -> Result<xebec_dataplane::Config> {
+    let defaults = xebec_agent::Config::new("down", PathBuf::new(), data_dir.to_owned(), run_dir.to_owned());
+    let config = xebec_agent::Config {
+        pin_dir: pin_dir.to_owned(),
+        cgroup_parent: cgroup_parent.to_owned(),
+        cni_conf_dir: run_dir.join("cni"),
+        ..defaults
+    };
+    Ok(config.dataplane()?)
 }
 
 /// In lower case, as node names must be.

@@ -6,7 +6,7 @@ mod findings;
 use std::{net::IpAddr, process::ExitCode};
 
 pub use facts::Facts;
-pub use findings::{Finding, Level, findings};
+pub use findings::{Level, findings};
 
 /// What a host is meant to be, which decides what it needs.
 #[derive(Debug, Clone, clap::Args)]
@@ -20,6 +20,12 @@ pub struct Args {
     /// Store the server is going to use: embedded or etcd.
     #[arg(long, default_value = "embedded")]
     pub store: String,
+}
+
+/// How many things keep this host from being a whole cluster.
+pub fn lacks() -> usize {
+    let args = Args { server: true, address: std::net::Ipv4Addr::UNSPECIFIED.into(), store: "embedded".to_owned() };
+    findings(&Facts::gather(&args), &args).iter().filter(|finding| finding.level == Level::Lack).count()
 }
 
 /// Prints every finding; fails if one of them keeps a node from working.

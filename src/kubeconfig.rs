@@ -44,20 +44,27 @@ pub fn run(args: &Args) -> Result<()> {
     if !args.data_dir.join("pki/ca.crt").exists() {
         bail!("{} has no pki/ca.crt: start `xebec server` with this data directory once, or name another", args.data_dir.display());
     }
-    let pki = Pki::open(&args.data_dir)?;
-    let issued = match (&args.node, &args.user) {
-        (Some(node), _) => {
-            let dir = args.out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-            let serving = pki::issue_node_serving(&pki.cluster_ca, node, &args.node_ip)?;
-            pki::write_private(&dir.join("kubelet.crt"), serving.cert_pem.as_bytes())?;
-            pki::write_private(&dir.join("kubelet.key"), serving.key_pem.as_bytes())?;
-            pki::write_private(&dir.join("ca.crt"), pki.cluster_ca.cert_pem.as_bytes())?;
-            pki::issue_client(&pki.cluster_ca, &format!("system:node:{node}"), &["system:nodes"])?
+    let group: Vec<&str> = args.group.as_deref().into_iter().collect();
+    match (&args.node, &args.user) {
+        (Some(name), _) => node(&args.data_dir, &args.server, &args.out, name, &args.node_ip),
+        (None, Some(name)) => {
+            let pki = Pki::open(&args.data_dir)?;
+            let issued = pki::issue_client(&pki.cluster_ca, name, &group)?;
+            Ok(kubeconfig::write(&args.out, &args.server, &pki.cluster_ca.cert_pem, &issued.cert_pem, &issued.key_pem)?)
         }
-        (None, Some(user)) => pki::issue_client(&pki.cluster_ca, user, &args.group.as_deref().into_iter().collect::<Vec<_>>())?,
         (None, None) => bail!("one of --node and --user is needed"),
-    };
-    kubeconfig::write(&args.out, &args.server, &pki.cluster_ca.cert_pem, &issued.cert_pem, &issued.key_pem)?;
-    Ok(())
+    }
+}
+
+/// A node's credentials in `out`, and beside it kubelet.crt, kubelet.key and ca.crt for its kubelet API.
+pub fn node(data_dir: &Path, server: &str, out: &Path, name: &str, ips: &[IpAddr]) -> Result<()> {
+    let pki = Pki::open(data_dir)?;
+    let dir = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let serving = pki::issue_node_serving(&pki.cluster_ca, name, ips)?;
+    pki::write_private(&dir.join("kubelet.crt"), serving.cert_pem.as_bytes())?;
+    pki::write_private(&dir.join("kubelet.key"), serving.key_pem.as_bytes())?;
+    pki::write_private(&dir.join("ca.crt"), pki.cluster_ca.cert_pem.as_bytes())?;
+    let issued = pki::issue_client(&pki.cluster_ca, &format!("system:node:{name}"), &["system:nodes"])?;
+    Ok(kubeconfig::write(out, server, &pki.cluster_ca.cert_pem, &issued.cert_pem, &issued.key_pem)?)
 }

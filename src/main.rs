@@ -6,6 +6,7 @@ mod check;
 mod containerd;
 mod demo;
 mod etcd_certificates;
+mod host;
 mod image;
 mod kubeconfig;
 mod server;
@@ -25,6 +26,10 @@ struct Cli {
 
 #[derive(clap::Subcommand)]
 enum Command {
+    /// Make this host a cluster of one node.
+    Up(host::UpArgs),
+    /// End the node on this host and take its traces away.
+    Down(host::DownArgs),
     /// Run the control plane: API server, scheduler and controllers.
     Server(server::Args),
     /// Run the node: pods on containerd, Services and policies in eBPF.
@@ -54,6 +59,8 @@ fn main() -> ExitCode {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let result = match cli.command {
         Command::Server(args) => runtime(server::run(args)),
+        Command::Up(args) => runtime(host::up(args)),
+        Command::Down(args) => runtime(host::down(args)),
         Command::Agent(args) => runtime(agent::run(args)),
         Command::Containerd(args) => containerd::run(&args),
         Command::EtcdCertificates(args) => etcd_certificates::run(&args),

@@ -105,8 +105,11 @@ impl Config {
             .map_err(|error| Error::Kubeconfig { path: self.kubeconfig.clone(), reason: error.to_string() })
     }
 
-    /// The dataplane's settings.
-    pub(crate) fn dataplane(&self) -> Result<xebec_dataplane::Config, Error> {
+    /// The dataplane's settings, for running it and for taking it down.
+    ///
+    /// # Errors
+    /// If this host has no cgroup2 hierarchy.
+    pub fn dataplane(&self) -> Result<xebec_dataplane::Config, Error> {
         let mounts = std::fs::read_to_string("/proc/self/mounts").map_err(Error::io("read", "/proc/self/mounts"))?;
         let root = cgroup2(&mounts).ok_or_else(|| Error::Config("no cgroup2 hierarchy is mounted; socket hooks need one".to_owned()))?;
         let cgroup = root.join(self.cgroup_parent.trim_start_matches('/'));

@@ -38,7 +38,8 @@ pub(super) fn start(layout: &Layout, parts: &Parts, binaries: &Binaries) -> Resu
         }
     }
     let mut args: Vec<OsString> = settings.into_iter().flat_map(|(flag, value)| [flag.into(), value]).collect();
-    args.extend(["--client-cert-auth".into(), "--peer-client-cert-auth".into()]);
+    // Without its JSON gateway, which would call etcd with a serving certificate.
+    args.extend(["--client-cert-auth", "--peer-client-cert-auth", "--enable-grpc-gateway=false"].map(OsString::from));
     parts.ensure("etcd", "etcd", &program, args)?;
     Ok(())
 }

@@ -1,0 +1,67 @@
+//! Ending the node and taking its traces off the host.
+
+use std::fs;
+
+use anyhow::{Context, Result, bail};
+use xebec_host::{cgroup::Cgroup, mounts};
+
+use super::{DownArgs, Place, must_be_root, systemd};
+use crate::agent;
+
+/// Goes on after a failure and reports all of them.
+pub async fn run(args: DownArgs) -> Result<()> {
+    must_be_root("down")?;
+    let place = &args.place;
+    let mut failures = Vec::new();
+    let mut note = |what: &str, result: Result<()>| {
+        if let Err(error) = result {
+            failures.push(format!("{what}: {error:#}"));
+        }
+    };
+    note("parts", end_parts(place));
+    let mut cgroups = vec![place.parts()?.cgroup, place.parent()?.child("kubepods")];
+    // Shims stay in the cgroup of the containerd that started them.
+    cgroups.push(Cgroup::new("/system.slice/xebec-containerd.service")?);
+    for cgroup in &cgroups {
+        note("processes", cgroup.kill().map_err(Into::into));
+    }
+    place.containerd(&place.run_dir).remove_shim_sockets();
+    let dataplane = agent::dataplane_config(&place.agent_dir(), &place.run_dir, &place.pin_dir, &place.cgroup_parent);
+    match dataplane {
+        Ok(config) => xebec_dataplane::teardown(&config).await.into_iter().for_each(|error| note("dataplane", Err(error.into()))),
+        Err(error) => note("dataplane", Err(error)),
+    }
+    for dir in [&place.run_dir, &place.data_dir] {
+        note("mounts", mounts::unmount_below(dir).map_err(Into::into));
+    }
+    for cgroup in &cgroups {
+        note("cgroups", cgroup.remove().map_err(Into::into));
+    }
+    note("files", remove_dir(&place.run_dir));
+    if args.purge {
+        note("state", remove_dir(&place.data_dir));
+    }
+    if !failures.is_empty() {
+        bail!("not everything could be removed:\n  {}", failures.join("\n  "));
+    }
+    Ok(())
+}
+
+fn end_parts(place: &Place) -> Result<()> {
+    if place.uses_systemd() {
+        systemd::remove()?;
+    }
+    let parts = place.parts()?;
+    for part in ["agent", "server"] {
+        parts.end(part, "xebec")?;
+    }
+    Ok(())
+}
+
+fn remove_dir(dir: &std::path::Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("cannot remove {}", dir.display())),
+    }
+}

@@ -1,0 +1,99 @@
+//! `xebec up` and `xebec down`: this host as a cluster of one node, on its own network.
+
+mod down;
+mod systemd;
+mod up;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+pub use down::run as down;
+pub use up::run as up;
+use xebec_host::{cgroup::Cgroup, containerd::Containerd, parts::Parts};
+
+/// Where the node is on this host.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Place {
+    /// What survives `down`: objects, images, volumes, credentials.
+    #[arg(long, default_value = "/var/lib/xebec")]
+    data_dir: PathBuf,
+    /// What does not: sockets, process ids.
+    #[arg(long, default_value = "/run/xebec")]
+    run_dir: PathBuf,
+    /// Directory in a BPF file system for programs, maps and links.
+    #[arg(long, default_value = "/sys/fs/bpf/xebec")]
+    pin_dir: PathBuf,
+    /// cgroup above the pods; every process in it reaches Services.
+    #[arg(long, default_value = "/")]
+    cgroup_parent: String,
+    /// Run the parts as background processes even where systemd could keep them.
+    #[arg(long)]
+    no_systemd: bool,
+}
+
+/// Up: what to start.
+#[derive(Debug, clap::Args)]
+pub struct UpArgs {
+    #[command(flatten)]
+    place: Place,
+    /// Name of the node; the host's name by default.
+    #[arg(long)]
+    node_name: Option<String>,
+    /// The node's address; that of the default route by default.
+    #[arg(long)]
+    node_ip: Option<std::net::IpAddr>,
+    /// Go on although `xebec check` names something that this host lacks.
+    #[arg(long)]
+    force: bool,
+}
+
+/// Down: what to remove.
+#[derive(Debug, clap::Args)]
+pub struct DownArgs {
+    #[command(flatten)]
+    place: Place,
+    /// Remove the state as well.
+    #[arg(long)]
+    purge: bool,
+}
+
+/// The node's own processes, where systemd does not keep them. Apart from the pods, which lie below `kubepods`.
+const SYSTEM: &str = "xebec-system";
+
+impl Place {
+    fn server_dir(&self) -> PathBuf {
+        self.data_dir.join("server")
+    }
+
+    fn agent_dir(&self) -> PathBuf {
+        self.data_dir.join("agent")
+    }
+
+    fn node_kubeconfig(&self) -> PathBuf {
+        self.agent_dir().join("pki/kubeconfig")
+    }
+
+    fn containerd(&self, bin_dir: &Path) -> Containerd {
+        crate::containerd::settings(&self.data_dir.join("containerd"), &self.run_dir, bin_dir)
+    }
+
+    fn parent(&self) -> Result<Cgroup> {
+        Ok(Cgroup::new(&self.cgroup_parent)?)
+    }
+
+    fn parts(&self) -> Result<Parts> {
+        let cgroup = self.parent()?.child(SYSTEM);
+        Ok(Parts { run_dir: self.run_dir.clone(), logs: self.data_dir.join("logs"), cgroup, netns: None })
+    }
+
+    fn uses_systemd(&self) -> bool {
+        !self.no_systemd && Path::new("/run/systemd/system").is_dir()
+    }
+}
+
+fn must_be_root(what: &str) -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("`xebec {what}` must run as root");
+    }
+    Ok(())
+}

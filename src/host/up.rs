@@ -1,0 +1,121 @@
+//! Starting the node's parts in order: each needs a file of the one before.
+
+use std::{
+    fs,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use super::{
+    Place, UpArgs, must_be_root,
+    systemd::{self, CommandLines},
+};
+use crate::{address, agent, check, containerd, image, kubeconfig, status};
+
+/// How long the first start may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Brings the node up and waits until it is Ready.
+pub async fn run(args: UpArgs) -> Result<()> {
+    must_be_root("up")?;
+    let place = &args.place;
+    let node_ip = match args.node_ip {
+        Some(address) => address,
+        None => address::of_default_route()?,
+    };
+    let node_name = match args.node_name {
+        Some(name) => name,
+        None => agent::host_name()?,
+    };
+    let bin_dir = containerd::own_dir()?;
+    if !bin_dir.join("xebec-cni").is_file() {
+        bail!("xebec-cni is not beside this program in {}; put it there", bin_dir.display());
+    }
+    let admin = place.server_dir().join("admin.kubeconfig");
+    // Ports in use are no lack when it is us who use them.
+    let lacks = if admin.exists() { 0 } else { check::lacks() };
+    if lacks > 0 && !args.force {
+        bail!("this host lacks {lacks} thing{}: see `xebec check`; --force goes on all the same", if lacks == 1 { "" } else { "s" });
+    }
+    for (dir, mode) in [(&place.data_dir, 0o755), (&place.data_dir.join("logs"), 0o755), (&place.run_dir, 0o700), (&place.agent_dir(), 0o700)] {
+        fs::DirBuilder::new().recursive(true).mode(mode).create(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    }
+    let lines = command_lines(place, &node_name, &node_ip.to_string(), &bin_dir);
+    let starter = Starter::new(place, &lines)?;
+    starter.start("containerd", &lines.containerd)?;
+    starter.start("server", &lines.server)?;
+    wait_for("the server", &admin)?;
+    if !place.node_kubeconfig().exists() {
+        let url = format!("https://{}", std::net::SocketAddr::new(node_ip, 6443));
+        kubeconfig::node(&place.server_dir(), &url, &place.node_kubeconfig(), &node_name, &[node_ip])?;
+    }
+    starter.start("agent", &lines.agent)?;
+    if starter.parts.is_some() {
+        image::import_pause(&place.containerd(&bin_dir).socket())?;
+    }
+    status::wait_ready(&status::Cluster { kubeconfig: admin.clone() }, PATIENCE).await?;
+    println!("node {node_name} is Ready\nkubeconfig  {}", admin.display());
+    Ok(())
+}
+
+/// How parts are started here.
+struct Starter {
+    /// `None`: systemd does it.
+    parts: Option<xebec_host::parts::Parts>,
+    program: PathBuf,
+}
+
+impl Starter {
+    fn new(place: &Place, lines: &CommandLines) -> Result<Starter> {
+        let program = std::env::current_exe().context("cannot find this program's own file")?;
+        if place.uses_systemd() {
+            systemd::install(&program, lines)?;
+            return Ok(Starter { parts: None, program });
+        }
+        let parts = place.parts()?;
+        parts.cgroup.create()?;
+        Ok(Starter { parts: Some(parts), program })
+    }
+
+    fn start(&self, part: &str, line: &[String]) -> Result<()> {
+        match &self.parts {
+            None => systemd::enable(part),
+            Some(parts) => {
+                let shown = if part == "containerd" { "containerd" } else { "xebec" };
+                parts.ensure(part, shown, &self.program, line.iter().map(Into::into).collect())?;
+                Ok(())
+            }
+        }
+    }
+}
+
+fn command_lines(place: &Place, node_name: &str, node_ip: &str, bin_dir: &Path) -> CommandLines {
+    let line = |words: &[&str], flags: &[(&str, &Path)]| {
+        let words = words.iter().map(|word| (*word).to_owned());
+        words.chain(flags.iter().flat_map(|(flag, path)| [(*flag).to_owned(), path.display().to_string()])).collect::<Vec<_>>()
+    };
+    let runtime = place.containerd(bin_dir);
+    CommandLines {
+        server: line(&["server", "--advertise-address", node_ip], &[("--data-dir", &place.server_dir())]),
+        containerd: line(&["containerd"], &[("--root", &runtime.root), ("--run-dir", &place.run_dir), ("--cni-bin-dir", bin_dir)]),
+        import: line(&["image", "import-pause"], &[("--containerd", &runtime.socket())]),
+        agent: line(
+            &["agent", "--node-name", node_name, "--node-ip", node_ip, "--cgroup-parent", &place.cgroup_parent],
+            &[("--data-dir", &place.agent_dir()), ("--run-dir", &place.run_dir), ("--pin-dir", &place.pin_dir)],
+        ),
+    }
+}
+
+fn wait_for(what: &str, file: &Path) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !file.exists() {
+        if Instant::now() > deadline {
+            bail!("{what} did not make {}; see its log", file.display());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
