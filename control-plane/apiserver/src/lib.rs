@@ -16,7 +16,6 @@ pub mod http;
 pub mod kubeconfig;
 mod metrics;
 pub mod objects;
-mod protobuf;
 pub mod pki;
 pub mod proxy;
 mod registry;

@@ -2,17 +2,14 @@
 
 use bytes::Bytes;
 use xebec_api::{
-    Document,
+    Document, protobuf,
     resource::Resource,
     schema::{self, FieldValidation},
     status::{self, ApiError},
 };
 
 use super::body_type;
-use crate::{
-    http::{Body, BodyError, collect},
-    protobuf,
-};
+use crate::http::{Body, BodyError, collect};
 
 /// Largest body of a write, as upstream.
 pub(crate) const MAX_BODY: usize = 3 * 1024 * 1024;
