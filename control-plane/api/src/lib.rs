@@ -16,7 +16,7 @@ pub mod selector;
 pub mod status;
 pub mod table;
 pub mod validate;
-mod value;
+pub mod value;
 
 /// A decoded API object. The stored form is its compact JSON.
 pub type Document = serde_json::Value;

@@ -133,15 +133,16 @@ impl Extensions {
     /// # Errors
     /// When the key of service-account tokens cannot be used.
     pub fn built_in(parts: &Parts) -> crate::Result<Extensions> {
-        use crate::{allocator::ServiceAllocator, authz::Chain, objects::Objects, tokens};
-        let Parts { config, pki, hub, .. } = parts;
+        use crate::{admission::BuiltIn, allocator::ServiceAllocator, authz::Chain, objects::Objects, tokens};
+        let Parts { config, pki, hub, store } = parts;
         let key = (&pki.service_account_key, &pki.service_account_public);
         let issuer = Arc::new(tokens::Issuer::new(&config.service_account_issuer, key.0, key.1)?);
         let services = hub.list("services/specs", "");
+        let authorizer = Arc::new(Chain::new(hub.clone()));
         Ok(Extensions {
-            authorizer: Arc::new(Chain::new(hub.clone())),
+            admission: Arc::new(BuiltIn::new(hub.clone(), store.clone(), authorizer.clone())),
+            authorizer,
             tokens: Arc::new(tokens::Tokens::new(issuer, hub.clone())),
-            admission: Arc::new(AdmitAll),
             allocator: Arc::new(ServiceAllocator::new(&config.service_cidrs, config.node_ports, &services)),
         })
     }

@@ -1,6 +1,7 @@
 //! The API server: HTTPS, authentication, authorization, admission, the generic registry over the store, the watch
 //! cache, discovery, OpenAPI, and the proxy to nodes. kube-apiserver's observable behaviour is the specification.
 
+pub mod admission;
 pub mod allocator;
 pub mod auth;
 pub mod authz;

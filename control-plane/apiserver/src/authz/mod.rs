@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::auth::{Attributes, Authorizer, Decision, MASTERS, UserInfo};
 use crate::objects::Objects;
 
+pub(crate) use node::node_name;
 pub use rbac::{Rbac, Rule};
 
 /// The authorizers of the server, in order.

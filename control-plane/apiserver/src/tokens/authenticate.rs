@@ -160,7 +160,13 @@ impl TokenAuthenticator for Tokens {
         self.bootstrap(token, now).transpose()
     }
 
-    async fn issue(&self, account: &Document, request: Document, _user: &UserInfo) -> Result<Document, ApiError> {
+    async fn issue(&self, account: &Document, request: Document, user: &UserInfo) -> Result<Document, ApiError> {
+        if let Some(node) = crate::authz::node_name(user) {
+            let namespace = xebec_api::meta::namespace(account);
+            crate::admission::node_restriction::token(&*self.objects, namespace, &request, node).map_err(|why| {
+                xebec_api::status::forbidden_named("", "serviceaccounts", xebec_api::meta::name(account), &why)
+            })?;
+        }
         super::issue(&*self.objects, &self.issuer, account, request, Utc::now())
     }
 
