@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use xebec_api::{
-    discovery,
+    discovery, openapi,
     status::{self, ApiError},
 };
 
@@ -55,6 +55,35 @@ pub(crate) fn discovery_response(core: &Core, path: &str, headers: &HeaderMap) -
         response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
     }
     Ok(with_etag(headers, response, &etag))
+}
+
+/// Answers `/openapi/v2`, `/openapi/v3` and the documents of group versions below it. JSON only: clients that know
+/// version 3, kubectl since 1.27, read JSON; the older protobuf form of version 2 is refused (406).
+pub(crate) fn openapi_response(core: &Core, path: &str, headers: &HeaderMap) -> Result<Response, ApiError> {
+    let table = core.rows.table();
+    let parts: Vec<&str> = path.trim_matches('/').split('/').skip(1).collect();
+    let protobuf_only = headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .map(|range| range.split(';').next().unwrap_or_default().trim())
+        .all(|media| media.ends_with("+protobuf"));
+    if protobuf_only && headers.contains_key(header::ACCEPT) {
+        return Err(status::not_acceptable(&["application/json"]));
+    }
+    let (bytes, etag) = core.documents.get(table.generation, path, || {
+        let refs = table.refs();
+        let doc = match parts.as_slice() {
+            ["v2"] => Some(openapi::v2(&refs)),
+            ["v3"] => Some(openapi::v3_index(&refs)),
+            ["v3", "api", version] => openapi::v3_group(&refs, "", version),
+            ["v3", "apis", group, version] => openapi::v3_group(&refs, group, version),
+            _ => None,
+        };
+        doc.map(|doc| respond::encode(Format::Json, &doc)).ok_or_else(status::no_such_path)
+    })?;
+    Ok(with_etag(headers, respond::bytes(StatusCode::OK, Format::Json, bytes), &etag))
 }
 
 /// Whether the first acceptable type is the aggregated list (client-go offers v2 and v2beta1 before plain JSON).

@@ -43,6 +43,7 @@ pub(super) async fn answer(core: Arc<Core>, info: RequestInfo, method: Method, h
         _ if path == "/api" || path == "/apis" || path.starts_with("/api/") || path.starts_with("/apis/") => {
             documents::discovery_response(core, path, headers)
         }
+        _ if path.starts_with("/openapi/") => documents::openapi_response(core, path, headers),
         _ => {
             let path = path.trim_start_matches('/');
             let (group, check) = path.split_once('/').unwrap_or((path, ""));
