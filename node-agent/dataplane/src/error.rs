@@ -15,9 +15,49 @@ pub enum Error {
         /// Why not.
         source: std::io::Error,
     },
+    /// The object, a program or a map is not usable.
+    #[error("cannot load {what}: {reason} (is the kernel 6.6 or later, with BTF, and does this process have CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN?)")]
+    Load {
+        /// Which part.
+        what: String,
+        /// The kernel's or the library's word.
+        reason: String,
+    },
+    /// A program could not be attached.
+    #[error("cannot attach {program} to {to}: {reason}")]
+    Attach {
+        /// Its name.
+        program: String,
+        /// Cgroup directory or device.
+        to: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A map could not be read or written.
+    #[error("cannot {what}: {reason}")]
+    Map {
+        /// What was tried.
+        what: String,
+        /// Why not; a full map says "Argument list too long" (E2BIG) or "No space left on device".
+        reason: String,
+    },
+    /// Devices, addresses or routes could not be read or changed.
+    #[error("netlink: cannot {what}: {source}")]
+    Netlink {
+        /// What was tried.
+        what: String,
+        /// Why not.
+        source: std::io::Error,
+    },
 }
 
 impl Error {
+    /// For `map_err`: names what was asked of netlink.
+    pub fn netlink(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
+        let what = what.into();
+        move |source| Error::Netlink { what, source }
+    }
+
     /// For `map_err`: names the step and the path.
     pub fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.into();

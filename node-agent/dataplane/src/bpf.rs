@@ -1,0 +1,7 @@
+//! Programs, maps and links in the kernel.
+
+pub mod gc;
+pub mod links;
+pub mod loader;
+pub mod maps;
+pub mod mount;

@@ -1,0 +1,200 @@
+//! Loads the embedded object on top of what is pinned, and attaches its programs.
+
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use aya::programs::tc::{SchedClassifier, TcAttachType};
+use aya::programs::{CgroupSockAddr, Program};
+use aya::util::KernelVersion;
+use aya::{Ebpf, EbpfLoader};
+use xebec_ebpf_abi::{Config as Layout, global, prog};
+
+use super::links;
+use super::maps::Maps;
+use crate::Error;
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../ebpf/prebuilt/xebec.bpf.o");
+
+/// Places of the pins of a node.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    /// Below `pin_dir`.
+    pub fn new(pin_dir: &Path) -> Pins {
+        Pins { root: pin_dir.to_owned() }
+    }
+
+    /// Maps have a directory for each layout: programs of another layout never meet them.
+    pub fn maps(&self) -> PathBuf {
+        self.root.join(format!("maps-v{}", Layout::LAYOUT))
+    }
+
+    /// Links are of no layout: an upgrade hands them to the new programs.
+    pub fn links(&self) -> PathBuf {
+        self.root.join("links")
+    }
+
+    fn link(&self, name: &str) -> PathBuf {
+        self.links().join(name)
+    }
+
+    /// Map directories of other layouts, to be removed once nothing runs on them.
+    pub fn other_maps(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(&self.root).into_iter().flatten().flatten().map(|e| e.path());
+        entries.filter(|p| *p != self.maps() && p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("maps-v"))).collect()
+    }
+}
+
+/// The loaded programs. Dropping it detaches nothing: links are pinned.
+pub struct Programs {
+    ebpf: Ebpf,
+    pins: Pins,
+}
+
+/// The side of a device a classifier sits on, and its program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// Packets leaving a pod.
+    FromPod,
+    /// Packets to a pod.
+    ToPod,
+    /// Packets from other machines.
+    FromUplink,
+    /// Packets to other machines.
+    ToUplink,
+}
+
+impl Hook {
+    /// Both of a pod's device.
+    pub const POD: [Hook; 2] = [Hook::FromPod, Hook::ToPod];
+    /// Both of an uplink.
+    pub const UPLINK: [Hook; 2] = [Hook::FromUplink, Hook::ToUplink];
+
+    fn program(self) -> &'static str {
+        match self {
+            Hook::FromPod => prog::FROM_POD,
+            Hook::ToPod => prog::TO_POD,
+            Hook::FromUplink => prog::FROM_UPLINK,
+            Hook::ToUplink => prog::TO_UPLINK,
+        }
+    }
+
+    fn side(self) -> TcAttachType {
+        match self {
+            Hook::FromPod | Hook::FromUplink => TcAttachType::Ingress,
+            Hook::ToPod | Hook::ToUplink => TcAttachType::Egress,
+        }
+    }
+
+    fn pin(self, device: &str) -> String {
+        // bpffs refuses names with dots.
+        format!("{}-{}", device.replace('.', "_"), self.program())
+    }
+}
+
+impl Programs {
+    /// Loads the object: maps that are pinned are used again with all they hold, others are made and pinned.
+    pub fn load(pins: Pins) -> Result<(Programs, Maps), Error> {
+        for dir in [pins.maps(), pins.links()] {
+            std::fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
+        }
+        let mut loader = EbpfLoader::new();
+        loader.default_map_pin_directory(pins.maps());
+        // bpf_set_retval came with 5.18.
+        if KernelVersion::current().is_ok_and(|v| v < KernelVersion::new(5, 18, 0)) {
+            loader.override_global(global::SET_RETVAL, &0u32, false);
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(|e| Error::Load { what: "the BPF object".into(), reason: chain(&e) })?;
+        for (name, program) in ebpf.programs_mut() {
+            let loaded = match program {
+                Program::CgroupSockAddr(p) => p.load(),
+                Program::SchedClassifier(p) => p.load(),
+                _ => continue,
+            };
+            loaded.map_err(|e| Error::Load { what: format!("program {name}"), reason: chain(&e) })?;
+        }
+        let maps = Maps::take(&mut ebpf)?;
+        Ok((Programs { ebpf, pins }, maps))
+    }
+
+    /// Attaches every socket hook to the cgroup directory.
+    pub fn attach_sockets(&mut self, cgroup: &Path) -> Result<(), Error> {
+        for name in prog::SOCKET {
+            let pin = self.pins.link(name);
+            let program: &mut CgroupSockAddr = self.program(name)?;
+            links::attach_cgroup(program, cgroup, &pin)
+                .map_err(|e| Error::Attach { program: (*name).into(), to: cgroup.display().to_string(), reason: chain(&e) })?;
+        }
+        Ok(())
+    }
+
+    /// Attaches the programs of these hooks to a device.
+    pub fn attach_device(&mut self, device: (&str, u32), hooks: [Hook; 2]) -> Result<(), Error> {
+        for hook in hooks {
+            let pin = self.pins.link(&hook.pin(device.0));
+            let program: &mut SchedClassifier = self.program(hook.program())?;
+            links::attach_tc(program, device, hook.side(), &pin)
+                .map_err(|e| Error::Attach { program: hook.program().into(), to: device.0.into(), reason: chain(&e) })?;
+        }
+        Ok(())
+    }
+
+    /// Whether both hooks are attached to the device.
+    pub fn is_attached(&self, device: (&str, u32), hooks: [Hook; 2]) -> bool {
+        hooks.iter().all(|h| links::is_attached(&self.pins.link(&h.pin(device.0)), links::Target::Device(device.1)))
+    }
+
+    /// Removes the pins of a device's links, which detaches the programs.
+    pub fn detach_device(&self, device: &str, hooks: [Hook; 2]) -> Result<(), Error> {
+        hooks.iter().try_for_each(|hook| crate::file::remove(&self.pins.link(&hook.pin(device))))
+    }
+
+    /// Devices that have a pinned link of one of these hooks.
+    pub fn attached_devices(&self, hooks: [Hook; 2]) -> Vec<String> {
+        let names = std::fs::read_dir(self.pins.links()).into_iter().flatten().flatten();
+        let names: Vec<String> = names.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+        let of = |hook: Hook| names.iter().filter_map(move |n| n.strip_suffix(&format!("-{}", hook.program())).map(str::to_owned));
+        let mut found: Vec<String> = hooks.into_iter().flat_map(of).collect();
+        found.sort();
+        found.dedup();
+        found
+    }
+
+    fn program<'a, P>(&'a mut self, name: &str) -> Result<&'a mut P, Error>
+    where
+        &'a mut P: TryFrom<&'a mut Program>,
+    {
+        let missing = || Error::Load { what: format!("program {name}"), reason: "the embedded object has none of that name and type".into() };
+        self.ebpf.program_mut(name).and_then(|p| p.try_into().ok()).ok_or_else(missing)
+    }
+}
+
+/// An error with its causes: aya keeps the kernel's word in the source.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let more = cause.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// `SO_NETNS_COOKIE` of the calling thread's network namespace.
+pub fn netns_cookie() -> std::io::Result<u64> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").or_else(|_| std::net::UdpSocket::bind("[::1]:0"))?;
+    let (mut cookie, mut len) = (0u64, size_of::<u64>() as libc::socklen_t);
+    // SAFETY: the kernel writes at most `len` bytes to a live u64; the descriptor is open.
+    let code = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, std::ptr::from_mut(&mut cookie).cast(), &mut len)
+    };
+    if code < 0 { Err(std::io::Error::last_os_error()) } else { Ok(cookie) }
+}
+

@@ -1,0 +1,188 @@
+//! Typed handles of the pinned maps: reading all they hold, writing one entry.
+
+use std::collections::BTreeMap;
+
+use aya::Ebpf;
+use aya::Pod;
+use aya::maps::lpm_trie::{Key as LpmKey, LpmTrie};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use xebec_ebpf_abi as abi;
+use xebec_ebpf_abi::{
+    Addr, Backend, BackendSet, DropCount, Endpoint, Flow, FlowKey, Frontend, FrontendKey, MemberKey, Nat, NodeAddr,
+    PolicyKey, PolicyVerdict, Remote, SlotKey, SourceRangeKey, Tuple, Uplink,
+};
+
+use super::loader::chain;
+use crate::Error;
+use crate::compile::state::{Contents, Op};
+
+type Hash<K, V> = HashMap<MapData, K, V>;
+type Trie<K, V> = LpmTrie<MapData, K, V>;
+
+/// The maps user space writes or reads.
+pub struct Maps {
+    frontends: Hash<FrontendKey, Frontend>,
+    sets: Hash<u32, BackendSet>,
+    slots: Hash<SlotKey, u32>,
+    members: Hash<MemberKey, u32>,
+    backends: Hash<u32, Backend>,
+    source_ranges: Trie<SourceRangeKey, u32>,
+    node_addrs: Hash<Addr, NodeAddr>,
+    endpoints: Hash<Addr, Endpoint>,
+    ipcache: Trie<Addr, Remote>,
+    policy: Trie<PolicyKey, PolicyVerdict>,
+    uplinks: Hash<u32, Uplink>,
+    no_masquerade: Trie<Addr, u32>,
+    /// Conntrack of endpoints.
+    pub flows: Hash<FlowKey, Flow>,
+    /// Translations.
+    pub nat: Hash<Tuple, Nat>,
+    config: Array<MapData, abi::Config>,
+    drops: PerCpuArray<MapData, DropCount>,
+    forwards: PerCpuArray<MapData, DropCount>,
+    places: BTreeMap<String, u64>,
+}
+
+fn take<T>(ebpf: &mut Ebpf, name: &str) -> Result<T, Error>
+where
+    T: TryFrom<Map, Error = MapError>,
+{
+    let fail = |reason| Error::Load { what: format!("map {name}"), reason };
+    let map = ebpf.take_map(name).ok_or_else(|| fail("the embedded object has none of that name".into()))?;
+    T::try_from(map).map_err(|e| fail(chain(&e)))
+}
+
+impl Maps {
+    /// Takes the maps out of a loaded object.
+    pub fn take(ebpf: &mut Ebpf) -> Result<Maps, Error> {
+        use abi::map;
+        let data = |map: &Map| match map {
+            Map::Array(m) | Map::HashMap(m) | Map::LpmTrie(m) | Map::LruHashMap(m) | Map::PerCpuArray(m) => m.info().ok(),
+            _ => None,
+        };
+        let places = ebpf.maps().filter_map(|(name, m)| Some((name.to_owned(), u64::from(data(m)?.max_entries())))).collect();
+        Ok(Maps {
+            places,
+            frontends: take(ebpf, map::FRONTENDS)?,
+            sets: take(ebpf, map::BACKEND_SETS)?,
+            slots: take(ebpf, map::BACKEND_SLOTS)?,
+            members: take(ebpf, map::SET_MEMBERS)?,
+            backends: take(ebpf, map::BACKENDS)?,
+            source_ranges: take(ebpf, map::SOURCE_RANGES)?,
+            node_addrs: take(ebpf, map::NODE_ADDRS)?,
+            endpoints: take(ebpf, map::ENDPOINTS)?,
+            ipcache: take(ebpf, map::IPCACHE)?,
+            policy: take(ebpf, map::POLICY)?,
+            uplinks: take(ebpf, map::UPLINKS)?,
+            no_masquerade: take(ebpf, map::NO_MASQUERADE)?,
+            flows: take(ebpf, map::FLOWS)?,
+            nat: take(ebpf, map::NAT)?,
+            config: take(ebpf, map::CONFIG)?,
+            drops: take(ebpf, map::DROPS)?,
+            forwards: take(ebpf, map::FORWARDS)?,
+        })
+    }
+
+    /// Facts of the node; must be there before any program is attached.
+    pub fn configure(&mut self, config: abi::Config) -> Result<(), Error> {
+        let set = self.config.set(0, config, 0);
+        set.map_err(|e| Error::Map { what: "write CONFIG".into(), reason: chain(&e) })
+    }
+
+    /// How many entries a map can hold.
+    pub fn max_entries(&self, name: &str) -> u64 {
+        self.places.get(name).copied().unwrap_or(0)
+    }
+
+    /// Everything the maps hold.
+    pub fn read(&self) -> Result<Contents, Error> {
+        let mut found = Contents {
+            frontends: all("FRONTENDS", self.frontends.iter())?,
+            backends: all("BACKENDS", self.backends.iter())?,
+            source_ranges: prefixes("SOURCE_RANGES", &self.source_ranges)?,
+            node_addrs: all("NODE_ADDRS", self.node_addrs.iter())?,
+            endpoints: all("ENDPOINTS", self.endpoints.iter())?,
+            ipcache: prefixes("IPCACHE", &self.ipcache)?,
+            policy: prefixes("POLICY", &self.policy)?,
+            uplinks: all("UPLINKS", self.uplinks.iter())?,
+            no_masquerade: prefixes("NO_MASQUERADE", &self.no_masquerade)?,
+            ..Contents::default()
+        };
+        for (id, header) in all("BACKEND_SETS", self.sets.iter())? {
+            found.sets.entry(id).or_default().header = Some(header);
+        }
+        for (key, backend) in all("BACKEND_SLOTS", self.slots.iter())? {
+            found.sets.entry(key.set).or_default().slots.insert(key.slot, backend);
+        }
+        for (key, slot) in all("SET_MEMBERS", self.members.iter())? {
+            found.sets.entry(key.set).or_default().members.insert(key.backend, slot);
+        }
+        Ok(found)
+    }
+
+    /// One write. Deleting what is gone succeeds.
+    pub fn apply(&mut self, op: &Op) -> Result<(), Error> {
+        let (name, result) = match *op {
+            Op::Frontend(k, v) => ("FRONTENDS", write(&mut self.frontends, k, v)),
+            Op::Set(k, v) => ("BACKEND_SETS", write(&mut self.sets, k, v)),
+            Op::Slot(k, v) => ("BACKEND_SLOTS", write(&mut self.slots, k, v)),
+            Op::Member(k, v) => ("SET_MEMBERS", write(&mut self.members, k, v)),
+            Op::Backend(k, v) => ("BACKENDS", write(&mut self.backends, k, v)),
+            Op::SourceRange(k, v) => ("SOURCE_RANGES", write_prefix(&mut self.source_ranges, k, v)),
+            Op::NodeAddr(k, v) => ("NODE_ADDRS", write(&mut self.node_addrs, k, v)),
+            Op::Endpoint(k, v) => ("ENDPOINTS", write(&mut self.endpoints, k, v)),
+            Op::Ipcache(k, v) => ("IPCACHE", write_prefix(&mut self.ipcache, k, v)),
+            Op::Policy(k, v) => ("POLICY", write_prefix(&mut self.policy, k, v)),
+            Op::Uplink(k, v) => ("UPLINKS", write(&mut self.uplinks, k, v)),
+            Op::NoMasquerade(k, v) => ("NO_MASQUERADE", write_prefix(&mut self.no_masquerade, k, v)),
+        };
+        result.map_err(|e| Error::Map { what: format!("write {op:?} to {name}"), reason: chain(&e) })
+    }
+
+    /// Drops by reason, over all CPUs: packets and bytes.
+    pub fn drops(&self) -> Vec<DropCount> {
+        sum(&self.drops)
+    }
+
+    /// Passed packets by path, over all CPUs.
+    pub fn forwards(&self) -> Vec<DropCount> {
+        sum(&self.forwards)
+    }
+}
+
+fn sum(map: &PerCpuArray<MapData, DropCount>) -> Vec<DropCount> {
+    let zero = DropCount { packets: 0, bytes: 0 };
+    let add = |a: DropCount, b: &DropCount| DropCount { packets: a.packets + b.packets, bytes: a.bytes + b.bytes };
+    map.iter().map(|values| values.map_or(zero, |v| v.iter().fold(zero, add))).collect()
+}
+
+fn all<K: Ord, V>(name: &str, entries: impl Iterator<Item = Result<(K, V), MapError>>) -> Result<BTreeMap<K, V>, Error> {
+    entries.collect::<Result<_, _>>().map_err(|e| Error::Map { what: format!("read {name}"), reason: chain(&e) })
+}
+
+fn prefixes<K: Pod + Ord, V: Pod>(name: &str, map: &Trie<K, V>) -> Result<BTreeMap<(u32, K), V>, Error> {
+    all(name, map.iter().map(|e| e.map(|(k, v)| ((k.prefix_len(), k.data()), v))))
+}
+
+fn write<K: Pod, V: Pod>(map: &mut Hash<K, V>, key: K, value: Option<V>) -> Result<(), MapError> {
+    match value {
+        Some(value) => map.insert(key, value, 0),
+        None => gone(map.remove(&key)),
+    }
+}
+
+fn write_prefix<K: Pod, V: Pod>(map: &mut Trie<K, V>, key: (u32, K), value: Option<V>) -> Result<(), MapError> {
+    let key = LpmKey::new(key.0, key.1);
+    match value {
+        Some(value) => map.insert(&key, value, 0),
+        None => gone(map.remove(&key)),
+    }
+}
+
+fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,13 @@
+//! API objects to desired map contents: pure, no I/O. [`State`] takes objects and gives writes.
+
+pub mod expand;
+pub mod identity;
+pub mod input;
+pub mod policies;
+pub mod resolve;
+pub mod rules;
+pub mod selector;
+pub mod services;
+pub mod sets;
+pub mod state;
+

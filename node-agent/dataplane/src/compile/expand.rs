@@ -1,0 +1,242 @@
+//! One Service and its endpoints to the ports a proxy serves: pure, no numbers given out.
+//!
+//! The choice of endpoints follows kube-proxy 1.36 (`CategorizeEndpoints`, KEP-1669, KEP-2433, KEP-3015).
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use xebec_ebpf_abi::{Addr, Frontend, FrontendKey, Port};
+
+use super::input::{EndpointIn, HostPortIn, ServiceIn, ServicePortIn, SliceIn};
+
+/// What of the node the choice depends on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// Name of the Node object.
+    pub name: String,
+    /// Its `topology.kubernetes.io/zone`.
+    pub zone: Option<String>,
+    /// Addresses NodePorts are served on.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+/// An endpoint as a frontend's backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BackendKey {
+    /// Address of the endpoint.
+    pub addr: Addr,
+    /// Port at the endpoint.
+    pub port: Port,
+    /// The endpoint is on this node.
+    pub local: bool,
+}
+
+/// Which of a port's two backend sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Endpoints anywhere.
+    Cluster,
+    /// Endpoints of this node: a traffic policy is Local.
+    Local,
+}
+
+/// A backend set before it has a number.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SetSpec {
+    /// Its members.
+    pub backends: BTreeSet<BackendKey>,
+    /// There are endpoints, but none here: connections get no answer rather than a refusal.
+    pub drop_when_empty: bool,
+}
+
+/// Where a port is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FrontendSpec {
+    /// Address, port, protocol.
+    pub key: FrontendKey,
+    /// Set for clients inside the cluster.
+    pub internal: Role,
+    /// Set for packets from outside.
+    pub external: Role,
+    /// Bits of [`Frontend`], affinity excepted.
+    pub flags: u32,
+}
+
+/// One port of a Service in one address family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortSpec {
+    /// Names the port within its owner: name, protocol, number, IPv4?
+    pub id: (String, u8, u16, bool),
+    /// Endpoints anywhere.
+    pub cluster: SetSpec,
+    /// Endpoints of this node, if a frontend uses them.
+    pub local: Option<SetSpec>,
+    /// Where it is reached.
+    pub frontends: Vec<FrontendSpec>,
+    /// Seconds a client stays with its backend.
+    pub affinity: Option<u32>,
+    /// Sources allowed at frontends with [`Frontend::SOURCE_RANGES`].
+    pub source_ranges: Vec<IpNet>,
+}
+
+/// An address in map form; IPv4-mapped IPv6 becomes IPv4.
+pub fn addr(ip: IpAddr) -> Addr {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => Addr::v4(ip.octets()),
+        IpAddr::V6(ip) => Addr::v6(ip.octets()),
+    }
+}
+
+/// Expands a Service over all its EndpointSlices.
+pub fn service<'a>(
+    service: &ServiceIn,
+    slices: impl Iterator<Item = &'a SliceIn> + Clone,
+    node: &NodeFacts,
+) -> Vec<PortSpec> {
+    let mut specs = Vec::new();
+    let primary_v4 = service.cluster_ips.first().is_some_and(IpAddr::is_ipv4);
+    for port in &service.ports {
+        for v4 in [true, false] {
+            if service.cluster_ips.iter().any(|ip| ip.is_ipv4() == v4) {
+                specs.push(port_spec(service, port, v4, v4 == primary_v4, slices.clone(), node));
+            }
+        }
+    }
+    specs
+}
+
+fn port_spec<'a>(
+    service: &ServiceIn,
+    port: &ServicePortIn,
+    v4: bool,
+    primary: bool,
+    slices: impl Iterator<Item = &'a SliceIn>,
+    node: &NodeFacts,
+) -> PortSpec {
+    let mut endpoints: Vec<(&EndpointIn, u16)> = Vec::new();
+    for slice in slices {
+        let number = slice.ports.iter().find(|(name, proto, _)| *name == port.name && *proto == port.proto);
+        let Some((_, _, number)) = number else { continue };
+        endpoints.extend(slice.endpoints.iter().filter(|e| e.address.is_ipv4() == v4).map(|e| (e, *number)));
+    }
+    let externally_reached =
+        port.node_port.is_some() || !service.external_ips.is_empty() || !service.load_balancer_ips.is_empty();
+    let uses_local = service.internal_local || (service.external_local && externally_reached);
+    let (cluster, local) = choose(&endpoints, node, uses_local);
+
+    let number = Port::new(port.port);
+    let internal_role = if service.internal_local { Role::Local } else { Role::Cluster };
+    let external_role = if service.external_local { Role::Local } else { Role::Cluster };
+    let mut frontends = Vec::new();
+    let of_family = |list: &[IpAddr]| -> Vec<IpAddr> { list.iter().filter(|ip| ip.is_ipv4() == v4).copied().collect() };
+    for ip in of_family(&service.cluster_ips) {
+        let key = FrontendKey::new(addr(ip), number, port.proto);
+        frontends.push(FrontendSpec { key, internal: internal_role, external: internal_role, flags: 0 });
+    }
+    let mut outside = |key, flags| {
+        let flags = Frontend::EXTERNAL | flags;
+        frontends.push(FrontendSpec { key, internal: Role::Cluster, external: external_role, flags });
+    };
+    for ip in of_family(&service.external_ips) {
+        outside(FrontendKey::new(addr(ip), number, port.proto), 0);
+    }
+    let ranges = if service.source_ranges.is_empty() { 0 } else { Frontend::SOURCE_RANGES };
+    for ip in of_family(&service.load_balancer_ips) {
+        outside(FrontendKey::new(addr(ip), number, port.proto), ranges);
+    }
+    if let Some(node_port) = port.node_port.map(Port::new) {
+        if primary {
+            outside(FrontendKey::node_port(node_port, port.proto), 0);
+        } else {
+            // The entry for every address serves the primary family; the other one is named address by address.
+            for ip in node.addresses.iter().filter(|ip| ip.is_ipv4() == v4) {
+                outside(FrontendKey::new(addr(*ip), node_port, port.proto), 0);
+            }
+        }
+    }
+    PortSpec {
+        id: (port.name.clone(), port.proto, port.port, v4),
+        cluster,
+        local: uses_local.then_some(local),
+        frontends,
+        affinity: service.affinity,
+        source_ranges: service.source_ranges.iter().filter(|r| r.addr().is_ipv4() == v4).copied().collect(),
+    }
+}
+
+/// The cluster-wide set and that of this node.
+fn choose(endpoints: &[(&EndpointIn, u16)], node: &NodeFacts, uses_local: bool) -> (SetSpec, SetSpec) {
+    let is_local = |e: &EndpointIn| e.node.as_deref() == Some(node.name.as_str());
+    let key = |(e, port): &(&EndpointIn, u16)| BackendKey { addr: addr(e.address), port: Port::new(*port), local: is_local(e) };
+    // Ready ones, else those that still serve while they end (KEP-1669).
+    let ending = |e: &EndpointIn| e.serving && e.terminating;
+    let topology = topology(endpoints, node);
+    let pick = |of: &dyn Fn(&EndpointIn) -> bool, ready_if: &dyn Fn(&EndpointIn) -> bool| -> BTreeSet<BackendKey> {
+        let ready: BTreeSet<_> = endpoints.iter().filter(|(e, _)| e.ready && of(e) && ready_if(e)).map(key).collect();
+        if !ready.is_empty() {
+            return ready;
+        }
+        endpoints.iter().filter(|(e, _)| ending(e) && of(e)).map(key).collect()
+    };
+    let cluster = pick(&|_| true, &|e| topology.admits(e, node));
+    if !uses_local {
+        return (SetSpec { backends: cluster, drop_when_empty: false }, SetSpec::default());
+    }
+    let local = pick(&is_local, &|_| true);
+    let any = !cluster.is_empty() || !local.is_empty();
+    (SetSpec { backends: cluster, drop_when_empty: false }, SetSpec { backends: local, drop_when_empty: any })
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Topology {
+    Any,
+    SameZone,
+    SameNode,
+}
+
+impl Topology {
+    fn admits(self, e: &EndpointIn, node: &NodeFacts) -> bool {
+        match self {
+            Topology::Any => true,
+            Topology::SameZone => node.zone.as_ref().is_some_and(|z| e.for_zones.contains(z)),
+            Topology::SameNode => e.for_nodes.contains(&node.name),
+        }
+    }
+}
+
+/// Hints count only when every ready endpoint has them and one is meant for this node.
+fn topology(endpoints: &[(&EndpointIn, u16)], node: &NodeFacts) -> Topology {
+    let ready = || endpoints.iter().map(|(e, _)| *e).filter(|e| e.ready);
+    let (mut all_nodes, mut all_zones) = (ready().next().is_some(), node.zone.is_some());
+    for e in ready() {
+        all_nodes &= !e.for_nodes.is_empty();
+        all_zones &= !e.for_zones.is_empty();
+    }
+    if all_nodes && ready().any(|e| Topology::SameNode.admits(e, node)) {
+        Topology::SameNode
+    } else if all_zones && ready().any(|e| Topology::SameZone.admits(e, node)) {
+        Topology::SameZone
+    } else {
+        Topology::Any
+    }
+}
+
+/// The `hostPort` of a local pod: a frontend with the pod as its only backend.
+pub fn host_port(port: &HostPortIn, pod_ips: &[IpAddr]) -> Option<PortSpec> {
+    let family = |ip: &&IpAddr| port.ip.is_none_or(|h| h.is_ipv4() == ip.is_ipv4());
+    let pod = pod_ips.iter().find(family)?;
+    let backend = BackendKey { addr: addr(*pod), port: Port::new(port.container_port), local: true };
+    let key = match port.ip {
+        Some(ip) => FrontendKey::new(addr(ip), Port::new(port.port), port.proto),
+        None => FrontendKey::node_port(Port::new(port.port), port.proto),
+    };
+    Some(PortSpec {
+        id: (port.ip.map(|ip| ip.to_string()).unwrap_or_default(), port.proto, port.port, pod.is_ipv4()),
+        cluster: SetSpec { backends: BTreeSet::from([backend]), drop_when_empty: false },
+        local: None,
+        frontends: vec![FrontendSpec { key, internal: Role::Cluster, external: Role::Cluster, flags: Frontend::EXTERNAL }],
+        affinity: None,
+        source_ranges: Vec::new(),
+    })
+}

@@ -1,0 +1,300 @@
+//! API objects cut down to what the dataplane reads. The reducers take what any API server may send and
+//! leave out what does not parse: validation is the API server's work.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use serde::{Deserialize, Serialize};
+use xebec_ebpf_abi::proto;
+
+/// Namespace and name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Key {
+    /// Empty for objects without a namespace.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+}
+
+impl Key {
+    /// The key of any object.
+    pub fn of<K: kube::Resource>(object: &K) -> Key {
+        let meta = object.meta();
+        Key { namespace: meta.namespace.clone().unwrap_or_default(), name: meta.name.clone().unwrap_or_default() }
+    }
+
+    /// From its parts.
+    pub fn new(namespace: &str, name: &str) -> Key {
+        Key { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.namespace.is_empty() { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
+    }
+}
+
+/// Labels of an object.
+pub type Labels = BTreeMap<String, String>;
+
+/// The protocol number of a protocol name as the API writes it; none means TCP.
+pub fn protocol(name: Option<&str>) -> Option<u8> {
+    match name.unwrap_or("TCP") {
+        "TCP" => Some(proto::TCP),
+        "UDP" => Some(proto::UDP),
+        "SCTP" => Some(proto::SCTP),
+        _ => None,
+    }
+}
+
+/// A port number of the API; 0 and what does not fit are none.
+pub fn port(number: i32) -> Option<u16> {
+    u16::try_from(number).ok().filter(|p| *p != 0)
+}
+
+fn ips(list: Option<&Vec<String>>) -> Vec<IpAddr> {
+    list.into_iter().flatten().filter_map(|ip| ip.parse().ok()).collect()
+}
+
+/// A Service that has addresses of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceIn {
+    pub cluster_ips: Vec<IpAddr>,
+    pub external_ips: Vec<IpAddr>,
+    pub load_balancer_ips: Vec<IpAddr>,
+    pub source_ranges: Vec<IpNet>,
+    pub ports: Vec<ServicePortIn>,
+    /// Seconds of sessionAffinity ClientIP.
+    pub affinity: Option<u32>,
+    pub internal_local: bool,
+    pub external_local: bool,
+}
+
+/// One port of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePortIn {
+    /// Empty for the only, unnamed port.
+    pub name: String,
+    pub proto: u8,
+    pub port: u16,
+    pub node_port: Option<u16>,
+}
+
+/// Reduces a Service; none for those a proxy leaves alone: headless, ExternalName, other proxies'.
+pub fn service(service: &Service) -> Option<ServiceIn> {
+    let labels = service.metadata.labels.as_ref();
+    if labels.is_some_and(|l| l.contains_key("service.kubernetes.io/service-proxy-name")) {
+        return None;
+    }
+    let spec = service.spec.as_ref()?;
+    let kind = spec.type_.as_deref().unwrap_or("ClusterIP");
+    if kind == "ExternalName" {
+        return None;
+    }
+    let single = spec.cluster_ip.iter().filter_map(|ip| ip.parse().ok()).collect();
+    let cluster_ips = match ips(spec.cluster_ips.as_ref()) {
+        list if list.is_empty() => single,
+        list => list,
+    };
+    // Headless ("None") and not yet allocated Services alike: there is nothing to translate.
+    if cluster_ips.is_empty() {
+        return None;
+    }
+    let external = matches!(kind, "NodePort" | "LoadBalancer");
+    let ports = spec.ports.iter().flatten().filter_map(|p| {
+        Some(ServicePortIn {
+            name: p.name.clone().unwrap_or_default(),
+            proto: protocol(p.protocol.as_deref())?,
+            port: port(p.port)?,
+            node_port: p.node_port.filter(|_| external).and_then(port),
+        })
+    });
+    let ingress = service.status.iter().flat_map(|s| &s.load_balancer).flat_map(|l| &l.ingress).flatten();
+    // ipMode Proxy (KEP-1860): packets shall pass the load balancer, so its address is not taken here.
+    let load_balancer_ips = ingress
+        .filter(|i| kind == "LoadBalancer" && i.ip_mode.as_deref() != Some("Proxy"))
+        .filter_map(|i| i.ip.as_ref()?.parse().ok())
+        .collect();
+    let affinity = match spec.session_affinity.as_deref() {
+        Some("ClientIP") => {
+            let config = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref());
+            let seconds = config.and_then(|c| c.timeout_seconds).unwrap_or(10800);
+            Some(u32::try_from(seconds).unwrap_or(10800))
+        }
+        _ => None,
+    };
+    Some(ServiceIn {
+        cluster_ips,
+        external_ips: ips(spec.external_ips.as_ref()),
+        load_balancer_ips,
+        source_ranges: spec
+            .load_balancer_source_ranges
+            .iter()
+            .flatten()
+            .filter(|_| kind == "LoadBalancer")
+            .filter_map(|r| r.trim().parse().ok())
+            .collect(),
+        ports: ports.collect(),
+        affinity,
+        internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
+        external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
+    })
+}
+
+/// An EndpointSlice of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SliceIn {
+    /// The Service it belongs to.
+    pub service: Key,
+    /// Name, protocol and number; a port without a number stands for all and is left out.
+    pub ports: Vec<(String, u8, u16)>,
+    pub endpoints: Vec<EndpointIn>,
+}
+
+/// One endpoint of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointIn {
+    pub address: IpAddr,
+    pub ready: bool,
+    pub serving: bool,
+    pub terminating: bool,
+    pub node: Option<String>,
+    pub for_zones: Vec<String>,
+    pub for_nodes: Vec<String>,
+}
+
+/// Reduces an EndpointSlice; none when it belongs to no Service or names hosts instead of addresses.
+pub fn slice(slice: &EndpointSlice) -> Option<SliceIn> {
+    let name = slice.metadata.labels.as_ref()?.get("kubernetes.io/service-name")?;
+    if !matches!(slice.address_type.as_str(), "IPv4" | "IPv6") {
+        return None;
+    }
+    let ports = slice.ports.iter().flatten().filter_map(|p| {
+        Some((p.name.clone().unwrap_or_default(), protocol(p.protocol.as_deref())?, port(p.port?)?))
+    });
+    let endpoints = slice.endpoints.iter().flatten().filter_map(|e| {
+        // Further addresses of an endpoint have no defined meaning; kube-proxy takes the first too.
+        let address = e.addresses.first()?.parse().ok()?;
+        let conditions = e.conditions.clone().unwrap_or_default();
+        let ready = conditions.ready.unwrap_or(true);
+        let hints = e.hints.clone().unwrap_or_default();
+        Some(EndpointIn {
+            address,
+            ready,
+            serving: conditions.serving.unwrap_or(ready),
+            terminating: conditions.terminating.unwrap_or(false),
+            node: e.node_name.clone(),
+            for_zones: hints.for_zones.into_iter().flatten().map(|z| z.name).collect(),
+            for_nodes: hints.for_nodes.into_iter().flatten().map(|n| n.name).collect(),
+        })
+    });
+    Some(SliceIn {
+        service: Key::new(slice.metadata.namespace.as_deref()?, name),
+        ports: ports.collect(),
+        endpoints: endpoints.collect(),
+    })
+}
+
+/// A pod as a policy subject or peer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodIn {
+    pub uid: String,
+    pub node: String,
+    pub labels: Labels,
+    /// Empty for pods that share the node's network or have ended.
+    pub ips: Vec<IpAddr>,
+    /// Named container ports: name and protocol to number.
+    pub named_ports: BTreeMap<String, (u8, u16)>,
+    /// Container ports that shall be reachable at the node's addresses.
+    pub host_ports: Vec<HostPortIn>,
+    pub host_network: bool,
+}
+
+/// A `hostPort` of a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostPortIn {
+    /// `hostIP` unless it names every address.
+    pub ip: Option<IpAddr>,
+    pub port: u16,
+    pub container_port: u16,
+    pub proto: u8,
+}
+
+/// Reduces a Pod.
+pub fn pod(pod: &Pod) -> PodIn {
+    let spec = pod.spec.as_ref();
+    let status = pod.status.as_ref();
+    let host_network = spec.and_then(|s| s.host_network).unwrap_or(false);
+    let ended = matches!(status.and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"));
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    if !host_network && !ended {
+        let list = status.and_then(|s| s.pod_ips.as_ref()).into_iter().flatten();
+        addresses.extend(list.filter_map(|ip| ip.ip.parse::<IpAddr>().ok()));
+        if addresses.is_empty() {
+            addresses.extend(status.and_then(|s| s.pod_ip.as_ref()).and_then(|ip| ip.parse::<IpAddr>().ok()));
+        }
+    }
+    let restartable = spec.iter().flat_map(|s| s.init_containers.iter().flatten());
+    let restartable = restartable.filter(|c| c.restart_policy.as_deref() == Some("Always"));
+    let containers = spec.iter().flat_map(|s| s.containers.iter()).chain(restartable);
+    let (mut named_ports, mut host_ports) = (BTreeMap::new(), Vec::new());
+    for p in containers.flat_map(|c| c.ports.iter().flatten()) {
+        let (Some(proto), Some(number)) = (protocol(p.protocol.as_deref()), port(p.container_port)) else { continue };
+        if let Some(name) = &p.name {
+            named_ports.entry(name.clone()).or_insert((proto, number));
+        }
+        if let Some(host) = p.host_port.and_then(port).filter(|_| !host_network) {
+            let ip = p.host_ip.as_ref().and_then(|ip| ip.parse::<IpAddr>().ok()).filter(|ip| !ip.is_unspecified());
+            host_ports.push(HostPortIn { ip, port: host, container_port: number, proto });
+        }
+    }
+    PodIn {
+        uid: pod.metadata.uid.clone().unwrap_or_default(),
+        node: spec.and_then(|s| s.node_name.clone()).unwrap_or_default(),
+        labels: pod.metadata.labels.clone().unwrap_or_default(),
+        ips: addresses,
+        named_ports,
+        host_ports,
+        host_network,
+    }
+}
+
+/// Labels of a Namespace. `kubernetes.io/metadata.name` is there even if the API server left it out.
+pub fn namespace(namespace: &Namespace) -> Labels {
+    let mut labels = namespace.metadata.labels.clone().unwrap_or_default();
+    if let Some(name) = &namespace.metadata.name {
+        labels.entry("kubernetes.io/metadata.name".into()).or_insert_with(|| name.clone());
+    }
+    labels
+}
+
+/// The node's own object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeIn {
+    pub zone: Option<String>,
+    pub pod_cidrs: Vec<IpNet>,
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+/// Reduces a Node.
+pub fn node(node: &Node) -> NodeIn {
+    let spec = node.spec.as_ref();
+    let mut pod_cidrs: Vec<IpNet> =
+        spec.and_then(|s| s.pod_cidrs.as_ref()).into_iter().flatten().filter_map(|c| c.parse().ok()).collect();
+    if pod_cidrs.is_empty() {
+        pod_cidrs.extend(spec.and_then(|s| s.pod_cidr.as_ref()).and_then(|c| c.parse::<IpNet>().ok()));
+    }
+    let addresses = node.status.iter().flat_map(|s| s.addresses.iter().flatten());
+    NodeIn {
+        zone: node.metadata.labels.as_ref().and_then(|l| l.get("topology.kubernetes.io/zone").cloned()),
+        pod_cidrs,
+        addresses: addresses
+            .filter(|a| matches!(a.type_.as_str(), "InternalIP" | "ExternalIP"))
+            .filter_map(|a| a.address.parse().ok())
+            .collect(),
+    }
+}

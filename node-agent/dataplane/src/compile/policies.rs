@@ -1,0 +1,444 @@
+//! Pods, namespaces and NetworkPolicies to identities and verdicts: keeps what was compiled of each object and
+//! recompiles what a change can reach.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use xebec_ebpf_abi::{Addr, Endpoint, PolicyKey, PolicyVerdict, Remote, identity};
+
+use super::expand::addr;
+use super::identity::{Blocks, Facts, Identities, PodFacts, host_net};
+use super::input::{Key, Labels, PodIn};
+use super::resolve::{self, Resolved};
+use super::rules::{Peer, Policy};
+use crate::table::Table;
+
+/// A pod of this node with a device, as CNI set it up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalEndpoint {
+    /// Node-local number, never 0.
+    pub id: u32,
+    /// Host side of its device.
+    pub ifindex: u32,
+    /// Hardware address of the pod's side.
+    pub pod_mac: [u8; 6],
+    /// Of the host's side.
+    pub host_mac: [u8; 6],
+    /// Its addresses.
+    pub ips: Vec<IpAddr>,
+    /// Namespace and name of the pod.
+    pub pod: Key,
+    /// The pod as last seen: policy stays in force while its object is gone and the device is not.
+    pub last_seen: PodIn,
+}
+
+/// The maps of pods and policies.
+#[derive(Default)]
+pub struct PolicyTables {
+    /// `ENDPOINTS`.
+    pub endpoints: Table<Addr, Endpoint>,
+    /// `IPCACHE` by prefix length and prefix.
+    pub ipcache: Table<(u32, Addr), Remote>,
+    /// `POLICY` by prefix length and key.
+    pub policy: Table<(u32, PolicyKey), PolicyVerdict>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Claim {
+    Endpoint(u32),
+    Pod(Key),
+}
+
+struct Local {
+    endpoint: LocalEndpoint,
+    epoch: u32,
+    entries: BTreeSet<(u32, PolicyKey)>,
+}
+
+/// Compiles what decides who may talk to whom.
+#[derive(Default)]
+pub struct Policies {
+    node_name: String,
+    node_addresses: BTreeSet<IpAddr>,
+    namespaces: BTreeMap<String, Labels>,
+    pods: BTreeMap<Key, PodIn>,
+    policies: BTreeMap<Key, Policy>,
+    locals: BTreeMap<u32, Local>,
+    claims: BTreeMap<IpAddr, BTreeSet<Claim>>,
+    blocks: Blocks,
+    identities: Identities,
+    entries: BTreeMap<IpNet, u32>,
+    resolved: BTreeMap<Key, Resolved>,
+    dirty_nets: BTreeSet<IpNet>,
+    dirty_policies: BTreeSet<Key>,
+    dirty_locals: BTreeSet<u32>,
+    /// Numbers found in the kernel are taken as hints until the first compilation.
+    hints: bool,
+    /// What the maps shall hold.
+    pub tables: PolicyTables,
+}
+
+impl Policies {
+    /// For a node.
+    pub fn new(node_name: &str) -> Policies {
+        Policies { node_name: node_name.to_owned(), ..Policies::default() }
+    }
+
+    /// After the actual side of the tables was loaded: numbers and epochs found there are kept.
+    pub fn adopt_loaded(&mut self) {
+        self.hints = true;
+        let found = self.tables.ipcache.have().values().map(|r| r.identity);
+        let named = self.tables.policy.have().keys().map(|(_, k)| k.identity());
+        self.identities.start_above(found.chain(named).max().unwrap_or(0));
+        for local in self.locals.values_mut() {
+            adopt_epoch(&self.tables, local);
+        }
+    }
+
+    /// The node's own addresses.
+    pub fn set_node_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
+        let changed: Vec<IpAddr> = self.node_addresses.symmetric_difference(&addresses).copied().collect();
+        self.node_addresses = addresses;
+        self.dirty_nets.extend(changed.into_iter().map(host_net));
+    }
+
+    /// Labels of a namespace; none when it is gone.
+    pub fn set_namespace(&mut self, name: &str, labels: Option<Labels>) {
+        if self.namespaces.get(name) == labels.as_ref() {
+            return;
+        }
+        match labels {
+            Some(labels) => self.namespaces.insert(name.to_owned(), labels),
+            None => self.namespaces.remove(name),
+        };
+        let asks = |p: &Policy| {
+            let rules = p.ingress.iter().chain(&p.egress).flatten();
+            rules.flat_map(|r| r.peers.iter().flatten()).any(|p| matches!(p, Peer::Pods { namespaces: Some(_), .. }))
+        };
+        self.dirty_policies.extend(self.policies.iter().filter(|(_, p)| asks(p)).map(|(k, _)| k.clone()));
+    }
+
+    /// A pod anywhere in the cluster; none when its object is gone.
+    pub fn set_pod(&mut self, key: Key, pod: Option<PodIn>) {
+        if self.pods.get(&key) == pod.as_ref() {
+            return;
+        }
+        // Addresses of pods here come from their devices, not from what a status may still say.
+        let claimed = |p: &PodIn, node: &str| if p.node == node { Vec::new() } else { p.ips.clone() };
+        let before = self.pods.get(&key).map(|p| claimed(p, &self.node_name)).unwrap_or_default();
+        let after = pod.as_ref().map(|p| claimed(p, &self.node_name)).unwrap_or_default();
+        self.claim(Claim::Pod(key.clone()), &before, &after);
+        if let Some(pod) = &pod {
+            for local in self.locals.values_mut().filter(|l| l.endpoint.pod == key) {
+                if local.endpoint.last_seen.uid == pod.uid {
+                    local.endpoint.last_seen = pod.clone();
+                    self.dirty_nets.extend(local.endpoint.ips.iter().map(|ip| host_net(*ip)));
+                    self.dirty_locals.insert(local.endpoint.id);
+                }
+            }
+        }
+        match pod {
+            Some(pod) => self.pods.insert(key, pod),
+            None => self.pods.remove(&key),
+        };
+    }
+
+    /// A policy; none when it is gone.
+    pub fn set_policy(&mut self, key: Key, policy: Option<Policy>) {
+        if self.policies.get(&key) == policy.as_ref() {
+            return;
+        }
+        let old = match policy {
+            Some(policy) => {
+                for block in blocks(&policy) {
+                    if self.blocks.add(block) {
+                        self.mark_block(block);
+                    }
+                }
+                self.policies.insert(key.clone(), policy)
+            }
+            None => self.policies.remove(&key),
+        };
+        for block in old.iter().flat_map(blocks) {
+            if self.blocks.remove(&block) {
+                self.mark_block(block);
+            }
+        }
+        self.dirty_locals.extend(self.locals_of(&key.namespace));
+        self.dirty_policies.insert(key);
+    }
+
+    /// A local pod's device; replaces an endpoint of the same number.
+    pub fn set_endpoint(&mut self, endpoint: LocalEndpoint) {
+        let id = endpoint.id;
+        let before = self.locals.get(&id).map(|l| l.endpoint.ips.clone()).unwrap_or_default();
+        self.claim(Claim::Endpoint(id), &before, &endpoint.ips);
+        let epoch = self.locals.get(&id).map_or(1, |l| l.epoch);
+        let entries = self.locals.remove(&id).map(|l| l.entries).unwrap_or_default();
+        let mut local = Local { endpoint, epoch, entries };
+        if let Some(pod) = self.pods.get(&local.endpoint.pod)
+            && pod.uid == local.endpoint.last_seen.uid
+        {
+            local.endpoint.last_seen = pod.clone();
+        }
+        adopt_epoch(&self.tables, &mut local);
+        for ip in before.iter().filter(|ip| !local.endpoint.ips.contains(ip)) {
+            self.tables.endpoints.unset(&addr(*ip));
+        }
+        self.locals.insert(id, local);
+        self.dirty_locals.insert(id);
+    }
+
+    /// The device is going.
+    pub fn remove_endpoint(&mut self, id: u32) {
+        let Some(local) = self.locals.remove(&id) else { return };
+        self.claim(Claim::Endpoint(id), &local.endpoint.ips, &[]);
+        for ip in &local.endpoint.ips {
+            // Its address may have a new owner already.
+            if self.tables.endpoints.want().get(&addr(*ip)).is_some_and(|e| e.id == id) {
+                self.tables.endpoints.unset(&addr(*ip));
+            }
+        }
+        for entry in &local.entries {
+            self.tables.policy.unset(entry);
+        }
+        self.dirty_locals.remove(&id);
+    }
+
+    /// A pod as watched.
+    pub fn pod(&self, key: &Key) -> Option<&PodIn> {
+        self.pods.get(key)
+    }
+
+    /// Whether a namespace is known.
+    pub fn has_namespace(&self, name: &str) -> bool {
+        self.namespaces.contains_key(name)
+    }
+
+    /// Names of the namespaces, for a full replacement.
+    pub fn namespace_keys(&self) -> Vec<String> {
+        self.namespaces.keys().cloned().collect()
+    }
+
+    /// Names of the pods, for a full replacement.
+    pub fn pod_keys(&self) -> Vec<Key> {
+        self.pods.keys().cloned().collect()
+    }
+
+    /// Names of the policies, for a full replacement.
+    pub fn policy_keys(&self) -> Vec<Key> {
+        self.policies.keys().cloned().collect()
+    }
+
+    /// Whether the maps hold the endpoint as it shall be: entries, identity, verdicts.
+    pub fn is_in_force(&self, id: u32) -> bool {
+        let Some(local) = self.locals.get(&id) else { return false };
+        let t = &self.tables;
+        let entry = |ip: &IpAddr| {
+            let key = addr(*ip);
+            let prefix = (key.prefix_len(if ip.is_ipv4() { 32 } else { 128 }), key);
+            let there = t.endpoints.have().get(&key).is_some_and(|e| e.id == id && Some(e) == t.endpoints.want().get(&key));
+            there && t.ipcache.have().contains_key(&prefix) && t.ipcache.have().get(&prefix) == t.ipcache.want().get(&prefix)
+        };
+        let verdict = |key: &(u32, PolicyKey)| t.policy.have().get(key) == t.policy.want().get(key);
+        local.endpoint.ips.iter().all(entry) && local.entries.iter().all(verdict)
+    }
+
+    /// Numbers of the local endpoints.
+    pub fn endpoint_ids(&self) -> BTreeSet<u32> {
+        self.locals.keys().copied().collect()
+    }
+
+    /// Local pods with a device.
+    pub fn endpoints(&self) -> usize {
+        self.locals.len()
+    }
+
+    fn locals_of(&self, namespace: &str) -> Vec<u32> {
+        self.locals.values().filter(|l| l.endpoint.pod.namespace == namespace).map(|l| l.endpoint.id).collect()
+    }
+
+    fn claim(&mut self, claim: Claim, before: &[IpAddr], after: &[IpAddr]) {
+        for ip in before.iter().filter(|ip| !after.contains(ip)) {
+            if let Some(claims) = self.claims.get_mut(ip) {
+                claims.remove(&claim);
+                if claims.is_empty() {
+                    self.claims.remove(ip);
+                }
+            }
+        }
+        for ip in after {
+            self.claims.entry(*ip).or_default().insert(claim.clone());
+        }
+        // Also where the addresses are the same: labels may have changed.
+        self.dirty_nets.extend(before.iter().chain(after).map(|ip| host_net(*ip)));
+    }
+
+    /// A block came or went: the facts of everything inside it change.
+    fn mark_block(&mut self, block: IpNet) {
+        self.dirty_nets.insert(block);
+        self.dirty_nets.extend(self.entries.keys().filter(|n| block.contains(*n)).copied());
+        // `::/0` and the like hold the mapped form of IPv4 as well: without an entry of its own IPv4 would match.
+        if let IpNet::V6(v6) = block
+            && v6.contains(&std::net::Ipv4Addr::UNSPECIFIED.to_ipv6_mapped())
+        {
+            self.dirty_nets.insert(IPV4);
+        }
+    }
+
+    /// Brings the desired side of the tables up to date with what changed.
+    pub fn compile(&mut self) {
+        self.compile_identities();
+        for key in std::mem::take(&mut self.dirty_policies) {
+            let resolved = self.policies.get(&key).map(|p| resolve::policy(&key, p, &self.identities, &self.namespaces));
+            if self.resolved.get(&key) == resolved.as_ref() {
+                continue;
+            }
+            self.dirty_locals.extend(self.locals_of(&key.namespace));
+            match resolved {
+                Some(resolved) => self.resolved.insert(key, resolved),
+                None => self.resolved.remove(&key),
+            };
+        }
+        for id in std::mem::take(&mut self.dirty_locals) {
+            self.compile_endpoint(id);
+        }
+        self.hints = false;
+    }
+
+    fn compile_identities(&mut self) {
+        let mut released = Vec::new();
+        let mut added = Vec::new();
+        let mut hosts_changed = false;
+        for net in std::mem::take(&mut self.dirty_nets) {
+            let facts = self.facts(net);
+            let key = (addr(net.network()).prefix_len(net.prefix_len()), addr(net.network()));
+            let before = self.entries.get(&net).copied();
+            if before.is_some_and(|n| self.identities.get(n) == facts.as_ref() && facts.is_some()) {
+                continue;
+            }
+            if let Some(facts) = facts {
+                let flags = if facts.host { Remote::HOST } else { 0 };
+                let hint = self.tables.ipcache.have().get(&key).filter(|_| self.hints).map(|r| r.identity);
+                let (number, new) = match facts == Facts::default() {
+                    true => (identity::WORLD, false),
+                    false => self.identities.hold(&facts, hint),
+                };
+                if new {
+                    hosts_changed |= facts.host;
+                    added.push(facts);
+                }
+                self.entries.insert(net, number);
+                self.tables.ipcache.set(key, Remote { identity: number, flags });
+            } else {
+                self.entries.remove(&net);
+                self.tables.ipcache.unset(&key);
+            }
+            if let Some(before) = before
+                && let Some(facts) = self.identities.release(before)
+            {
+                hosts_changed |= facts.host;
+                released.push(before);
+            }
+        }
+        for (key, policy) in &self.policies {
+            let names = |number: &u32| self.resolved.get(key).is_some_and(|r| r.names(*number));
+            if released.iter().any(names) || added.iter().any(|f| resolve::concerns(key, policy, f, &self.namespaces)) {
+                self.dirty_policies.insert(key.clone());
+            }
+        }
+        if hosts_changed {
+            self.dirty_locals.extend(self.locals.keys());
+        }
+    }
+
+    /// What is known of an address or block; none if it needs no entry.
+    fn facts(&self, net: IpNet) -> Option<Facts> {
+        let mut facts = Facts { pod: None, host: false, blocks: self.blocks.covering(net) };
+        let mut wanted = facts.blocks.contains(&net) || (net == IPV4 && !self.blocks.covering(MAPPED).is_empty());
+        if net.prefix_len() == net.max_prefix_len() {
+            let ip = net.addr();
+            facts.host = self.node_addresses.contains(&ip);
+            facts.pod = match self.claims.get(&ip).and_then(|c| c.first()) {
+                Some(Claim::Endpoint(id)) => self.locals.get(id).map(|l| PodFacts::new(&l.endpoint.pod, &l.endpoint.last_seen)),
+                Some(Claim::Pod(key)) => self.pods.get(key).map(|p| PodFacts::new(key, p)),
+                None => None,
+            };
+            wanted |= facts.host || facts.pod.is_some();
+        }
+        wanted.then_some(facts)
+    }
+
+    fn compile_endpoint(&mut self, id: u32) {
+        let Some(local) = self.locals.get_mut(&id) else { return };
+        let namespace = &local.endpoint.pod.namespace;
+        let first = Key::new(namespace, "");
+        let selecting = self.policies.range(first..).take_while(|(k, _)| k.namespace == *namespace);
+        let selecting = selecting.filter(|(_, p)| p.selects.matches(&local.endpoint.last_seen.labels));
+        let mut flags = 0;
+        let mut entries: BTreeMap<(u32, PolicyKey), PolicyVerdict> = BTreeMap::new();
+        for (key, policy) in selecting {
+            flags |= if policy.ingress.is_some() { Endpoint::ISOLATE_INGRESS } else { 0 };
+            flags |= if policy.egress.is_some() { Endpoint::ISOLATE_EGRESS } else { 0 };
+            if let Some(resolved) = self.resolved.get(key) {
+                resolved.entries(id, &local.endpoint.last_seen.named_ports, &mut entries);
+            }
+        }
+        if flags & Endpoint::ISOLATE_EGRESS != 0 {
+            // "Traffic to and from the node where a Pod is running is always allowed" (NetworkPolicy concept).
+            let hosts = self.identities.iter().filter(|(_, f)| f.host).map(|(n, _)| n);
+            resolve::allow_hosts(id, hosts, &mut entries);
+        }
+        for gone in local.entries.iter().filter(|k| !entries.contains_key(k)) {
+            self.tables.policy.unset(gone);
+        }
+        local.entries = entries.keys().copied().collect();
+        for (key, verdict) in entries {
+            self.tables.policy.set(key, verdict);
+        }
+        let e = &local.endpoint;
+        for ip in &e.ips {
+            let value = Endpoint { id, ifindex: e.ifindex, pod_mac: e.pod_mac, host_mac: e.host_mac, flags, epoch: local.epoch };
+            self.tables.endpoints.set(addr(*ip), value);
+        }
+    }
+
+    /// Judges again the established flows of these endpoints, or of every isolated one.
+    pub fn bump(&mut self, which: Option<&BTreeSet<u32>>) {
+        for (id, local) in &mut self.locals {
+            if which.is_some_and(|w| !w.contains(id)) {
+                continue;
+            }
+            local.epoch = local.epoch.wrapping_add(1);
+            for ip in &local.endpoint.ips {
+                let key = addr(*ip);
+                if let Some(now) = self.tables.endpoints.want().get(&key).filter(|e| e.id == *id).copied() {
+                    self.tables.endpoints.set(key, Endpoint { epoch: local.epoch, ..now });
+                }
+            }
+        }
+    }
+}
+
+const IPV4: IpNet = IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::UNSPECIFIED, 0));
+const MAPPED: IpNet = IpNet::V6(ipnet::Ipv6Net::new_assert(std::net::Ipv4Addr::UNSPECIFIED.to_ipv6_mapped(), 96));
+
+fn adopt_epoch(tables: &PolicyTables, local: &mut Local) {
+    let found = local.endpoint.ips.iter().filter_map(|ip| tables.endpoints.have().get(&addr(*ip)));
+    let epochs = found.filter(|e| e.id == local.endpoint.id).map(|e| e.epoch);
+    local.epoch = epochs.max().unwrap_or(local.epoch).max(local.epoch);
+}
+
+/// Blocks and exceptions a policy names, each once.
+fn blocks(policy: &Policy) -> BTreeSet<IpNet> {
+    let rules = policy.ingress.iter().chain(&policy.egress).flatten();
+    let mut found = BTreeSet::new();
+    for peer in rules.flat_map(|r| r.peers.iter().flatten()) {
+        if let Peer::Block { cidr, except } = peer {
+            found.insert(*cidr);
+            found.extend(except);
+        }
+    }
+    found
+}

@@ -1,0 +1,362 @@
+//! Services to map entries: gives out numbers, keeps what each Service wants, recompiles only what changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use xebec_ebpf_abi::{Backend, BackendSet, Frontend, FrontendKey, SourceRangeKey};
+
+use super::expand::{self, BackendKey, NodeFacts, PortSpec, Role, SetSpec};
+use super::input::{HostPortIn, Key, ServiceIn, SliceIn};
+use super::sets::Set;
+use crate::table::Table;
+
+/// Who wants a frontend. The order decides who gets an address that two want.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Owner {
+    /// A Service.
+    Service(Key),
+    /// A local pod with host ports.
+    Pod(Key),
+}
+
+/// The maps of Services.
+#[derive(Default)]
+pub struct ServiceTables {
+    /// `FRONTENDS`.
+    pub frontends: Table<FrontendKey, Frontend>,
+    /// `BACKEND_SETS`, `BACKEND_SLOTS`, `SET_MEMBERS`.
+    pub sets: Table<u32, Set>,
+    /// `BACKENDS`.
+    pub backends: Table<u32, Backend>,
+    /// `SOURCE_RANGES` by prefix length and key.
+    pub source_ranges: Table<(u32, SourceRangeKey), u32>,
+}
+
+
+#[derive(Clone, Copy, Default)]
+struct PortIds {
+    service: u32,
+    cluster: u32,
+    local: u32,
+}
+
+#[derive(Default)]
+struct Installed {
+    ids: PortIds,
+    frontends: Vec<FrontendKey>,
+    backends: BTreeSet<BackendKey>,
+    source_ranges: Vec<(u32, SourceRangeKey)>,
+}
+
+type PortId = (String, u8, u16, bool);
+
+/// Compiles Services, EndpointSlices and host ports.
+#[derive(Default)]
+pub struct Services {
+    node: NodeFacts,
+    services: BTreeMap<Key, ServiceIn>,
+    slices: BTreeMap<Key, SliceIn>,
+    slices_of: BTreeMap<Key, BTreeSet<Key>>,
+    host_ports: BTreeMap<Key, (Vec<HostPortIn>, Vec<IpAddr>)>,
+    dirty: BTreeSet<Owner>,
+    installed: BTreeMap<Owner, BTreeMap<PortId, Installed>>,
+    claims: BTreeMap<FrontendKey, BTreeMap<Owner, Frontend>>,
+    backends: BTreeMap<BackendKey, (u32, usize)>,
+    numbers: Numbers,
+    /// What the maps shall hold.
+    pub tables: ServiceTables,
+}
+
+/// Numbers in use. Fresh ones go upwards, so that one that was freed rests.
+#[derive(Default)]
+struct Numbers {
+    next_backend: u32,
+    next_set: u32,
+    next_service: u32,
+    sets: BTreeSet<u32>,
+    services: BTreeSet<u32>,
+    /// Backends the kernel held at start, until someone wants them.
+    found: BTreeMap<BackendKey, u32>,
+}
+
+fn fresh(next: &mut u32, taken: impl Fn(u32) -> bool) -> u32 {
+    loop {
+        *next = next.wrapping_add(1).max(1);
+        if !taken(*next) {
+            return *next;
+        }
+    }
+}
+
+impl Services {
+    /// After the actual side of the tables was loaded: numbers found in the kernel are kept for the objects
+    /// they stand for, so that a restart of the agent changes nothing.
+    pub fn adopt_loaded(&mut self) {
+        let backends = self.tables.backends.have();
+        self.numbers.found = backends
+            .iter()
+            .map(|(id, b)| (BackendKey { addr: b.addr, port: b.port, local: b.flags & Backend::LOCAL != 0 }, *id))
+            .collect();
+        self.numbers.next_backend = backends.keys().last().copied().unwrap_or(0);
+        self.numbers.next_set = self.tables.sets.have().keys().last().copied().unwrap_or(0);
+        self.numbers.next_service = self.tables.frontends.have().values().map(|f| f.service).max().unwrap_or(0);
+    }
+
+    /// The node's name, zone or addresses changed.
+    pub fn set_node(&mut self, node: NodeFacts) {
+        if self.node != node {
+            self.node = node;
+            self.dirty.extend(self.services.keys().cloned().map(Owner::Service));
+        }
+    }
+
+    /// A Service was added, changed, or (none) removed.
+    pub fn set_service(&mut self, key: Key, service: Option<ServiceIn>) {
+        let changed = match service {
+            Some(service) => self.services.get(&key) != Some(&service) && {
+                self.services.insert(key.clone(), service);
+                true
+            },
+            None => self.services.remove(&key).is_some(),
+        };
+        if changed {
+            self.dirty.insert(Owner::Service(key));
+        }
+    }
+
+    /// An EndpointSlice was added, changed, or (none) removed.
+    pub fn set_slice(&mut self, key: Key, slice: Option<SliceIn>) {
+        if self.slices.get(&key) == slice.as_ref() {
+            return;
+        }
+        if let Some(old) = self.slices.remove(&key) {
+            if let Some(of) = self.slices_of.get_mut(&old.service) {
+                of.remove(&key);
+                if of.is_empty() {
+                    self.slices_of.remove(&old.service);
+                }
+            }
+            self.dirty.insert(Owner::Service(old.service));
+        }
+        if let Some(slice) = slice {
+            self.slices_of.entry(slice.service.clone()).or_default().insert(key.clone());
+            self.dirty.insert(Owner::Service(slice.service.clone()));
+            self.slices.insert(key, slice);
+        }
+    }
+
+    /// A local pod's host ports and addresses; empty ones remove it.
+    pub fn set_host_ports(&mut self, pod: Key, ports: Vec<HostPortIn>, ips: Vec<IpAddr>) {
+        let value = (!ports.is_empty() && !ips.is_empty()).then_some((ports, ips));
+        if self.host_ports.get(&pod) == value.as_ref() {
+            return;
+        }
+        match value {
+            Some(value) => self.host_ports.insert(pod.clone(), value),
+            None => self.host_ports.remove(&pod),
+        };
+        self.dirty.insert(Owner::Pod(pod));
+    }
+
+    /// Names of the Services, for a full replacement.
+    pub fn service_keys(&self) -> Vec<Key> {
+        self.services.keys().cloned().collect()
+    }
+
+    /// Names of the EndpointSlices, for a full replacement.
+    pub fn slice_keys(&self) -> Vec<Key> {
+        self.slices.keys().cloned().collect()
+    }
+
+    /// Brings the desired side of the tables up to date with what changed.
+    pub fn compile(&mut self) {
+        for owner in std::mem::take(&mut self.dirty) {
+            let specs = self.specs(&owner);
+            self.install(owner, specs);
+        }
+    }
+
+    fn specs(&self, owner: &Owner) -> Vec<PortSpec> {
+        match owner {
+            Owner::Service(key) => {
+                let Some(service) = self.services.get(key) else { return Vec::new() };
+                let slices = self.slices_of.get(key).into_iter().flatten().filter_map(|k| self.slices.get(k));
+                expand::service(service, slices, &self.node)
+            }
+            Owner::Pod(key) => match self.host_ports.get(key) {
+                Some((ports, ips)) => ports.iter().filter_map(|p| expand::host_port(p, ips)).collect(),
+                None => Vec::new(),
+            },
+        }
+    }
+
+    fn install(&mut self, owner: Owner, specs: Vec<PortSpec>) {
+        let mut old = self.installed.remove(&owner).unwrap_or_default();
+        let mut now: BTreeMap<PortId, Installed> = BTreeMap::new();
+        let mut replaced = Vec::new();
+        for spec in specs {
+            if now.contains_key(&spec.id) {
+                continue;
+            }
+            let before = old.remove(&spec.id);
+            let ids = self.numbers_for(before.as_ref().map(|b| b.ids), &spec);
+            now.insert(spec.id.clone(), self.install_port(&owner, ids, &spec));
+            replaced.extend(before);
+        }
+        // Only now, when everything new is held, can the old go: a frontend may have moved between ports.
+        for before in &replaced {
+            self.drop_port(&owner, before, &now);
+        }
+        for gone in old.into_values() {
+            self.drop_port(&owner, &gone, &now);
+            for set in [gone.ids.cluster, gone.ids.local] {
+                self.tables.sets.unset(&set);
+                self.numbers.sets.remove(&set);
+            }
+            self.numbers.services.remove(&gone.ids.service);
+        }
+        if !now.is_empty() {
+            self.installed.insert(owner, now);
+        }
+    }
+
+    /// Keeps the port's numbers, else takes those its frontends have in the kernel, else fresh ones.
+    fn numbers_for(&mut self, before: Option<PortIds>, spec: &PortSpec) -> PortIds {
+        let mut ids = before.unwrap_or_default();
+        let Services { numbers: n, tables, .. } = self;
+        for frontend in &spec.frontends {
+            let Some(found) = tables.frontends.have().get(&frontend.key) else { continue };
+            if ids.service == 0 && n.services.insert(found.service) {
+                ids.service = found.service;
+            }
+            for (role, set) in [(frontend.internal, found.internal), (frontend.external, found.external)] {
+                let of_role = match role {
+                    Role::Cluster => &mut ids.cluster,
+                    Role::Local => &mut ids.local,
+                };
+                if *of_role == 0 && set != 0 && n.sets.insert(set) {
+                    *of_role = set;
+                }
+            }
+        }
+        if ids.service == 0 {
+            ids.service = fresh(&mut n.next_service, |id| n.services.contains(&id));
+            n.services.insert(ids.service);
+        }
+        let used = |id: u32, sets: &BTreeSet<u32>| sets.contains(&id) || tables.sets.have().contains_key(&id);
+        if ids.cluster == 0 {
+            ids.cluster = fresh(&mut n.next_set, |id| used(id, &n.sets));
+            n.sets.insert(ids.cluster);
+        }
+        if spec.local.is_some() && ids.local == 0 {
+            ids.local = fresh(&mut n.next_set, |id| used(id, &n.sets));
+            n.sets.insert(ids.local);
+        }
+        ids
+    }
+
+    fn install_port(&mut self, owner: &Owner, ids: PortIds, spec: &PortSpec) -> Installed {
+        let mut backends: BTreeSet<BackendKey> = spec.cluster.backends.clone();
+        backends.extend(spec.local.iter().flat_map(|l| l.backends.iter().copied()));
+        for key in &backends {
+            self.hold_backend(*key);
+        }
+        self.want_set(ids.cluster, &spec.cluster, spec.affinity.is_some());
+        match &spec.local {
+            Some(local) => self.want_set(ids.local, local, spec.affinity.is_some()),
+            None if ids.local != 0 => self.tables.sets.unset(&ids.local),
+            None => {}
+        }
+        let mut source_ranges = Vec::new();
+        for range in &spec.source_ranges {
+            let addr = expand::addr(range.network());
+            let key = (SourceRangeKey::prefix_len(addr, range.prefix_len()), SourceRangeKey { service: ids.service, addr });
+            self.tables.source_ranges.set(key, 1);
+            source_ranges.push(key);
+        }
+        let set_of = |role| match role {
+            Role::Cluster => ids.cluster,
+            Role::Local => ids.local,
+        };
+        let mut frontends = Vec::new();
+        for f in &spec.frontends {
+            let value = Frontend {
+                service: ids.service,
+                internal: set_of(f.internal),
+                external: set_of(f.external),
+                flags: f.flags | if spec.affinity.is_some() { Frontend::AFFINITY } else { 0 },
+                affinity_timeout: spec.affinity.unwrap_or(0),
+            };
+            self.claims.entry(f.key).or_default().insert(owner.clone(), value);
+            self.resolve(&f.key);
+            frontends.push(f.key);
+        }
+        Installed { ids, frontends, backends, source_ranges }
+    }
+
+    /// Ends what a port held before and no port of its owner holds now.
+    fn drop_port(&mut self, owner: &Owner, before: &Installed, now: &BTreeMap<PortId, Installed>) {
+        for key in &before.frontends {
+            if now.values().any(|n| n.frontends.contains(key)) {
+                continue;
+            }
+            if let Some(owners) = self.claims.get_mut(key) {
+                owners.remove(owner);
+                if owners.is_empty() {
+                    self.claims.remove(key);
+                }
+            }
+            self.resolve(key);
+        }
+        for key in &before.source_ranges {
+            if !now.values().any(|n| n.source_ranges.contains(key)) {
+                self.tables.source_ranges.unset(key);
+            }
+        }
+        for key in &before.backends {
+            self.release_backend(key);
+        }
+    }
+
+    /// The first owner in order has the frontend.
+    fn resolve(&mut self, key: &FrontendKey) {
+        let winner = self.claims.get(key).and_then(|owners| owners.values().next().copied());
+        self.tables.frontends.put(*key, winner);
+    }
+
+    fn hold_backend(&mut self, key: BackendKey) {
+        if let Some((_, users)) = self.backends.get_mut(&key) {
+            *users += 1;
+            return;
+        }
+        let id = match self.numbers.found.remove(&key) {
+            Some(id) if self.tables.backends.want().get(&id).is_none() => id,
+            _ => {
+                let tables = &self.tables.backends;
+                fresh(&mut self.numbers.next_backend, |id| tables.want().contains_key(&id) || tables.have().contains_key(&id))
+            }
+        };
+        self.backends.insert(key, (id, 1));
+        let flags = if key.local { Backend::LOCAL } else { 0 };
+        self.tables.backends.set(id, Backend::new(key.addr, key.port, flags));
+    }
+
+    fn release_backend(&mut self, key: &BackendKey) {
+        if let Some((id, users)) = self.backends.get_mut(key) {
+            *users -= 1;
+            if *users == 0 {
+                let id = *id;
+                self.backends.remove(key);
+                self.tables.backends.unset(&id);
+            }
+        }
+    }
+
+    fn want_set(&mut self, id: u32, spec: &SetSpec, members: bool) {
+        let ids: BTreeSet<u32> = spec.backends.iter().filter_map(|k| self.backends.get(k)).map(|(id, _)| *id).collect();
+        let tables = &self.tables.sets;
+        let old = tables.want().get(&id).or_else(|| tables.have().get(&id)).map(|s| s.slots.clone()).unwrap_or_default();
+        let flags = if spec.drop_when_empty { BackendSet::DROP_WHEN_EMPTY } else { 0 };
+        self.tables.sets.set(id, Set::build(&old, &ids, flags, members));
+    }
+}

@@ -1,0 +1,244 @@
+//! All inputs and all tables of a node, and the writes that lead from what the maps hold to what they shall.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use xebec_ebpf_abi::{
+    Addr, Backend, BackendSet, Endpoint, Frontend, FrontendKey, MemberKey, NodeAddr, PolicyKey, PolicyVerdict, Remote,
+    SlotKey, SourceRangeKey, Uplink,
+};
+
+use super::expand::{NodeFacts, addr};
+use super::policies::Policies;
+use super::services::Services;
+use super::sets::{Set, SetStep};
+use crate::table::Table;
+
+/// One write to one map. LPM keys come as prefix length and key. None deletes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each variant is the map of the same name")]
+pub enum Op {
+    Frontend(FrontendKey, Option<Frontend>),
+    Set(u32, Option<BackendSet>),
+    Slot(SlotKey, Option<u32>),
+    Member(MemberKey, Option<u32>),
+    Backend(u32, Option<Backend>),
+    SourceRange((u32, SourceRangeKey), Option<u32>),
+    NodeAddr(Addr, Option<NodeAddr>),
+    Endpoint(Addr, Option<Endpoint>),
+    Ipcache((u32, Addr), Option<Remote>),
+    Policy((u32, PolicyKey), Option<PolicyVerdict>),
+    Uplink(u32, Option<Uplink>),
+    NoMasquerade((u32, Addr), Option<u32>),
+}
+
+/// Contents of all maps user space writes, as read from the kernel.
+#[derive(Default)]
+#[expect(missing_docs, reason = "each field is the map of the same name")]
+pub struct Contents {
+    pub frontends: BTreeMap<FrontendKey, Frontend>,
+    pub sets: BTreeMap<u32, Set>,
+    pub backends: BTreeMap<u32, Backend>,
+    pub source_ranges: BTreeMap<(u32, SourceRangeKey), u32>,
+    pub node_addrs: BTreeMap<Addr, NodeAddr>,
+    pub endpoints: BTreeMap<Addr, Endpoint>,
+    pub ipcache: BTreeMap<(u32, Addr), Remote>,
+    pub policy: BTreeMap<(u32, PolicyKey), PolicyVerdict>,
+    pub uplinks: BTreeMap<u32, Uplink>,
+    pub no_masquerade: BTreeMap<(u32, Addr), u32>,
+}
+
+/// Inputs, compilers and tables.
+#[derive(Default)]
+pub struct State {
+    /// Services, EndpointSlices, host ports.
+    pub services: Services,
+    /// Pods, namespaces, policies, local endpoints.
+    pub policies: Policies,
+    node_addrs: Table<Addr, NodeAddr>,
+    uplinks: Table<u32, Uplink>,
+    no_masquerade: Table<(u32, Addr), u32>,
+}
+
+impl State {
+    /// For a node.
+    pub fn new(node_name: &str) -> State {
+        State { policies: Policies::new(node_name), ..State::default() }
+    }
+
+    /// Takes what the maps hold as the actual side.
+    pub fn load(&mut self, found: Contents) {
+        let s = &mut self.services.tables;
+        s.frontends.load(found.frontends);
+        s.sets.load(found.sets);
+        s.backends.load(found.backends);
+        s.source_ranges.load(found.source_ranges);
+        self.services.adopt_loaded();
+        let p = &mut self.policies.tables;
+        p.endpoints.load(found.endpoints);
+        p.ipcache.load(found.ipcache);
+        p.policy.load(found.policy);
+        self.policies.adopt_loaded();
+        self.node_addrs.load(found.node_addrs);
+        self.uplinks.load(found.uplinks);
+        self.no_masquerade.load(found.no_masquerade);
+    }
+
+    /// Name, zone and addresses of the node.
+    pub fn set_node(&mut self, node: NodeFacts) {
+        let served = |ip: &IpAddr| match ip {
+            IpAddr::V4(ip) => !ip.is_link_local(),
+            IpAddr::V6(ip) => !ip.is_unicast_link_local(),
+        };
+        let flags = |ip: &IpAddr| if served(ip) { NodeAddr::NODEPORT } else { 0 };
+        self.node_addrs.replace(node.addresses.iter().map(|ip| (addr(*ip), NodeAddr { flags: flags(ip) })).collect());
+        self.policies.set_node_addresses(node.addresses.clone());
+        self.services.set_node(node);
+    }
+
+    /// Devices towards other machines, and what packets leaving there get.
+    pub fn set_uplinks(&mut self, uplinks: BTreeMap<u32, Uplink>) {
+        self.uplinks.replace(uplinks);
+    }
+
+    /// Destinations that see pods' own addresses.
+    pub fn set_no_masquerade(&mut self, nets: &BTreeSet<IpNet>) {
+        let key = |net: &IpNet| (addr(net.network()).prefix_len(net.prefix_len()), addr(net.network()));
+        self.no_masquerade.replace(nets.iter().map(|n| (key(n), 1)).collect());
+    }
+
+    /// How many entries the kernel is known to hold in each map.
+    pub fn fill(&self) -> BTreeMap<&'static str, u64> {
+        use xebec_ebpf_abi::map;
+        let (s, p) = (&self.services.tables, &self.policies.tables);
+        let sets = s.sets.have().values();
+        BTreeMap::from([
+            (map::FRONTENDS, s.frontends.have().len() as u64),
+            (map::BACKEND_SETS, s.sets.have().len() as u64),
+            (map::BACKEND_SLOTS, sets.clone().map(|s| s.slots.len() as u64).sum()),
+            (map::SET_MEMBERS, sets.map(|s| s.members.len() as u64).sum()),
+            (map::BACKENDS, s.backends.have().len() as u64),
+            (map::SOURCE_RANGES, s.source_ranges.have().len() as u64),
+            (map::NODE_ADDRS, self.node_addrs.have().len() as u64),
+            (map::ENDPOINTS, p.endpoints.have().len() as u64),
+            (map::IPCACHE, p.ipcache.have().len() as u64),
+            (map::POLICY, p.policy.have().len() as u64),
+            (map::UPLINKS, self.uplinks.have().len() as u64),
+            (map::NO_MASQUERADE, self.no_masquerade.have().len() as u64),
+        ])
+    }
+
+    /// The writes that are due, in an order safe for readers (see the ABI's crate documentation).
+    pub fn plan(&mut self) -> Vec<Op> {
+        self.services.compile();
+        self.policies.compile();
+        let mut ops = Vec::new();
+        let (uplinks, gone_uplinks) = self.uplinks.changes();
+        let (no_masquerade, gone_no_masquerade) = self.no_masquerade.changes();
+        ops.extend(no_masquerade.into_iter().map(|(k, v)| Op::NoMasquerade(k, Some(v))));
+        ops.extend(uplinks.into_iter().map(|(k, v)| Op::Uplink(k, Some(v))));
+        ops.extend(gone_uplinks.into_iter().map(|k| Op::Uplink(k, None)));
+        ops.extend(gone_no_masquerade.into_iter().map(|k| Op::NoMasquerade(k, None)));
+        self.plan_policies(&mut ops);
+        let (addrs, gone_addrs) = self.node_addrs.changes();
+        ops.extend(addrs.into_iter().map(|(k, v)| Op::NodeAddr(k, Some(v))));
+        ops.extend(gone_addrs.into_iter().map(|k| Op::NodeAddr(k, None)));
+        self.plan_services(&mut ops);
+        ops
+    }
+
+    /// Verdicts before the identities that lead to them and before the flags that ask for them; what is no
+    /// longer allowed goes after, and only then are established flows judged again.
+    fn plan_policies(&mut self, ops: &mut Vec<Op>) {
+        let tables = &self.policies.tables;
+        let (verdicts, gone_verdicts) = tables.policy.changes();
+        let (identities, gone_identities) = tables.ipcache.changes();
+        let (endpoints, gone_endpoints) = tables.endpoints.changes();
+        let mut again: BTreeSet<u32> = BTreeSet::new();
+        // A new endpoint has no flows yet.
+        let known: BTreeSet<u32> = tables.endpoints.have().values().map(|e| e.id).collect();
+        again.extend(verdicts.iter().map(|((_, k), _)| k.endpoint()));
+        again.extend(gone_verdicts.iter().map(|(_, k)| k.endpoint()));
+        for (key, now) in &endpoints {
+            if tables.endpoints.have().get(key).is_some_and(|e| e.id == now.id && e.flags != now.flags) {
+                again.insert(now.id);
+            }
+        }
+        let renamed = identities.iter().any(|(k, _)| tables.ipcache.have().contains_key(k)) || !gone_identities.is_empty();
+        ops.extend(verdicts.into_iter().map(|(k, v)| Op::Policy(k, Some(v))));
+        ops.extend(identities.into_iter().map(|(k, v)| Op::Ipcache(k, Some(v))));
+        ops.extend(gone_identities.into_iter().map(|k| Op::Ipcache(k, None)));
+        ops.extend(endpoints.into_iter().map(|(k, v)| Op::Endpoint(k, Some(v))));
+        ops.extend(gone_endpoints.into_iter().map(|k| Op::Endpoint(k, None)));
+        ops.extend(gone_verdicts.into_iter().map(|k| Op::Policy(k, None)));
+        again.retain(|id| known.contains(id));
+        if renamed {
+            self.policies.bump(Some(&known));
+        } else if !again.is_empty() {
+            self.policies.bump(Some(&again));
+        } else {
+            return;
+        }
+        // Only epochs differ from what was planned above.
+        let tables = &self.policies.tables;
+        let judged = |e: &Endpoint| known.contains(&e.id) && (renamed || again.contains(&e.id));
+        ops.extend(tables.endpoints.want().iter().filter(|(_, e)| judged(e)).map(|(k, e)| Op::Endpoint(*k, Some(*e))));
+    }
+
+    fn plan_services(&mut self, ops: &mut Vec<Op>) {
+        let tables = &self.services.tables;
+        let (backends, gone_backends) = tables.backends.changes();
+        let (sets, gone_sets) = tables.sets.changes();
+        let (ranges, gone_ranges) = tables.source_ranges.changes();
+        let (frontends, gone_frontends) = tables.frontends.changes();
+        let empty = Set::default();
+        let set_ops = |id: u32, want: &Set| {
+            let have = tables.sets.have().get(&id).unwrap_or(&empty);
+            Set::steps(id, have, want).into_iter().map(|step| match step {
+                SetStep::Header(k, v) => Op::Set(k, v),
+                SetStep::Slot(k, v) => Op::Slot(k, v),
+                SetStep::Member(k, v) => Op::Member(k, v),
+            })
+        };
+        ops.extend(backends.into_iter().map(|(k, v)| Op::Backend(k, Some(v))));
+        for (id, want) in &sets {
+            ops.extend(set_ops(*id, want));
+        }
+        ops.extend(ranges.into_iter().map(|(k, v)| Op::SourceRange(k, Some(v))));
+        ops.extend(frontends.into_iter().map(|(k, v)| Op::Frontend(k, Some(v))));
+        ops.extend(gone_frontends.into_iter().map(|k| Op::Frontend(k, None)));
+        ops.extend(gone_ranges.into_iter().map(|k| Op::SourceRange(k, None)));
+        for id in gone_sets {
+            ops.extend(set_ops(id, &empty));
+        }
+        ops.extend(gone_backends.into_iter().map(|k| Op::Backend(k, None)));
+    }
+
+    /// A write succeeded.
+    pub fn written(&mut self, op: Op) {
+        let s = &mut self.services.tables;
+        let p = &mut self.policies.tables;
+        match op {
+            Op::Frontend(k, v) => s.frontends.written(k, v),
+            Op::Set(id, v) => set_step(&mut s.sets, SetStep::Header(id, v)),
+            Op::Slot(k, v) => set_step(&mut s.sets, SetStep::Slot(k, v)),
+            Op::Member(k, v) => set_step(&mut s.sets, SetStep::Member(k, v)),
+            Op::Backend(k, v) => s.backends.written(k, v),
+            Op::SourceRange(k, v) => s.source_ranges.written(k, v),
+            Op::NodeAddr(k, v) => self.node_addrs.written(k, v),
+            Op::Endpoint(k, v) => p.endpoints.written(k, v),
+            Op::Ipcache(k, v) => p.ipcache.written(k, v),
+            Op::Policy(k, v) => p.policy.written(k, v),
+            Op::Uplink(k, v) => self.uplinks.written(k, v),
+            Op::NoMasquerade(k, v) => self.no_masquerade.written(k, v),
+        }
+    }
+}
+
+fn set_step(sets: &mut Table<u32, Set>, step: SetStep) {
+    let id = step.set();
+    let mut have = sets.have().get(&id).cloned().unwrap_or_default();
+    step.apply(&mut have);
+    sets.written(id, (have != Set::default()).then_some(have));
+}

@@ -1,0 +1,332 @@
+//! Start, reconciliation, status: the shell around the pure parts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::net::UnixListener;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use xebec_ebpf_abi as abi;
+
+use crate::bpf::loader::{self, Hook, Pins, Programs};
+use crate::bpf::mount;
+use crate::cni::{conflist, server};
+use crate::device::netlink::Netlink;
+use crate::device::sysctl::Sysctls;
+use crate::device::{pod, uplink};
+use crate::engine::Engine;
+use crate::sandbox::{Records, Sandbox};
+use crate::{Config, Error, MapFill, Status, metrics};
+
+/// How long the reconciler gathers further changes after the first: a burst costs one round.
+const GATHER: Duration = Duration::from_millis(5);
+/// How soon a failed round is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often expired connections are swept.
+const SWEEP: Duration = Duration::from_secs(30);
+/// How often the maps are read again and put right.
+const VERIFY: Duration = Duration::from_secs(300);
+
+/// The running dataplane of one node.
+pub struct Dataplane {
+    pub(crate) config: Config,
+    pub(crate) client: kube::Client,
+    pub(crate) engine: Mutex<Engine>,
+    pub(crate) netlink: Netlink,
+    pub(crate) records: Records,
+    /// Sandboxes with a device (or a failed removal of one), by lease owner.
+    pub(crate) sandboxes: Mutex<BTreeMap<String, Sandbox>>,
+    /// Something the maps depend on changed.
+    pub(crate) changed: Notify,
+    devices_changed: Notify,
+    locks: Mutex<BTreeMap<String, Weak<tokio::sync::Mutex<()>>>>,
+    listener: Mutex<Option<UnixListener>>,
+    synced: watch::Sender<bool>,
+    ready: watch::Sender<bool>,
+}
+
+impl Dataplane {
+    /// Loads or adopts the pinned programs, maps and links, takes over the uplinks and opens the CNI socket.
+    /// It does not wait for the API server: the watches start in [`Dataplane::run`].
+    pub async fn start(config: Config, client: kube::Client) -> Result<Arc<Dataplane>, Error> {
+        std::fs::create_dir_all(&config.state_dir).map_err(Error::io("create", &config.state_dir))?;
+        forward(&Sysctls::new(&config.state_dir))?;
+        let netlink = Netlink::here().map_err(Error::netlink("open a socket"))?;
+        mount::ensure(&config.pin_dir, &mount_record(&config))?;
+        let (programs, mut maps) = Programs::load(Pins::new(&config.pin_dir))?;
+        maps.configure(facts()?)?;
+        let mut engine = Engine::new(&config.node_name, programs, maps)?;
+
+        let records = Records::new(&config.state_dir);
+        let sandboxes = adopt(&mut engine, &netlink, &records).await?;
+        engine.devices = uplink::detect(&netlink, &config.uplinks, &config.node_ips).await.map_err(Error::netlink("read devices"))?;
+        engine.programs.attach_sockets(&config.cgroup)?;
+        if let Some(error) = engine.attach_uplinks().into_iter().next() {
+            return Err(error);
+        }
+        let listener = server::bind(&config.cni_socket)?;
+        Ok(Arc::new(Dataplane {
+            client,
+            engine: Mutex::new(engine),
+            netlink,
+            records,
+            sandboxes: Mutex::new(sandboxes),
+            changed: Notify::new(),
+            devices_changed: Notify::new(),
+            locks: Mutex::new(BTreeMap::new()),
+            listener: Mutex::new(Some(listener)),
+            synced: watch::Sender::new(false),
+            ready: watch::Sender::new(false),
+            config,
+        }))
+    }
+
+    /// Returns once pods can be set up: all watches synced, the maps written, the node's podCIDR known.
+    pub async fn ready(&self) {
+        // The sender lives in self, so waiting cannot fail while self is borrowed.
+        let _ = self.ready.subscribe().wait_for(|r| *r).await;
+    }
+
+    /// Returns once the maps have followed the API for the first time.
+    pub(crate) async fn synced(&self) {
+        let _ = self.synced.subscribe().wait_for(|s| *s).await;
+    }
+
+    /// Watches and reconciles until `cancel`. Leaves everything in the kernel in place when it returns.
+    pub async fn run(self: Arc<Self>, cancel: CancellationToken) -> Result<(), Error> {
+        let mut tasks = tokio::task::JoinSet::new();
+        crate::watch::start(&self, &cancel, &mut tasks);
+        if let Some(listener) = self.listener.lock().take() {
+            tasks.spawn(server::serve(self.clone(), listener, cancel.clone()));
+        }
+        let dataplane = self.clone();
+        let devices = uplink::watch(move || dataplane.devices_changed.notify_one());
+        let mut devices = std::pin::pin!(devices);
+        let mut sweep = tokio::time::interval(SWEEP);
+        let mut verify = tokio::time::interval_at(tokio::time::Instant::now() + VERIFY, VERIFY);
+        let mut devices_end = false;
+        let mut settled = true;
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => break,
+                () = self.changed.notified() => tokio::time::sleep(GATHER).await,
+                () = self.devices_changed.notified() => {
+                    tokio::time::sleep(GATHER).await;
+                    self.read_devices().await;
+                }
+                ended = &mut devices, if !devices_end => {
+                    devices_end = true;
+                    tracing::warn!(?ended, "device changes can no longer be watched; they are seen every {VERIFY:?}");
+                }
+                () = tokio::time::sleep(RETRY), if !settled => {}
+                _ = sweep.tick() => {
+                    self.engine.lock().sweep();
+                    continue;
+                }
+                _ = verify.tick() => {
+                    self.read_devices().await;
+                    if let Err(error) = self.engine.lock().verify() {
+                        tracing::error!(%error, "the maps cannot be read");
+                    }
+                }
+            }
+            settled = self.round();
+        }
+        while tasks.join_next().await.is_some() {}
+        Ok(())
+    }
+
+    /// One reconciliation. Returns whether nothing is left to retry.
+    fn round(&self) -> bool {
+        let c = &self.config;
+        let mut engine = self.engine.lock();
+        engine.apply_node(&c.node_name, &c.node_ips, &c.pod_cidrs, &c.cluster_cidrs);
+        if !engine.unsynced().is_empty() {
+            return true;
+        }
+        let done = engine.reconcile();
+        if !engine.is_reconciled() {
+            return done;
+        }
+        let first = !*self.synced.borrow();
+        if first {
+            self.synced.send_replace(true);
+            self.collect();
+            tracing::info!(node = %c.node_name, "the maps follow the API");
+        }
+        if !*self.ready.borrow() && !engine.ipam.ranges().is_empty() {
+            if let Some(dir) = &c.cni_conf_dir
+                && let Err(error) = conflist::write(dir, &c.cni_socket)
+            {
+                tracing::error!(%error, "the CNI configuration cannot be installed");
+                return false;
+            }
+            self.ready.send_replace(true);
+            tracing::info!(node = %c.node_name, ranges = ?engine.ipam.ranges(), "pods can be set up");
+        }
+        done
+    }
+
+    /// After the first full sync: nothing runs on the maps of another layout any more.
+    fn collect(&self) {
+        for old in Pins::new(&self.config.pin_dir).other_maps() {
+            let removed = std::fs::read_dir(&old).and_then(|entries| {
+                entries.flatten().try_for_each(|e| std::fs::remove_file(e.path()))?;
+                std::fs::remove_dir(&old)
+            });
+            if let Err(error) = removed {
+                tracing::warn!(path = %old.display(), %error, "maps of an older version cannot be removed");
+            }
+        }
+    }
+
+    async fn read_devices(&self) {
+        match uplink::detect(&self.netlink, &self.config.uplinks, &self.config.node_ips).await {
+            Ok(devices) => {
+                let mut engine = self.engine.lock();
+                if engine.devices != devices {
+                    engine.devices = devices;
+                    for error in engine.attach_uplinks() {
+                        tracing::error!(%error, "an uplink cannot be taken over");
+                    }
+                }
+            }
+            Err(error) => tracing::error!(%error, "devices cannot be read"),
+        }
+    }
+
+    /// MTU of pods' devices.
+    pub(crate) fn mtu(&self) -> u32 {
+        let smallest = || self.engine.lock().devices.uplinks.values().map(|u| u.mtu).min();
+        self.config.mtu.or_else(smallest).unwrap_or(1500)
+    }
+
+    /// Calls about one sandbox follow each other: a runtime that gave up on ADD sends DEL while it still runs.
+    pub(crate) async fn sandbox_lock(&self, owner: &str) -> tokio::sync::OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self.locks.lock();
+            locks.retain(|_, lock| lock.strong_count() > 0);
+            match locks.get(owner).and_then(Weak::upgrade) {
+                Some(lock) => lock,
+                None => {
+                    let lock = Arc::new(tokio::sync::Mutex::new(()));
+                    locks.insert(owner.to_owned(), Arc::downgrade(&lock));
+                    lock
+                }
+            }
+        };
+        lock.lock_owned().await
+    }
+
+    /// What the dataplane holds and waits for.
+    pub fn status(&self) -> Status {
+        let ready = *self.ready.borrow();
+        let engine = self.engine.lock();
+        let mut waiting_for: Vec<String> = engine.unsynced().iter().map(|w| format!("the first list of {w:?}")).collect();
+        if waiting_for.is_empty() && !engine.is_reconciled() {
+            waiting_for.push("the maps to be written".into());
+        }
+        if engine.ipam.ranges().is_empty() {
+            waiting_for.push("a podCIDR in the Node object".into());
+        }
+        let fill = engine.fill();
+        Status {
+            ready,
+            waiting_for,
+            uplinks: engine.devices.uplinks.values().map(|u| u.name.clone()).collect(),
+            node_addresses: engine.node_addresses(&self.config.node_ips).into_iter().collect(),
+            pod_cidrs: engine.ipam.ranges(),
+            leases: engine.ipam.leases(),
+            capacity: engine.ipam.capacity(),
+            endpoints: engine.state.policies.endpoints(),
+            maps: fill
+                .into_iter()
+                .map(|(name, entries)| MapFill { name: name.into(), entries, max_entries: engine.maps.max_entries(name) })
+                .collect(),
+            errors: engine.errors.clone(),
+        }
+    }
+
+    /// Registers drops by reason, forwarded packets by path and map fill; values are read at each scrape.
+    pub fn register_metrics(self: &Arc<Self>, registry: &mut prometheus_client::registry::Registry) {
+        registry.register_collector(Box::new(metrics::Collector::new(self)));
+    }
+}
+
+/// Where a bpffs we mounted is noted.
+pub(crate) fn mount_record(config: &Config) -> std::path::PathBuf {
+    config.state_dir.join("bpffs.json")
+}
+
+/// Lets the node forward between pods and uplinks.
+fn forward(sysctls: &Sysctls) -> Result<(), Error> {
+    sysctls.set("net/ipv4/ip_forward", "1")?;
+    // Without IPv6 in the kernel there is nothing to forward.
+    if Path::new("/proc/sys/net/ipv6/conf/all/forwarding").exists() {
+        sysctls.set("net/ipv6/conf/all/forwarding", "1")?;
+    }
+    Ok(())
+}
+
+/// What programs must know before they are attached.
+fn facts() -> Result<abi::Config, Error> {
+    let cookie = loader::netns_cookie().map_err(Error::netlink("read the cookie of the network namespace (kernel 5.14 or later)"))?;
+    let (min, max) = nat_ports();
+    Ok(abi::Config { node_netns_cookie: cookie, nat_port_min: min, nat_port_max: max, flags: 0 })
+}
+
+/// Ports for translated sources: above the range the node's own sockets take theirs from, else below it and
+/// above the NodePorts.
+fn nat_ports() -> (u16, u16) {
+    const NODE_PORTS_END: u16 = 32767;
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let ports: Vec<u16> = text.split_whitespace().filter_map(|p| p.parse().ok()).collect();
+    let default = (abi::Config::NAT_PORT_MIN, abi::Config::NAT_PORT_MAX);
+    match ports[..] {
+        [first, last] if last >= default.0 => match (first, last) {
+            (_, last) if last < u16::MAX - 1000 => (last + 1, u16::MAX),
+            (first, _) if first > NODE_PORTS_END + 1000 => (NODE_PORTS_END + 1, first - 1),
+            _ => {
+                tracing::warn!(range = text.trim(), "net.ipv4.ip_local_port_range leaves no ports for translated connections; some may collide");
+                default
+            }
+        },
+        _ => default,
+    }
+}
+
+/// Finds the sandboxes again whose devices are alive; ends leases of those that are not, and removes devices
+/// nobody has a record of (an ADD that was cut off before it began to count).
+async fn adopt(engine: &mut Engine, netlink: &Netlink, records: &Records) -> Result<BTreeMap<String, Sandbox>, Error> {
+    let (found, broken) = records.all()?;
+    for path in broken {
+        tracing::error!(path = %path.display(), "a sandbox record cannot be read and is ignored; its device is removed");
+    }
+    let links = netlink.links().await.map_err(Error::netlink("read devices"))?;
+    let index = |name: &str| links.iter().find(|l| l.name == name).map(|l| l.index);
+    let mut alive = BTreeMap::new();
+    for sandbox in found {
+        let owner = sandbox.owner();
+        let Some(index) = index(&sandbox.host_name) else {
+            records.remove(&owner)?;
+            continue;
+        };
+        engine.programs.attach_device((&sandbox.host_name, index), Hook::POD)?;
+        engine.ipam.adopt(&owner, &sandbox.ips);
+        engine.adopt_endpoint(sandbox.local(index));
+        alive.insert(owner, sandbox);
+    }
+    let names: BTreeSet<&str> = alive.values().map(|s| s.host_name.as_str()).collect();
+    for link in links.iter().filter(|l| l.name.starts_with(pod::PREFIX) && !names.contains(l.name.as_str())) {
+        tracing::warn!(device = %link.name, "removing a pod device without a record");
+        netlink.delete(link.index).await.map_err(Error::netlink(format!("delete device {}", link.name)))?;
+    }
+    for device in engine.programs.attached_devices(Hook::POD).into_iter().filter(|d| !names.contains(d.as_str())) {
+        engine.programs.detach_device(&device, Hook::POD)?;
+    }
+    tracing::info!(sandboxes = alive.len(), "adopted");
+    Ok(alive)
+}

@@ -1,0 +1,256 @@
+//! Links, addresses, routes and neighbours of one network namespace, by rtnetlink.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use futures::TryStreamExt;
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags};
+use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteProtocol, RouteScope};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use tokio::sync::Mutex;
+
+/// A netlink connection; it lives in the namespace it was opened in, whichever thread uses it.
+#[derive(Clone)]
+pub struct Netlink {
+    handle: Handle,
+    /// The kernel answers one dump a socket at a time (EBUSY otherwise).
+    dump: Arc<Mutex<()>>,
+}
+
+/// A network device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Kernel's number in its namespace.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Hardware address, if it has one of six bytes.
+    pub mac: Option<[u8; 6]>,
+    /// Largest packet.
+    pub mtu: u32,
+    /// Administratively up.
+    pub up: bool,
+    /// It is the loopback device.
+    pub loopback: bool,
+}
+
+/// An address of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// The device.
+    pub index: u32,
+    /// The address.
+    pub ip: IpAddr,
+}
+
+/// One side of a veth pair to be made.
+pub struct VethSide<'a> {
+    /// Name of the device.
+    pub name: &'a str,
+    /// Hardware address.
+    pub mac: [u8; 6],
+}
+
+fn io_error(error: rtnetlink::Error) -> io::Error {
+    match error {
+        rtnetlink::Error::NetlinkError(e) => e.to_io(),
+        other => io::Error::other(other),
+    }
+}
+
+fn is(error: &io::Error, code: i32) -> bool {
+    error.raw_os_error() == Some(code)
+}
+
+impl Netlink {
+    /// In the namespace of the calling thread. Needs a tokio runtime.
+    pub fn here() -> io::Result<Netlink> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        Ok(Netlink { handle, dump: Arc::default() })
+    }
+
+    /// In the namespace at `path`. Blocks for as long as it takes to start a thread.
+    pub fn at(path: &Path) -> io::Result<Netlink> {
+        let runtime = tokio::runtime::Handle::current();
+        super::netns::within(path, move || {
+            let _guard = runtime.enter();
+            Netlink::here()
+        })
+    }
+
+    /// Every device.
+    pub async fn links(&self) -> io::Result<Vec<Link>> {
+        let _one_dump = self.dump.lock().await;
+        let messages: Vec<LinkMessage> = self.handle.link().get().execute().try_collect().await.map_err(io_error)?;
+        Ok(messages.iter().map(link).collect())
+    }
+
+    /// A device by its name.
+    pub async fn link(&self, name: &str) -> io::Result<Option<Link>> {
+        let mut found = Box::pin(self.handle.link().get().match_name(name).execute());
+        match found.try_next().await.map_err(io_error) {
+            Ok(message) => Ok(message.as_ref().map(link)),
+            Err(e) if is(&e, libc::ENODEV) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Every address of every device.
+    pub async fn addresses(&self) -> io::Result<Vec<Address>> {
+        let _one_dump = self.dump.lock().await;
+        let messages: Vec<_> = self.handle.address().get().execute().try_collect().await.map_err(io_error)?;
+        let address = |m: &netlink_packet_route::address::AddressMessage| {
+            let of = |local: bool| {
+                m.attributes.iter().find_map(|a| match a {
+                    AddressAttribute::Local(ip) if local => Some(*ip),
+                    AddressAttribute::Address(ip) if !local => Some(*ip),
+                    _ => None,
+                })
+            };
+            // On a point-to-point link ADDRESS is the peer's.
+            Some(Address { index: m.header.index, ip: of(true).or_else(|| of(false))? })
+        };
+        Ok(messages.iter().filter_map(address).collect())
+    }
+
+    /// Devices of default routes of the main table, IPv4 before IPv6.
+    pub async fn default_route_devices(&self) -> io::Result<Vec<u32>> {
+        let _one_dump = self.dump.lock().await;
+        let mut found = Vec::new();
+        let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
+        for query in [v4, v6] {
+            let mut routes = Box::pin(self.handle.route().get(query).execute());
+            while let Some(route) = routes.try_next().await.map_err(io_error)? {
+                if route.header.destination_prefix_length == 0 && route.header.table == 254 {
+                    found.extend(route.attributes.iter().filter_map(|a| match a {
+                        RouteAttribute::Oif(index) => Some(*index),
+                        _ => None,
+                    }));
+                }
+            }
+        }
+        found.dedup();
+        Ok(found)
+    }
+
+    /// Makes a veth pair, one side here, the other in another namespace, both down.
+    pub async fn add_veth(&self, host: VethSide<'_>, peer: VethSide<'_>, peer_netns: BorrowedFd<'_>, mtu: u32) -> io::Result<()> {
+        let peer = LinkMessageBuilder::<LinkUnspec>::new()
+            .name(peer.name)
+            .address(peer.mac.to_vec())
+            .mtu(mtu)
+            .setns_by_fd(peer_netns.as_raw_fd())
+            .build();
+        let message = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(netlink_packet_route::link::InfoKind::Veth)
+            .name(host.name)
+            .address(host.mac.to_vec())
+            .mtu(mtu)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .build();
+        self.handle.link().add(message).execute().await.map_err(io_error)
+    }
+
+    /// Brings a device up.
+    pub async fn up(&self, index: u32) -> io::Result<()> {
+        let message = LinkMessageBuilder::<LinkUnspec>::default().index(index).up().build();
+        self.handle.link().change(message).execute().await.map_err(io_error)
+    }
+
+    /// Removes a device; one that is gone is no error.
+    pub async fn delete(&self, index: u32) -> io::Result<()> {
+        match self.handle.link().del(index).execute().await.map_err(io_error) {
+            Err(e) if !is(&e, libc::ENODEV) => Err(e),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Adds an address that needs no duplicate detection: we lease it.
+    pub async fn add_address(&self, index: u32, ip: IpAddr) -> io::Result<()> {
+        let bits = if ip.is_ipv4() { 32 } else { 128 };
+        let mut request = self.handle.address().add(index, ip, bits).replace();
+        if ip.is_ipv6() {
+            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        }
+        request.execute().await.map_err(io_error)
+    }
+
+    /// A neighbour that is never asked for.
+    pub async fn add_neighbour(&self, index: u32, ip: IpAddr, mac: [u8; 6]) -> io::Result<()> {
+        self.handle.neighbours().add(index, ip).link_layer_address(&mac).replace().execute().await.map_err(io_error)
+    }
+
+    /// A route to one address by a device; the pod's side of `via` is on that link although no prefix says so.
+    pub async fn add_host_route(&self, index: u32, to: IpAddr) -> io::Result<()> {
+        let message = match to {
+            IpAddr::V4(ip) => RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(ip, 32)
+                .output_interface(index)
+                .scope(RouteScope::Link)
+                .protocol(RouteProtocol::Kernel)
+                .build(),
+            IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(ip, 128)
+                .output_interface(index)
+                .protocol(RouteProtocol::Kernel)
+                .build(),
+        };
+        self.handle.route().add(message).replace().execute().await.map_err(io_error)
+    }
+
+    /// The default route by a gateway that is on the link although no prefix says so.
+    pub async fn add_default_route(&self, index: u32, gateway: IpAddr) -> io::Result<()> {
+        let message = match gateway {
+            IpAddr::V4(ip) => RouteMessageBuilder::<Ipv4Addr>::new().output_interface(index).gateway(ip).onlink().build(),
+            IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new().output_interface(index).gateway(ip).onlink().build(),
+        };
+        self.handle.route().add(message).replace().execute().await.map_err(io_error)
+    }
+
+    /// Addresses that have a route of their own by a device.
+    pub async fn host_routes(&self, index: u32) -> io::Result<Vec<IpAddr>> {
+        let _one_dump = self.dump.lock().await;
+        let mut found = Vec::new();
+        let queries = [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
+        for query in queries {
+            let mut routes = Box::pin(self.handle.route().get(query).execute());
+            while let Some(route) = routes.try_next().await.map_err(io_error)? {
+                let by = route.attributes.iter().any(|a| matches!(a, RouteAttribute::Oif(i) if *i == index));
+                let to = route.attributes.iter().find_map(|a| match a {
+                    RouteAttribute::Destination(RouteAddress::Inet(ip)) if route.header.destination_prefix_length == 32 => Some(IpAddr::V4(*ip)),
+                    RouteAttribute::Destination(RouteAddress::Inet6(ip)) if route.header.destination_prefix_length == 128 => Some(IpAddr::V6(*ip)),
+                    _ => None,
+                });
+                if by && route.header.table == 254 {
+                    found.extend(to);
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn link(message: &LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        mac: None,
+        mtu: 1500,
+        up: message.header.flags.contains(LinkFlags::Up),
+        loopback: message.header.flags.contains(LinkFlags::Loopback),
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name.clone(),
+            LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().ok(),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            _ => {}
+        }
+    }
+    link
+}

@@ -1,0 +1,246 @@
+//! The state of a node beside its maps and programs. Everything that changes it takes the lock, changes
+//! inputs, and has the difference written: by itself (CNI calls) or by the reconciler (watches).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::Error;
+use crate::bpf::gc::{self, Swept};
+use crate::bpf::loader::{Hook, Programs};
+use crate::bpf::maps::Maps;
+use crate::compile::expand::NodeFacts;
+use crate::compile::input::NodeIn;
+use crate::compile::state::{Op, State};
+use crate::compile::policies::LocalEndpoint;
+use crate::device::uplink::NodeDevices;
+use crate::ipam::Ipam;
+
+/// The watches whose first full answer everything waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Watch {
+    Services,
+    EndpointSlices,
+    Pods,
+    Namespaces,
+    NetworkPolicies,
+    Node,
+}
+
+impl Watch {
+    const ALL: [Watch; 6] =
+        [Watch::Services, Watch::EndpointSlices, Watch::Pods, Watch::Namespaces, Watch::NetworkPolicies, Watch::Node];
+}
+
+/// Inputs, tables, maps, programs, leases.
+pub struct Engine {
+    /// Inputs and desired contents.
+    pub state: State,
+    /// Handles of the maps.
+    pub maps: Maps,
+    /// Programs to attach.
+    pub programs: Programs,
+    /// Addresses.
+    pub ipam: Ipam,
+    /// Last given endpoint number.
+    pub last_endpoint: u32,
+    /// Devices as last read.
+    pub devices: NodeDevices,
+    /// The node's object as last seen.
+    pub node: NodeIn,
+    /// What the last sweep left.
+    pub swept: Swept,
+    /// What failed at the last round, by the first failures.
+    pub errors: Vec<String>,
+    synced: BTreeSet<Watch>,
+    reconciled: bool,
+}
+
+impl Engine {
+    /// With what the maps hold as the actual side.
+    pub fn new(node_name: &str, programs: Programs, maps: Maps) -> Result<Engine, Error> {
+        let mut state = State::new(node_name);
+        let found = maps.read()?;
+        let last_endpoint = found.endpoints.values().map(|e| e.id).max().unwrap_or(0);
+        state.load(found);
+        Ok(Engine {
+            state,
+            maps,
+            programs,
+            ipam: Ipam::default(),
+            last_endpoint,
+            devices: NodeDevices::default(),
+            node: NodeIn::default(),
+            swept: Swept::default(),
+            errors: Vec::new(),
+            synced: BTreeSet::new(),
+            reconciled: false,
+        })
+    }
+
+    /// A watch has given its first full answer.
+    pub fn mark_synced(&mut self, watch: Watch) {
+        self.synced.insert(watch);
+    }
+
+    /// Watches still without an answer.
+    pub fn unsynced(&self) -> Vec<Watch> {
+        Watch::ALL.into_iter().filter(|w| !self.synced.contains(w)).collect()
+    }
+
+    /// The maps hold the desired state, or did once and failures are being retried.
+    pub fn is_reconciled(&self) -> bool {
+        self.reconciled
+    }
+
+    /// A number no endpoint had since the agent started.
+    pub fn next_endpoint(&mut self) -> u32 {
+        self.last_endpoint = self.last_endpoint.wrapping_add(1).max(1);
+        self.last_endpoint
+    }
+
+    /// Node addresses: of its devices, and those it was told.
+    pub fn node_addresses(&self, given: &[IpAddr]) -> BTreeSet<IpAddr> {
+        self.devices.addresses.iter().chain(given).copied().filter(|ip| !ip.is_loopback()).collect()
+    }
+
+    /// Puts together what depends on the node: its object, its devices, the configuration.
+    pub fn apply_node(&mut self, name: &str, given: &[IpAddr], pod_cidrs: &[IpNet], cluster_cidrs: &[IpNet]) {
+        let ranges: Vec<IpNet> = if pod_cidrs.is_empty() { self.node.pod_cidrs.clone() } else { pod_cidrs.to_vec() };
+        // A Node object that lost its ranges (or is gone) leaves pods where they are.
+        if !ranges.is_empty() {
+            self.ipam.set_ranges(&ranges);
+        }
+        let direct: BTreeSet<IpNet> = self.ipam.ranges().iter().chain(cluster_cidrs).map(IpNet::trunc).collect();
+        self.state.set_no_masquerade(&direct);
+        self.state.set_uplinks(self.devices.uplinks.iter().map(|(i, u)| (*i, u.entry)).collect());
+        let addresses = self.node_addresses(given);
+        self.state.set_node(NodeFacts { name: name.to_owned(), zone: self.node.zone.clone(), addresses });
+    }
+
+    /// Writes the difference between desired and actual contents. Before the first full sync it does nothing:
+    /// what is missing from the desired side may only be unknown. Returns whether everything was written.
+    pub fn reconcile(&mut self) -> bool {
+        if !self.unsynced().is_empty() {
+            return false;
+        }
+        let ops = self.state.plan();
+        let mut failed_sets: BTreeSet<u32> = BTreeSet::new();
+        let mut errors: Vec<String> = Vec::new();
+        let mut failures = 0usize;
+        for op in &ops {
+            // A set's count must not grow over a slot that could not be written.
+            let set = match op {
+                Op::Set(id, _) => Some(*id),
+                Op::Slot(key, _) => Some(key.set),
+                Op::Member(key, _) => Some(key.set),
+                _ => None,
+            };
+            if set.is_some_and(|s| failed_sets.contains(&s)) {
+                continue;
+            }
+            match self.maps.apply(op) {
+                Ok(()) => self.state.written(*op),
+                Err(error) => {
+                    failed_sets.extend(set);
+                    failures += 1;
+                    if errors.len() < 5 {
+                        errors.push(error.to_string());
+                    }
+                }
+            }
+        }
+        if failures > errors.len() {
+            errors.push(format!("and {} more writes", failures - errors.len()));
+        }
+        if !ops.is_empty() {
+            tracing::debug!(writes = ops.len(), failures, "maps reconciled");
+        }
+        if errors != self.errors {
+            for error in &errors {
+                tracing::error!(%error, "a map write failed and will be tried again");
+            }
+        }
+        self.errors = errors;
+        self.reconciled |= self.errors.is_empty();
+        self.errors.is_empty()
+    }
+
+    /// Reads the maps again: what someone else changed is put right with the next round.
+    pub fn verify(&mut self) -> Result<(), Error> {
+        let found = self.maps.read()?;
+        self.state.load(found);
+        Ok(())
+    }
+
+    /// Sets an endpoint up: programs on its device, policy and identity in force.
+    pub fn put_endpoint(&mut self, device: &str, endpoint: LocalEndpoint) -> Result<(), Error> {
+        let (id, ifindex) = (endpoint.id, endpoint.ifindex);
+        self.programs.attach_device((device, ifindex), Hook::POD)?;
+        self.set_host_ports(&endpoint, true);
+        self.state.policies.set_endpoint(endpoint);
+        self.reconcile();
+        if self.state.policies.is_in_force(id) {
+            return Ok(());
+        }
+        let reason = self.errors.first().cloned().unwrap_or_else(|| "the API has not been read yet".into());
+        Err(Error::Map { what: format!("put endpoint {id} in force"), reason })
+    }
+
+    /// An endpoint found at start.
+    pub fn adopt_endpoint(&mut self, endpoint: LocalEndpoint) {
+        self.last_endpoint = self.last_endpoint.max(endpoint.id);
+        self.set_host_ports(&endpoint, true);
+        self.state.policies.set_endpoint(endpoint);
+    }
+
+    /// Ends an endpoint.
+    pub fn remove_endpoint(&mut self, endpoint: &LocalEndpoint) {
+        self.set_host_ports(endpoint, false);
+        self.state.policies.remove_endpoint(endpoint.id);
+        self.reconcile();
+    }
+
+    fn set_host_ports(&mut self, endpoint: &LocalEndpoint, present: bool) {
+        let ports = if present { endpoint.last_seen.host_ports.clone() } else { Vec::new() };
+        self.state.services.set_host_ports(endpoint.pod.clone(), ports, endpoint.ips.clone());
+    }
+
+    /// Attaches the uplink programs where they are due and removes them where they are not.
+    pub fn attach_uplinks(&mut self) -> Vec<Error> {
+        let mut errors = Vec::new();
+        for (index, uplink) in &self.devices.uplinks {
+            if let Err(e) = self.programs.attach_device((&uplink.name, *index), Hook::UPLINK) {
+                errors.push(e);
+            }
+        }
+        let names: BTreeSet<String> = self.devices.uplinks.values().map(|u| u.name.replace('.', "_")).collect();
+        for gone in self.programs.attached_devices(Hook::UPLINK).into_iter().filter(|n| !names.contains(n)) {
+            if let Err(e) = self.programs.detach_device(&gone, Hook::UPLINK) {
+                errors.push(e);
+            }
+        }
+        errors
+    }
+
+    /// Deletes entries of the connection maps that count no more.
+    pub fn sweep(&mut self) {
+        // Before the full sync backends and endpoints may only be unknown.
+        if !self.unsynced().is_empty() {
+            return;
+        }
+        let endpoints = self.state.policies.endpoint_ids();
+        let backends = self.state.services.tables.backends.have().keys().copied().collect();
+        self.swept = gc::sweep(&mut self.maps, gc::now(), &endpoints, &backends);
+    }
+
+    /// Entries and places of each map.
+    pub fn fill(&self) -> BTreeMap<&'static str, u64> {
+        use xebec_ebpf_abi::map;
+        let mut fill = self.state.fill();
+        fill.insert(map::FLOWS, self.swept.flows);
+        fill.insert(map::NAT, self.swept.nat);
+        fill
+    }
+}

@@ -1,0 +1,123 @@
+//! Watches of the API: each turns objects into inputs, cut down to what the dataplane reads.
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use futures::TryStreamExt;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Resource};
+use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
+
+use crate::Dataplane;
+use crate::compile::input::{self, Key};
+use crate::compile::rules;
+use crate::engine::{Engine, Watch};
+
+/// Starts every watch; the tasks end with `cancel`.
+pub fn start(dataplane: &Arc<Dataplane>, cancel: &CancellationToken, tasks: &mut tokio::task::JoinSet<()>) {
+    let client = &dataplane.client;
+    let all = watcher::Config::default;
+    // As kube-proxy: other proxies' Services and headless ones never leave the API server.
+    let services = all().labels("!service.kubernetes.io/service-proxy-name");
+    let slices = all().labels("!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless");
+    let own_node = all().fields(&format!("metadata.name={}", dataplane.config.node_name));
+    tasks.spawn(follow::<Service>(dataplane.clone(), cancel.clone(), Api::all(client.clone()), services, Feed {
+        watch: Watch::Services,
+        set: |e, key, service| e.state.services.set_service(key, service.and_then(|s| input::service(&s))),
+        keys: |e| e.state.services.service_keys(),
+    }));
+    tasks.spawn(follow::<EndpointSlice>(dataplane.clone(), cancel.clone(), Api::all(client.clone()), slices, Feed {
+        watch: Watch::EndpointSlices,
+        set: |e, key, slice| e.state.services.set_slice(key, slice.and_then(|s| input::slice(&s))),
+        keys: |e| e.state.services.slice_keys(),
+    }));
+    tasks.spawn(follow::<Pod>(dataplane.clone(), cancel.clone(), Api::all(client.clone()), all(), Feed {
+        watch: Watch::Pods,
+        set: |e, key, pod| e.state.policies.set_pod(key, pod.map(|p| input::pod(&p))),
+        keys: |e| e.state.policies.pod_keys(),
+    }));
+    tasks.spawn(follow::<Namespace>(dataplane.clone(), cancel.clone(), Api::all(client.clone()), all(), Feed {
+        watch: Watch::Namespaces,
+        set: |e, key, namespace| e.state.policies.set_namespace(&key.name, namespace.map(|n| input::namespace(&n))),
+        keys: |e| e.state.policies.namespace_keys().iter().map(|n| Key::new("", n)).collect(),
+    }));
+    tasks.spawn(follow::<NetworkPolicy>(dataplane.clone(), cancel.clone(), Api::all(client.clone()), all(), Feed {
+        watch: Watch::NetworkPolicies,
+        set: |e, key, policy| e.state.policies.set_policy(key, policy.map(|p| rules::policy(&p))),
+        keys: |e| e.state.policies.policy_keys(),
+    }));
+    tasks.spawn(follow::<Node>(dataplane.clone(), cancel.clone(), Api::all(client.clone()), own_node, Feed {
+        watch: Watch::Node,
+        // A Node that was deleted is made again by the agent; until then the last one stands.
+        set: |e, _, node| e.node = node.map(|n| input::node(&n)).unwrap_or_else(|| e.node.clone()),
+        keys: |_| Vec::new(),
+    }));
+}
+
+/// How a kind enters the state.
+struct Feed<K> {
+    watch: Watch,
+    set: fn(&mut Engine, Key, Option<K>),
+    keys: fn(&Engine) -> Vec<Key>,
+}
+
+async fn follow<K>(dataplane: Arc<Dataplane>, cancel: CancellationToken, api: Api<K>, config: watcher::Config, feed: Feed<K>)
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    let stream = watcher(api, config).default_backoff();
+    let mut stream = std::pin::pin!(stream);
+    // Names seen since the list began: what the state has beyond them is gone.
+    let mut listed: BTreeSet<Key> = BTreeSet::new();
+    let mut failing = false;
+    loop {
+        let event = tokio::select! {
+            () = cancel.cancelled() => return,
+            event = stream.try_next() => event,
+        };
+        let event = match event {
+            Ok(Some(event)) => event,
+            Ok(None) => return,
+            Err(error) => {
+                // One line when it starts failing, not one for each retry.
+                if !failing {
+                    tracing::warn!(watch = ?feed.watch, %error, "the API cannot be watched; the maps stay as they are");
+                }
+                failing = true;
+                continue;
+            }
+        };
+        failing = false;
+        let mut engine = dataplane.engine.lock();
+        match event {
+            watcher::Event::Init => {
+                listed.clear();
+                continue;
+            }
+            watcher::Event::InitApply(object) => {
+                let key = Key::of(&object);
+                listed.insert(key.clone());
+                (feed.set)(&mut engine, key, Some(object));
+                continue;
+            }
+            watcher::Event::InitDone => {
+                for key in (feed.keys)(&engine) {
+                    if !listed.contains(&key) {
+                        (feed.set)(&mut engine, key, None);
+                    }
+                }
+                listed.clear();
+                engine.mark_synced(feed.watch);
+            }
+            watcher::Event::Apply(object) => (feed.set)(&mut engine, Key::of(&object), Some(object)),
+            watcher::Event::Delete(object) => (feed.set)(&mut engine, Key::of(&object), None),
+        }
+        drop(engine);
+        dataplane.changed.notify_one();
+    }
+}

@@ -1,0 +1,10 @@
+//! The dataplane on a real kernel: socket hooks, CNI calls, policies, NodePorts, restarts. Each test is a node
+//! in a network namespace of its own; the API is a fake in memory. Needs root.
+
+mod api;
+mod cni;
+mod net;
+mod node;
+mod policies;
+mod restart;
+mod services;

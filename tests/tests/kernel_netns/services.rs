@@ -1,0 +1,121 @@
+//! Services as clients see them: from pods, from the node, from outside.
+
+use std::collections::BTreeSet;
+use std::net::{TcpStream, UdpSocket};
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::node::{NODE_IP, Node, OUTSIDE_IP, ask, at, eventually, serve};
+
+const CLUSTER_IP: &str = "10.96.0.10";
+
+#[test]
+fn a_cluster_ip_reaches_every_pod_and_clients_see_the_cluster_ip() {
+    let mut node = Node::new();
+    node.start();
+    let client = node.pod("client", json!({}), json!([]));
+    let (a, b) = (node.pod("a", json!({}), json!([])), node.pod("b", json!({}), json!([])));
+    serve(&a.netns, "a", 8080);
+    serve(&b.netns, "b", 8080);
+    node.service("web", CLUSTER_IP, 80, "TCP", 8080, &[&a, &b], &json!({}));
+    eventually("the Service answers", || ask(&client.netns, at(CLUSTER_IP, 80)).is_ok());
+
+    let mut names = BTreeSet::new();
+    eventually("both pods are chosen", || {
+        let (name, seen) = ask(&client.netns, at(CLUSTER_IP, 80)).expect("the Service answers");
+        assert_eq!(seen, client.ip.to_string(), "pods see each other's own address");
+        names.insert(name);
+        names.len() == 2
+    });
+    client.netns.run(|| {
+        let stream = TcpStream::connect(at(CLUSTER_IP, 80)).expect("the Service answers");
+        assert_eq!(stream.peer_addr().expect("connected"), at(CLUSTER_IP, 80), "getpeername shows the Service");
+    });
+    assert!(ask(&node.netns, at(CLUSTER_IP, 80)).is_ok(), "the node's own processes reach it");
+    // A pod that is its Service's only endpoint reaches itself.
+    node.service("web", CLUSTER_IP, 80, "TCP", 8080, &[&a], &json!({}));
+    eventually("only a is left", || (0..8).all(|_| ask(&a.netns, at(CLUSTER_IP, 80)).is_ok_and(|(name, _)| name == "a")));
+    // Without endpoints connections are refused at once, not dropped.
+    node.service("web", CLUSTER_IP, 80, "TCP", 8080, &[], &json!({}));
+    eventually("refused", || {
+        ask(&client.netns, at(CLUSTER_IP, 80)).is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
+    });
+    node.api.delete("Service", "default/web");
+    eventually("the address is nobody's", || node.dataplane().status().maps.iter().any(|m| m.name == "FRONTENDS" && m.entries == 0));
+}
+
+#[test]
+fn udp_works_connected_and_unconnected() {
+    let mut node = Node::new();
+    node.start();
+    let (client, server) = (node.pod("client", json!({}), json!([])), node.pod("dns", json!({}), json!([])));
+    serve(&server.netns, "dns", 5353);
+    node.service("dns", CLUSTER_IP, 53, "UDP", 5353, &[&server], &json!({}));
+    let asked = |connected: bool| {
+        client.netns.run(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+            let mut buffer = [0; 64];
+            if connected {
+                socket.connect(at(CLUSTER_IP, 53))?;
+                socket.send(b"x")?;
+                assert_eq!(socket.peer_addr()?, at(CLUSTER_IP, 53));
+            } else {
+                socket.send_to(b"x", at(CLUSTER_IP, 53))?;
+            }
+            let (len, from) = socket.recv_from(&mut buffer)?;
+            assert_eq!(from, at(CLUSTER_IP, 53), "the answer comes from the Service's address");
+            Ok::<_, std::io::Error>(String::from_utf8_lossy(&buffer[..len]).into_owned())
+        })
+    };
+    for connected in [true, false] {
+        eventually("the Service answers", || asked(connected).is_ok_and(|a| a == format!("dns {}", client.ip)));
+    }
+}
+
+#[test]
+fn a_node_port_answers_outside_and_pods_reach_the_outside_as_the_node() {
+    let mut node = Node::new();
+    node.start();
+    let (client, server) = (node.pod("client", json!({}), json!([])), node.pod("web", json!({}), json!([])));
+    serve(&server.netns, "web", 8080);
+    serve(&node.outside, "outside", 9000);
+    let node_port = json!({"type": "NodePort", "ports": [{"port": 80, "targetPort": 8080, "protocol": "TCP", "nodePort": 30080}]});
+    node.service("web", CLUSTER_IP, 80, "TCP", 8080, &[&server], &node_port);
+    eventually("from outside", || ask(&node.outside, at(NODE_IP, 30080)).is_ok_and(|(name, _)| name == "web"));
+    assert!(ask(&client.netns, at(NODE_IP, 30080)).is_ok(), "from a pod");
+    assert!(ask(&node.netns, at(NODE_IP, 30080)).is_ok(), "from the node");
+    assert!(ask(&node.netns, at("127.0.0.1", 30080)).is_ok(), "from the node over loopback");
+    let (name, seen) = ask(&client.netns, at(OUTSIDE_IP, 9000)).expect("pods reach the outside");
+    assert_eq!((name.as_str(), seen.as_str()), ("outside", NODE_IP), "masqueraded");
+    // An address the node gets later serves NodePorts too.
+    node.netns.ip("addr add 192.0.2.77/24 dev up0");
+    eventually("on the new address", || ask(&node.outside, at("192.0.2.77", 30080)).is_ok());
+    node.api.delete("Service", "default/web");
+    eventually("closed", || ask(&node.outside, at(NODE_IP, 30080)).is_err());
+}
+
+#[test]
+fn a_client_with_affinity_stays_with_its_pod() {
+    let mut node = Node::new();
+    node.start();
+    let client = node.pod("client", json!({}), json!([]));
+    let pods: Vec<_> = ["a", "b", "c"].iter().map(|n| node.pod(n, json!({}), json!([]))).collect();
+    for pod in &pods {
+        serve(&pod.netns, &pod.name, 8080);
+    }
+    let sticky = json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 600}}});
+    node.service("web", CLUSTER_IP, 80, "TCP", 8080, &pods.iter().collect::<Vec<_>>(), &sticky);
+    eventually("the Service answers", || ask(&client.netns, at(CLUSTER_IP, 80)).is_ok());
+    let (first, _) = ask(&client.netns, at(CLUSTER_IP, 80)).expect("the Service answers");
+    for _ in 0..20 {
+        assert_eq!(ask(&client.netns, at(CLUSTER_IP, 80)).expect("the Service answers").0, first);
+    }
+    // Its pod leaves the Service: the client gets another one and stays with that.
+    let rest: Vec<_> = pods.iter().filter(|p| p.name != first).collect();
+    node.service("web", CLUSTER_IP, 80, "TCP", 8080, &rest, &sticky);
+    eventually("another pod", || ask(&client.netns, at(CLUSTER_IP, 80)).is_ok_and(|(name, _)| name != first));
+    let (second, _) = ask(&client.netns, at(CLUSTER_IP, 80)).expect("the Service answers");
+    assert!((0..20).all(|_| ask(&client.netns, at(CLUSTER_IP, 80)).is_ok_and(|(name, _)| name == second)));
+}
