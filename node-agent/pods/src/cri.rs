@@ -102,8 +102,6 @@ calls! {
     runtime "RemoveContainer" remove_container(RemoveContainerRequest) -> RemoveContainerResponse, SHORT;
     runtime "ListContainers" list_containers(ListContainersRequest) -> ListContainersResponse, SHORT;
     runtime "ContainerStatus" container_status(ContainerStatusRequest) -> ContainerStatusResponse, SHORT;
-    runtime "UpdateContainerResources" update_container_resources(UpdateContainerResourcesRequest) -> UpdateContainerResourcesResponse, SHORT;
-    runtime "ReopenContainerLog" reopen_container_log(ReopenContainerLogRequest) -> ReopenContainerLogResponse, SHORT;
     runtime "Exec" exec(ExecRequest) -> ExecResponse, SHORT;
     runtime "Attach" attach(AttachRequest) -> AttachResponse, SHORT;
     runtime "PortForward" port_forward(PortForwardRequest) -> PortForwardResponse, SHORT;
@@ -111,8 +109,6 @@ calls! {
     images "ListImages" list_images(ListImagesRequest) -> ListImagesResponse, SHORT;
     images "ImageStatus" image_status(ImageStatusRequest) -> ImageStatusResponse, SHORT;
     images "PullImage" pull_image(PullImageRequest) -> PullImageResponse, PULL;
-    images "RemoveImage" remove_image(RemoveImageRequest) -> RemoveImageResponse, SHORT;
-    images "ImageFsInfo" image_fs_info(ImageFsInfoRequest) -> ImageFsInfoResponse, SHORT;
 }
 
 async fn bounded<T>(

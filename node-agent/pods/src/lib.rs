@@ -6,12 +6,46 @@
 //! carry the labels and annotations they are found by, and the API carries the status, so a
 //! restart finds every pod again and disturbs none.
 
+mod admission;
 mod api;
+mod backoff;
+mod cgroups;
 mod config;
+mod container;
 mod cri;
+mod dns;
+mod env;
 mod error;
+mod execute;
+mod expand;
+mod fields;
+mod hooks;
+mod hosts;
+mod images;
+mod labels;
+mod logs;
 mod manager;
+mod memory;
+mod net;
 mod node;
+mod node_state;
+mod objects;
+mod observe;
+mod plan;
+mod probes;
+mod quantity;
+mod recorder;
+mod resources;
+mod runtime_events;
+mod sandbox;
+mod serve;
+mod spec;
+mod start;
+mod status;
+mod status_writer;
+mod termination;
+mod volumes;
+mod worker;
 
 pub use api::{ExecOptions, ExecOutput, LogOptions, LogStream, StreamTarget};
 pub use config::Config;

@@ -1,106 +1,383 @@
 //! The node's pods: watches the API for them and keeps one worker each.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
+use jiff::{SignedDuration, Timestamp};
 use k8s_cri::v1 as cri_api;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node as ApiNode, Pod, Service};
+use kube::api::Api;
+use kube::runtime::reflector::store::Writer;
+use kube::runtime::{WatchStreamExt, reflector, watcher};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{ExecOptions, ExecOutput, LogOptions, LogStream, StreamTarget};
+use crate::admission;
+use crate::cgroups::Cgroups;
 use crate::config::Config;
 use crate::cri::Cri;
 use crate::error::Error;
+use crate::execute::{self, owner_uid};
+use crate::memory::Memory;
+use crate::node_state::NodeState;
+use crate::objects::Objects;
+use crate::observe::observe;
+use crate::recorder::{Level, Recorder};
+use crate::resources;
+use crate::runtime_events;
+use crate::spec;
+use crate::volumes;
+use crate::worker::{Desired, Worker};
+
+/// A look at everything containerd holds, should events have been lost.
+const RELIST: Duration = Duration::from_secs(30);
+/// Without a successful relist for so long the node is not healthy (kubelet's PLEG threshold).
+const RELIST_OVERDUE: SignedDuration = SignedDuration::from_secs(180);
 
 /// Runs the pods that the API binds to this node.
 pub struct PodManager {
-    config: Config,
-    client: kube::Client,
+    pub(crate) node: Arc<NodeState>,
     pub(crate) cri: Cri,
-    unhealthy: Mutex<Option<String>>,
+    writers: Mutex<Option<(Writer<Service>, Writer<ApiNode>)>>,
+    /// The last relist that succeeded.
+    listed: Mutex<Timestamp>,
+    /// Container states at the last relist, by id.
+    states: Mutex<HashMap<String, i32>>,
 }
 
 impl PodManager {
-    /// Connects to containerd. Fails when it does not answer; nothing runs before [`PodManager::run`].
+    /// Connects to containerd and makes the node's `kubepods` cgroup. Nothing runs before
+    /// [`PodManager::run`].
+    ///
+    /// # Errors
+    /// When containerd does not answer, or a directory or cgroup cannot be made.
     pub async fn start(config: Config, client: kube::Client) -> Result<Arc<PodManager>, Error> {
         let cri = Cri::connect(&config.containerd_socket).await?;
-        Ok(Arc::new(PodManager { config, client, cri, unhealthy: Mutex::new(None) }))
+        for dir in [&config.data_dir, &config.log_dir] {
+            std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
+        }
+        let cgroups = Cgroups::new(&config.cgroup_parent).map_err(Error::io(&config.cgroup_parent))?;
+        let (services, services_writer) = reflector::store();
+        let (api_node, node_writer) = reflector::store();
+        let node = NodeState {
+            recorder: Recorder::start(client.clone(), config.node_name.clone()),
+            objects: Objects::new(client.clone()),
+            images: Default::default(),
+            cache: Default::default(),
+            workers: Mutex::default(),
+            owners: Mutex::default(),
+            config,
+            client,
+            cri: cri.clone(),
+            cgroups,
+            services,
+            node: api_node,
+        };
+        Ok(Arc::new(PodManager {
+            node: Arc::new(node),
+            cri,
+            writers: Mutex::new(Some((services_writer, node_writer))),
+            listed: Mutex::new(Timestamp::now()),
+            states: Mutex::default(),
+        }))
     }
 
     /// Serves until cancelled. Cancelling stops the manager alone: containers go on.
+    ///
+    /// # Errors
+    /// Never at present: what fails is tried again.
     pub async fn run(self: &Arc<Self>, cancel: CancellationToken) -> Result<(), Error> {
-        cancel.cancelled().await;
+        let writers = self.writers.lock().take();
+        if let Some((services, node)) = writers {
+            self.keep(services, watcher::Config::default(), &cancel);
+            self.keep(node, watcher::Config::default().fields(&format!("metadata.name={}", self.node.config.node_name)), &cancel);
+        }
+        let events = runtime_events::listen(self.clone(), cancel.clone());
+        tokio::select! {
+            () = cancel.cancelled() => {}
+            () = self.watch_pods() => {}
+            () = self.relist_for_ever() => {}
+            () = events => {}
+        }
         Ok(())
     }
 
-    /// `Err` says what is wrong: the runtime does not answer, or its relist is overdue.
+    /// Keeps a store of all objects of a kind up to date.
+    fn keep<K>(&self, writer: Writer<K>, config: watcher::Config, cancel: &CancellationToken)
+    where
+        K: kube::Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
+    {
+        let api: Api<K> = Api::all(self.node.client.clone());
+        let stream = reflector(writer, watcher(api, config).modify(drop_managed_fields)).default_backoff();
+        let cancel = cancel.clone();
+        tokio::spawn(async move {
+            let drain = stream.for_each(|event| {
+                if let Err(error) = event {
+                    tracing::warn!(kind = std::any::type_name::<K>(), error = crate::error::chain(&error), "watch broken");
+                }
+                std::future::ready(())
+            });
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                () = drain => {}
+            }
+        });
+    }
+
+    async fn watch_pods(self: &Arc<Self>) {
+        let api: Api<Pod> = Api::all(self.node.client.clone());
+        let config = watcher::Config::default().fields(&format!("spec.nodeName={}", self.node.config.node_name));
+        let mut stream = watcher(api, config).modify(drop_managed_fields).default_backoff().boxed();
+        let mut listed: Option<HashMap<String, ()>> = None;
+        while let Some(event) = stream.next().await {
+            match event {
+                Ok(watcher::Event::Init) => listed = Some(HashMap::new()),
+                Ok(watcher::Event::InitApply(pod)) => {
+                    if let Some(listed) = &mut listed {
+                        listed.insert(spec::uid(&pod).to_owned(), ());
+                    }
+                    self.apply(pod);
+                }
+                Ok(watcher::Event::InitDone) => {
+                    let listed = listed.take().unwrap_or_default();
+                    let gone: Vec<String> = self.node.workers.lock().keys().filter(|uid| !listed.contains_key(*uid)).cloned().collect();
+                    gone.iter().for_each(|uid| self.removed(uid));
+                    let manager = self.clone();
+                    tokio::spawn(async move { manager.remove_orphans(&listed).await });
+                }
+                Ok(watcher::Event::Apply(pod)) => self.apply(pod),
+                Ok(watcher::Event::Delete(pod)) => {
+                    self.update(Arc::new(pod.clone()));
+                    self.removed(spec::uid(&pod));
+                }
+                Err(error) => tracing::warn!(error = crate::error::chain(&error), "watch of pods broken"),
+            }
+        }
+    }
+
+    /// Hands a pod to its worker, a new one when there is none.
+    fn apply(&self, pod: Pod) {
+        let pod = Arc::new(pod);
+        if self.update(pod.clone()) {
+            return;
+        }
+        let mut memory = Memory::default();
+        let status = pod.status.as_ref();
+        let seen_before = status.is_some_and(|s| s.start_time.is_some());
+        memory.start_time = status.and_then(|s| s.start_time.clone()).map(|t| t.0).or_else(|| Some(Timestamp::now()));
+        if !seen_before && !spec::is_deleting(&pod) && !spec::api_terminal(&pod) {
+            memory.ended = self.refuse(&pod);
+            if let Some(ended) = &memory.ended {
+                let reason = match ended.reason.as_str() {
+                    "OutOfcpu" => "OutOfcpu",
+                    "OutOfmemory" => "OutOfmemory",
+                    "OutOfpods" => "OutOfpods",
+                    "NodeAffinity" => "NodeAffinity",
+                    "NodePorts" => "NodePorts",
+                    "SysctlForbidden" => "SysctlForbidden",
+                    _ => "UnexpectedAdmissionError",
+                };
+                let message = ended.message.trim_start_matches("Pod was rejected: ").to_owned();
+                self.node.recorder.pod(&pod, Level::Warning, reason, message);
+            }
+        }
+        let handle = Worker::spawn(self.node.clone(), pod.clone(), memory);
+        self.node.workers.lock().insert(spec::uid(&pod).to_owned(), handle);
+        self.share_burstable();
+    }
+
+    fn refuse(&self, pod: &Pod) -> Option<crate::memory::Ended> {
+        let others: Vec<Arc<Pod>> = self.active_pods();
+        let others: Vec<&Pod> = others.iter().map(Arc::as_ref).collect();
+        let node = self.node.api_node();
+        let config = &self.node.config;
+        admission::refuse(pod, node.as_deref(), &others, config.max_pods, &config.allowed_unsafe_sysctls)
+    }
+
+    /// Pods that take resources: neither ended nor gone.
+    fn active_pods(&self) -> Vec<Arc<Pod>> {
+        let workers = self.node.workers.lock();
+        let pods = workers.values().filter(|w| {
+            let ended = w.view.lock().status.as_ref().and_then(|s| s.phase.clone());
+            !matches!(ended.as_deref(), Some("Succeeded" | "Failed"))
+        });
+        pods.map(|w| w.desired.borrow().pod.clone()).filter(|p| !spec::api_terminal(p)).collect()
+    }
+
+    fn update(&self, pod: Arc<Pod>) -> bool {
+        let workers = self.node.workers.lock();
+        let Some(worker) = workers.get(spec::uid(&pod)) else { return false };
+        worker.desired.send_if_modified(|current| {
+            // The echo of a status this node wrote asks for nothing.
+            let changed = current.pod.metadata.resource_version != pod.metadata.resource_version;
+            let relevant = changed && differs_beyond_own_status(&current.pod, &pod);
+            current.pod = pod.clone();
+            relevant
+        });
+        true
+    }
+
+    fn removed(&self, uid: &str) {
+        if let Some(worker) = self.node.workers.lock().get(uid) {
+            worker.desired.send_modify(|current: &mut Desired| current.removed = true);
+        }
+        self.share_burstable();
+    }
+
+    fn share_burstable(&self) {
+        let burstable = self.active_pods().into_iter().filter(|p| resources::qos(p) == resources::Qos::Burstable);
+        let milli: i64 = burstable.map(|p| resources::pod_requests(&p).get("cpu").map_or(0, |a| a.milli())).sum();
+        if let Err(error) = self.node.cgroups.set_burstable_shares(resources::cpu_shares(milli)) {
+            tracing::warn!(%error, "CPU share of burstable pods not set");
+        }
+    }
+
+    /// Sandboxes, containers, directories and cgroups of pods that the API does not know (any more):
+    /// what a node was running when it lost its agent and the pods were deleted meanwhile.
+    async fn remove_orphans(self: &Arc<Self>, listed: &HashMap<String, ()>) {
+        let known = |uid: &str| listed.contains_key(uid) || self.node.workers.lock().contains_key(uid);
+        let sandboxes = self.cri.list_pod_sandbox(cri_api::ListPodSandboxRequest::default()).await;
+        let containers = self.cri.list_containers(cri_api::ListContainersRequest::default()).await;
+        let mut orphans: HashMap<String, HashMap<String, String>> = HashMap::new();
+        for labels in sandboxes.iter().flat_map(|s| s.items.iter().map(|i| &i.labels)).chain(containers.iter().flat_map(|c| c.containers.iter().map(|i| &i.labels))) {
+            if let Some(uid) = owner_uid(labels).filter(|uid| !known(uid)) {
+                orphans.insert(uid.clone(), labels.clone());
+            }
+        }
+        for (uid, labels) in orphans {
+            tracing::info!(uid, "removing a pod that the API no longer has");
+            let pod = orphan_pod(&uid, &labels);
+            let memory = Memory { start_time: Some(Timestamp::now()), removed: true, ..Default::default() };
+            let handle = Worker::spawn(self.node.clone(), Arc::new(pod), memory);
+            handle.desired.send_modify(|d| d.removed = true);
+            self.node.workers.lock().insert(uid, handle);
+        }
+        let alive = |uid: &str| known(uid);
+        for entry in std::fs::read_dir(self.node.config.data_dir.join("pods")).into_iter().flatten().flatten() {
+            let uid = entry.file_name().to_string_lossy().into_owned();
+            if !alive(&uid)
+                && let Err(error) = volumes::remove_pod_dir(&self.node.config.data_dir, &uid)
+            {
+                tracing::warn!(uid, %error, "directory of a pod that is gone not removed");
+            }
+        }
+        for cgroup in self.node.cgroups.pods() {
+            let uid = cgroup.rsplit_once("pod").map_or("", |(_, uid)| uid);
+            if !alive(uid) {
+                execute::remove_cgroup(&self.node.cgroups, &cgroup).await;
+            }
+        }
+    }
+
+    async fn relist_for_ever(&self) {
+        loop {
+            match self.relist().await {
+                Ok(()) => *self.listed.lock() = Timestamp::now(),
+                Err(error) => tracing::warn!(%error, "relist failed"),
+            }
+            tokio::time::sleep(RELIST).await;
+        }
+    }
+
+    /// Wakes the workers of containers whose state is not what it was.
+    pub(crate) async fn relist(&self) -> Result<(), Error> {
+        let containers = self.cri.list_containers(cri_api::ListContainersRequest::default()).await?.containers;
+        let sandboxes = self.cri.list_pod_sandbox(cri_api::ListPodSandboxRequest::default()).await?.items;
+        let mut now: HashMap<String, (i32, Option<String>)> = HashMap::new();
+        for c in containers {
+            now.insert(c.id, (c.state, owner_uid(&c.labels).cloned()));
+        }
+        for s in sandboxes {
+            now.insert(s.id, (s.state, owner_uid(&s.labels).cloned()));
+        }
+        let before = std::mem::replace(&mut *self.states.lock(), now.iter().map(|(id, (state, _))| (id.clone(), *state)).collect());
+        for (id, (state, uid)) in &now {
+            if before.get(id) != Some(state)
+                && let Some(uid) = uid
+            {
+                self.wake(uid);
+            }
+        }
+        for id in before.keys().filter(|id| !now.contains_key(*id)) {
+            let uid = self.node.owners.lock().get(id).cloned();
+            if let Some(uid) = uid {
+                self.wake(&uid);
+            }
+        }
+        Ok(())
+    }
+
+    /// Something happened to a container or sandbox.
+    pub(crate) fn runtime_event(&self, id: &str) {
+        let uid = self.node.owners.lock().get(id).cloned();
+        if let Some(uid) = uid {
+            self.wake(&uid);
+        }
+    }
+
+    fn wake(&self, uid: &str) {
+        if let Some(worker) = self.node.workers.lock().get(uid) {
+            worker.wake.notify_one();
+        }
+    }
+
+    /// `Err` says what is wrong: the runtime has not answered a relist for too long.
+    ///
+    /// # Errors
+    /// A text in kubelet's words.
     pub fn healthy(&self) -> Result<(), String> {
-        self.unhealthy.lock().clone().map_or(Ok(()), Err)
+        let age = Timestamp::now().duration_since(*self.listed.lock());
+        if age > RELIST_OVERDUE {
+            return Err(format!("PLEG is not healthy: pleg was last seen active {}s ago; threshold is {}s", age.as_secs(), RELIST_OVERDUE.as_secs()));
+        }
+        Ok(())
     }
 
     /// The pods bound to this node, each with the status as this node sees it (kubelet's `/pods`).
     pub fn pods(&self) -> Vec<Arc<Pod>> {
-        Vec::new()
+        let workers = self.node.workers.lock();
+        workers
+            .values()
+            .map(|worker| {
+                let mut pod = worker.desired.borrow().pod.as_ref().clone();
+                if let Some(status) = worker.view.lock().status.clone() {
+                    pod.status = Some(status);
+                }
+                Arc::new(pod)
+            })
+            .collect()
     }
 
-    /// The pods that containerd runs, in the API or not (kubelet's `/runningpods/`).
-    pub async fn running_pods(&self) -> Result<Vec<Pod>, Error> {
-        Ok(Vec::new())
+    /// The state of one pod as its worker last saw it.
+    pub(crate) async fn observed(&self, uid: &str) -> Result<crate::observe::Observed, Error> {
+        observe(&self.cri, &self.node.cache, uid).await
     }
+}
 
-    /// Log of a container. `Error::NotFound` and `Error::BadRequest` carry kubelet's wording.
-    pub async fn container_logs(&self, namespace: &str, pod: &str, container: &str, options: LogOptions) -> Result<LogStream, Error> {
-        let _ = options;
-        Err(Error::NotFound(format!("pod \"{namespace}/{pod}\" has no container \"{container}\"")))
-    }
+fn drop_managed_fields<K: kube::Resource>(object: &mut K) {
+    object.meta_mut().managed_fields = None;
+}
 
-    /// URL on containerd's streaming server to run `options.command` with streams.
-    pub async fn exec_url(&self, target: &StreamTarget, options: ExecOptions) -> Result<String, Error> {
-        let request = cri_api::ExecRequest {
-            container_id: self.running_container(target)?,
-            cmd: options.command,
-            tty: options.tty,
-            stdin: options.stdin,
-            stdout: options.stdout,
-            stderr: options.stderr,
-        };
-        Ok(self.cri.exec(request).await?.url)
-    }
+/// Whether an update brings more than a status. Conditions count: readiness gates are written by others.
+fn differs_beyond_own_status(old: &Pod, new: &Pod) -> bool {
+    let foreign = |pod: &Pod| -> Vec<(String, String)> {
+        let conditions = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
+        let ours = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"];
+        conditions.filter(|c| !ours.contains(&c.type_.as_str())).map(|c| (c.type_.clone(), c.status.clone())).collect()
+    };
+    let mut old_meta = old.metadata.clone();
+    old_meta.resource_version = new.metadata.resource_version.clone();
+    old_meta != new.metadata || old.spec != new.spec || foreign(old) != foreign(new) || spec::api_terminal(old) != spec::api_terminal(new)
+}
 
-    /// URL on containerd's streaming server to attach to the container's main process.
-    pub async fn attach_url(&self, target: &StreamTarget, options: ExecOptions) -> Result<String, Error> {
-        let request = cri_api::AttachRequest {
-            container_id: self.running_container(target)?,
-            tty: options.tty,
-            stdin: options.stdin,
-            stdout: options.stdout,
-            stderr: options.stderr,
-        };
-        Ok(self.cri.attach(request).await?.url)
-    }
-
-    /// URL on containerd's streaming server to forward `ports` (empty for the WebSocket protocol
-    /// that names them in the stream).
-    pub async fn port_forward_url(&self, target: &StreamTarget, ports: Vec<u16>) -> Result<String, Error> {
-        let _ = ports;
-        Err(Error::NotFound(format!("pod {}/{} not found", target.namespace, target.pod)))
-    }
-
-    /// Runs a command to its end without streams (kubelet's `/run/`).
-    pub async fn run_in_container(&self, target: &StreamTarget, command: Vec<String>, timeout: Duration) -> Result<ExecOutput, Error> {
-        let id = self.running_container(target)?;
-        let output = self.cri.exec_sync(&id, command, timeout).await?;
-        Ok(ExecOutput { stdout: output.stdout, stderr: output.stderr, exit_code: output.exit_code })
-    }
-
-    /// The Summary API's document (`/stats/summary`, `k8s.io/kubelet/pkg/apis/stats/v1alpha1`).
-    pub async fn stats_summary(&self) -> Result<serde_json::Value, Error> {
-        let _ = &self.client;
-        Ok(serde_json::json!({ "node": { "nodeName": self.config.node_name }, "pods": [] }))
-    }
-
-    fn running_container(&self, target: &StreamTarget) -> Result<String, Error> {
-        Err(Error::NotFound(format!("pod {}/{} not found", target.namespace, target.pod)))
-    }
+/// As much of a pod as its containers' labels tell.
+fn orphan_pod(uid: &str, labels: &HashMap<String, String>) -> Pod {
+    let mut pod = Pod::default();
+    pod.metadata.uid = Some(uid.to_owned());
+    pod.metadata.name = labels.get(crate::labels::POD_NAME).cloned();
+    pod.metadata.namespace = labels.get(crate::labels::POD_NAMESPACE).cloned();
+    pod.spec = Some(Default::default());
+    pod
 }

@@ -1,0 +1,7 @@
+//! Container logs: CRI's line format, and the reader behind `kubectl logs`.
+
+mod entry;
+mod read;
+
+pub use entry::entry;
+pub use read::{Source, stream};
