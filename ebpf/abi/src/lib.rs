@@ -56,6 +56,11 @@
 //!   entry, then let the pod send. Bump `epoch` after a change of policy, of the flags, or of an
 //!   identity that the endpoint's policy names: established flows are then judged again with their
 //!   next packet in the direction of the first; what is no longer allowed is dropped from then on.
+//!   With [`Endpoint::DIRECT`], packets from other pods of the node and from uplinks go to the pod
+//!   without the node's stack and without the pod's [`prog::TO_POD`], whose work is done where they come
+//!   from (so `pod_mac` and `host_mac` must be right); without it, and for all else, they take the stack's
+//!   way through `TO_POD`. Only then does a pod reach itself through a Service that the socket hooks
+//!   have not translated.
 //! - `IPCACHE`: LPM trie, [`Addr`] prefix (IPv4: 96 + bits, [`Addr::prefix_len`]) → [`Remote`]. No match:
 //!   [`identity::WORLD`]. The most specific entry wins, so user space gives overlapping ipBlocks
 //!   each an identity of its own and names in a rule every identity it covers.

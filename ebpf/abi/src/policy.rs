@@ -44,6 +44,9 @@ impl Endpoint {
     pub const ISOLATE_INGRESS: u32 = 1;
     /// A policy selects the pod for egress.
     pub const ISOLATE_EGRESS: u32 = 2;
+    /// Packets may skip the node's stack on their way to the pod (`bpf_redirect_peer`): the device is
+    /// one of a veth pair whose other side is up in another network namespace.
+    pub const DIRECT: u32 = 4;
 }
 
 /// Who is behind an address.
@@ -215,6 +218,8 @@ impl Flow {
     pub const RESET: u8 = 8;
     /// The pod knows its peer by another address: packets to it are looked up in `NAT`.
     pub const TRANSLATED: u8 = 16;
+    /// The pod talks to itself through a Service: no policy applies.
+    pub const SELF: u8 = 32;
 
     #[inline(always)]
     pub const fn new(direction: u8, state: u8, epoch: u32, expires: u64) -> Flow {

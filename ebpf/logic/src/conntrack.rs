@@ -64,30 +64,48 @@ pub fn opens(headers: &Headers) -> bool {
     headers.tcp_flags & (SYN | ACK | RST) == SYN
 }
 
+/// [`admit`] may answer [`UNKNOWN`] instead of judging a flow that has no entry.
+pub const KNOWN_ONLY: u8 = 1;
+/// No entry, with [`KNOWN_ONLY`]; else [`admit`] answers with a flow's state.
+pub const UNKNOWN: u8 = 0x80;
+
 /// What an existing entry says about a packet.
 enum Known {
-    Pass,
-    /// The endpoint's epoch has changed since; the flow's direction and the packet's state follow.
+    /// The flow's state.
+    Pass(u8),
+    /// The endpoint's epoch has changed since; the flow's direction follows.
     Judge(u8),
     /// The entry does not count.
     Stale,
 }
 
+/// What [`judge`] answers instead of a state. A plain number: of a `Result` with a byte in it the
+/// compiler leaves the rest of the register to chance, which the verifier refuses.
+const DENIED: u32 = 0x100;
+const FULL: u32 = 0x200;
+
 /// Decides whether a packet may leave (`EGRESS`) or enter (`INGRESS`) the endpoint and remembers the
-/// flow. `headers` has ports, see [`fragment`].
-#[inline(never)]
+/// flow. `headers` has ports, see [`fragment`]. `mode`: [`KNOWN_ONLY`], or bits of `Flow::*` that the
+/// flow gets. `Ok` with the flow's state.
+#[inline(always)]
 pub fn admit<E: Env>(
     env: &E,
     endpoint: &Endpoint,
-    way: u8,
     headers: &Headers,
-) -> Result<(), DropReason> {
+    way: u8,
+    mode: u8,
+) -> Result<u8, DropReason> {
+    match judge(env, endpoint, headers, way, mode) {
+        DENIED if way == direction::INGRESS => Err(DropReason::PolicyIngress),
+        DENIED => Err(DropReason::PolicyEgress),
+        FULL => Err(DropReason::FlowTableFull),
+        state => Ok(state as u8),
+    }
+}
+
+#[inline(never)]
+fn judge<E: Env>(env: &E, endpoint: &Endpoint, headers: &Headers, way: u8, mode: u8) -> u32 {
     let tuple = &headers.tuple;
-    let denied = if way == direction::INGRESS {
-        DropReason::PolicyIngress
-    } else {
-        DropReason::PolicyEgress
-    };
     let (local_port, remote, remote_port) = if way == direction::EGRESS {
         (tuple.sport, tuple.dst, tuple.dport)
     } else {
@@ -96,6 +114,7 @@ pub fn admit<E: Env>(
     let key = FlowKey::new(endpoint.id, local_port, remote, remote_port, tuple.proto());
     let related = headers.kind == Kind::IcmpError;
     let opens = opens(headers);
+    let mark = mode & !KNOWN_ONLY;
     let now = env.now();
 
     let known = env.with_flow(&key, |flow| {
@@ -109,24 +128,25 @@ pub fn admit<E: Env>(
             return Known::Stale;
         }
         if related {
-            return Known::Pass;
+            return Known::Pass(flow.state);
         }
-        if flow.epoch != endpoint.epoch {
+        if flow.epoch != endpoint.epoch && flow.state & Flow::SELF == 0 {
             return Known::Judge(flow.direction);
         }
-        let state = step(flow.state, headers.tcp_flags, original);
+        let state = step(flow.state, headers.tcp_flags, original) | mark;
         let expires = now + timeout(tuple.proto(), state);
         if state != flow.state || expires > flow.expires + STEP {
             flow.state = state;
             flow.expires = expires;
         }
-        Known::Pass
+        Known::Pass(state)
     });
 
     let way_of_flow = match known {
-        Some(Known::Pass) => return Ok(()),
+        Some(Known::Pass(state)) => return u32::from(state),
         Some(Known::Judge(flow_direction)) => flow_direction,
-        Some(Known::Stale) | None if related => return Err(denied),
+        Some(Known::Stale) | None if mode & KNOWN_ONLY != 0 => return u32::from(UNKNOWN),
+        Some(Known::Stale) | None if related => return DENIED,
         Some(Known::Stale) | None => way,
     };
     let port = if way_of_flow == direction::EGRESS {
@@ -135,17 +155,18 @@ pub fn admit<E: Env>(
         local_port
     };
     if !policy::allows(env, endpoint, way_of_flow, &remote, tuple.proto(), port) {
-        return Err(denied);
+        return DENIED;
     }
     if matches!(known, Some(Known::Judge(_))) {
-        env.with_flow(&key, |flow| {
+        let state = env.with_flow(&key, |flow| {
             flow.epoch = endpoint.epoch;
-            flow.state = step(flow.state, headers.tcp_flags, flow.direction == way);
+            flow.state = step(flow.state, headers.tcp_flags, flow.direction == way) | mark;
             flow.expires = now + timeout(tuple.proto(), flow.state);
+            flow.state
         });
-        return Ok(());
+        return u32::from(state.unwrap_or(0));
     }
-    let state = step(0, headers.tcp_flags, true);
+    let state = step(0, headers.tcp_flags, true) | mark;
     let flow = Flow::new(
         way,
         state,
@@ -153,9 +174,9 @@ pub fn admit<E: Env>(
         now + timeout(tuple.proto(), state),
     );
     if env.set_flow(&key, &flow) {
-        Ok(())
+        u32::from(state)
     } else {
-        Err(DropReason::FlowTableFull)
+        FULL
     }
 }
 

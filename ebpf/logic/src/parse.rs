@@ -333,6 +333,18 @@ impl Headers {
     };
 }
 
+impl Headers {
+    /// Says that the packet was rewritten to `to`.
+    #[inline(always)]
+    pub fn translated(&mut self) {
+        if self.src == self.tuple.src {
+            self.src = self.to.src;
+        }
+        self.dst = self.to.dst;
+        self.tuple = self.to;
+    }
+}
+
 const NONE: Port = Port::from_raw(0);
 const NO_TUPLE: Tuple = Tuple::new(Addr::ANY, NONE, Addr::ANY, NONE, 0);
 

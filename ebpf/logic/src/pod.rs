@@ -1,10 +1,18 @@
 //! Packets at a pod's device.
+//!
+//! A packet from a pod is, in this order: read, checked for its source, translated if it is for a
+//! Service (the socket hooks leave few of those), judged by policy as what it has become, remembered. A
+//! packet to a pod is judged as what it is on the wire and then translated back. Packets between pods of
+//! one node are both at once and go straight from one to the other.
 
-use crate::conntrack;
+use crate::conntrack::{self, KNOWN_ONLY, UNKNOWN};
 use crate::env::Env;
+use crate::nat::{self, Owner};
 use crate::packet::Packet;
-use crate::parse::{self, ETH_ARP, ETH_IPV4, ETH_IPV6, Headers, Kind, V4, V6};
-use xebec_ebpf_abi::{Addr, DropReason, Endpoint, direction, forward};
+use crate::parse::{self, ETH_ARP, ETH_IPV4, ETH_IPV6, Fragment, Headers, Kind, V4, V6};
+use crate::rewrite::rewrite;
+use crate::service;
+use xebec_ebpf_abi::{Addr, AffinityKey, DropReason, Endpoint, Flow, FlowKey, direction, forward};
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,6 +20,8 @@ pub enum Verdict {
     /// On to the next program and the stack.
     Pass,
     Drop(DropReason),
+    /// To the other side of the veth pair with this ifindex.
+    Peer(u32),
 }
 
 /// A packet left a pod through the device `ifindex`. `ethertype` in host order.
@@ -23,12 +33,19 @@ pub fn leaves<E: Env, P: Packet>(
     ethertype: u16,
     ifindex: u32,
 ) -> Verdict {
-    let outcome = match read(packet, headers, ethertype) {
-        Ok(true) => leaving(env, headers, ifindex),
-        Ok(false) => Ok(()),
-        Err(reason) => Err(reason),
+    let is_ip = match read(packet, headers, ethertype) {
+        Ok(is_ip) => is_ip,
+        Err(reason) => return refuse(env, packet, reason),
     };
-    finish(env, packet, outcome, forward::FROM_POD)
+    if is_ip && let Err(reason) = leaving(env, packet, headers, ifindex) {
+        return refuse(env, packet, reason);
+    }
+    env.forwarded(forward::FROM_POD, packet.len());
+    if is_ip {
+        deliver(env, packet, headers)
+    } else {
+        Verdict::Pass
+    }
 }
 
 /// A packet is handed to the pod behind the device `ifindex`. `ethertype` in host order.
@@ -40,12 +57,43 @@ pub fn enters<E: Env, P: Packet>(
     ethertype: u16,
     ifindex: u32,
 ) -> Verdict {
-    let outcome = match read(packet, headers, ethertype) {
-        Ok(true) => entering(env, headers, ifindex),
-        Ok(false) => Ok(()),
-        Err(reason) => Err(reason),
+    let is_ip = match read(packet, headers, ethertype) {
+        Ok(is_ip) => is_ip,
+        Err(reason) => return refuse(env, packet, reason),
     };
-    finish(env, packet, outcome, forward::TO_POD)
+    if is_ip && headers.kind != Kind::Link {
+        let Some(endpoint) = own(env, &headers.dst, ifindex) else {
+            return refuse(env, packet, DropReason::UnknownEndpoint);
+        };
+        if let Err(reason) = conntrack::fragment(env, headers) {
+            return refuse(env, packet, reason);
+        }
+        if let Err(reason) = entering(env, packet, headers, &endpoint) {
+            return refuse(env, packet, reason);
+        }
+    }
+    env.forwarded(forward::TO_POD, packet.len());
+    Verdict::Pass
+}
+
+/// Hands a packet that may go on to the pod it is for, if that is here and may be reached directly. Its
+/// hop limit stays: it has crossed no router that could be part of a loop.
+#[inline(always)]
+pub fn deliver<E: Env, P: Packet>(env: &E, packet: P, headers: &mut Headers) -> Verdict {
+    let Some(endpoint) = env.endpoint(&headers.dst) else {
+        return Verdict::Pass;
+    };
+    if endpoint.flags & Endpoint::DIRECT == 0 || headers.kind == Kind::Link {
+        return Verdict::Pass;
+    }
+    if let Err(reason) = entering(env, packet, headers, &endpoint) {
+        return refuse(env, packet, reason);
+    }
+    if !packet.store(0, &[endpoint.pod_mac, endpoint.host_mac]) {
+        return refuse(env, packet, DropReason::RewriteFailed);
+    }
+    env.forwarded(forward::TO_POD, packet.len());
+    Verdict::Peer(endpoint.ifindex)
 }
 
 /// False: not IP, but needed to talk IP.
@@ -60,46 +108,136 @@ fn read<P: Packet>(packet: P, headers: &mut Headers, ethertype: u16) -> Result<b
     Ok(true)
 }
 
+/// Counts a drop.
 #[inline(always)]
-fn finish<E: Env, P: Packet>(
-    env: &E,
-    packet: P,
-    outcome: Result<(), DropReason>,
-    path: u32,
-) -> Verdict {
-    match outcome {
-        Ok(()) => {
-            env.forwarded(path, packet.len());
-            Verdict::Pass
-        }
-        Err(reason) => {
-            env.dropped(reason, packet.len());
-            Verdict::Drop(reason)
-        }
-    }
-}
-
-#[inline(always)]
-fn leaving<E: Env>(env: &E, headers: &mut Headers, ifindex: u32) -> Result<(), DropReason> {
-    if headers.kind == Kind::Link {
-        return Ok(());
-    }
-    let endpoint = own(env, &headers.src, ifindex).ok_or(DropReason::SpoofedSource)?;
-    conntrack::fragment(env, headers)?;
-    conntrack::admit(env, &endpoint, direction::EGRESS, headers)
-}
-
-#[inline(always)]
-fn entering<E: Env>(env: &E, headers: &mut Headers, ifindex: u32) -> Result<(), DropReason> {
-    if headers.kind == Kind::Link {
-        return Ok(());
-    }
-    let endpoint = own(env, &headers.dst, ifindex).ok_or(DropReason::UnknownEndpoint)?;
-    conntrack::fragment(env, headers)?;
-    conntrack::admit(env, &endpoint, direction::INGRESS, headers)
+pub fn refuse<E: Env, P: Packet>(env: &E, packet: P, reason: DropReason) -> Verdict {
+    env.dropped(reason, packet.len());
+    Verdict::Drop(reason)
 }
 
 #[inline(always)]
 fn own<E: Env>(env: &E, addr: &Addr, ifindex: u32) -> Option<Endpoint> {
     env.endpoint(addr).filter(|e| e.ifindex == ifindex)
+}
+
+#[inline(always)]
+fn leaving<E: Env, P: Packet>(
+    env: &E,
+    packet: P,
+    headers: &mut Headers,
+    ifindex: u32,
+) -> Result<(), DropReason> {
+    if headers.kind == Kind::Link {
+        return Ok(());
+    }
+    let endpoint = own(env, &headers.src, ifindex).ok_or(DropReason::SpoofedSource)?;
+    conntrack::fragment(env, headers)?;
+    let state = conntrack::admit(env, &endpoint, headers, direction::EGRESS, KNOWN_ONLY)?;
+    if state != UNKNOWN && state & Flow::TRANSLATED == 0 {
+        return Ok(());
+    }
+    let itself = headers.src;
+    let mut mark = 0;
+    translate(env, &endpoint, headers, state == UNKNOWN)?;
+    if headers.to != headers.tuple {
+        apply(packet, headers)?;
+        mark = Flow::TRANSLATED;
+    }
+    // To itself no policy applies, and `translate` has remembered the flow.
+    if state == UNKNOWN && (mark == 0 || headers.dst != itself) {
+        conntrack::admit(env, &endpoint, headers, direction::EGRESS, mark)?;
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn entering<E: Env, P: Packet>(
+    env: &E,
+    packet: P,
+    headers: &mut Headers,
+    endpoint: &Endpoint,
+) -> Result<(), DropReason> {
+    let state = conntrack::admit(env, endpoint, headers, direction::INGRESS, 0)?;
+    if state & Flow::TRANSLATED != 0 && nat::lookup(env, headers, env.now()).is_some() {
+        apply(packet, headers)?;
+    }
+    Ok(())
+}
+
+/// Rewrites the packet to `headers.to`.
+#[inline(always)]
+pub fn apply<P: Packet>(packet: P, headers: &mut Headers) -> Result<(), DropReason> {
+    if headers.dst.is_v4() {
+        rewrite::<V4, P>(packet, headers)?;
+    } else {
+        rewrite::<V6, P>(packet, headers)?;
+    }
+    headers.translated();
+    Ok(())
+}
+
+/// Says in `headers.to` what a packet of a pod has to become, because its flow does, or (`may_be_new`)
+/// because it is for a Service that the socket hooks have not seen.
+#[inline(never)]
+fn translate<E: Env>(
+    env: &E,
+    endpoint: &Endpoint,
+    headers: &mut Headers,
+    may_be_new: bool,
+) -> Result<(), DropReason> {
+    let now = env.now();
+    headers.to = headers.tuple;
+    if nat::lookup(env, headers, now).is_none() {
+        let has_ports = matches!(headers.kind, Kind::Tcp | Kind::Ports);
+        if !may_be_new || !has_ports || headers.fragment == Fragment::Later {
+            return Ok(());
+        }
+        choose(env, headers, now)?;
+    }
+    let (from, to) = (&headers.tuple, &headers.to);
+    if may_be_new && to.dst == from.src && headers.kind != Kind::IcmpError {
+        // Both sides of the conversation are the pod, each with the Service as its peer.
+        let proto = from.proto();
+        let expires = now + conntrack::TIMEOUT_NEW;
+        let state = Flow::TRANSLATED | Flow::SELF;
+        let asks = FlowKey::new(endpoint.id, from.sport, from.dst, from.dport, proto);
+        let hears = FlowKey::new(endpoint.id, to.dport, to.src, to.sport, proto);
+        let mut flow = Flow::new(direction::EGRESS, state, endpoint.epoch, expires);
+        let kept = env.set_flow(&asks, &flow);
+        flow.direction = direction::INGRESS;
+        if !kept || !env.set_flow(&hears, &flow) {
+            return Err(DropReason::FlowTableFull);
+        }
+    }
+    Ok(())
+}
+
+/// Finds the Service the packet is for, and a backend, and remembers the translation to it.
+#[inline(always)]
+fn choose<E: Env>(env: &E, headers: &mut Headers, now: u64) -> Result<(), DropReason> {
+    let (from, to) = (&headers.tuple, &mut headers.to);
+    let Some(frontend) = service::find(env, from.dst, from.dport, from.proto(), false) else {
+        return Ok(());
+    };
+    let set = frontend.internal;
+    let client = AffinityKey::address(from.src, set);
+    let chosen = service::choose(env, &frontend, set, client, service::spread(from))?;
+    *to = *from;
+    to.dst = chosen.backend.addr;
+    to.dport = chosen.backend.port;
+    if to.dst == from.src {
+        // The pod would answer itself without its answer ever being seen here.
+        to.src = from.dst;
+    }
+    if to.dport != from.dport && !nat::has_ports(from.proto()) {
+        return Err(DropReason::ProtocolUnsupported);
+    }
+    let owner = Owner {
+        flags: 0,
+        backend: chosen.id,
+    };
+    if !nat::remember(env, from, to, owner, now) {
+        return Err(DropReason::NatPortExhausted);
+    }
+    Ok(())
 }

@@ -5,8 +5,7 @@ use crate::env::Env;
 use crate::nat::{self, Owner};
 use crate::packet::Packet;
 use crate::parse::{self, ETH_IPV4, ETH_IPV6, Fragment, Headers, Kind, V4, V6};
-use crate::pod::Verdict;
-use crate::rewrite::rewrite;
+use crate::pod::{self, Verdict};
 use crate::service;
 use xebec_ebpf_abi::{
     Addr, AffinityKey, Backend, DropReason, Flow, FlowKey, Frontend, Nat, SourceRangeKey,
@@ -28,9 +27,29 @@ pub fn arrives<E: Env, P: Packet>(
     ethertype: u16,
     ifindex: u32,
 ) -> Verdict {
-    run(env, packet, headers, ethertype, |headers| {
-        arriving(env, headers, ifindex)
-    })
+    if !is_ip(ethertype) {
+        return Verdict::Pass;
+    }
+    match read(packet, headers, ethertype) {
+        Ok(()) => {}
+        Err(DropReason::MappedAddress) => {
+            return pod::refuse(env, packet, DropReason::MappedAddress);
+        }
+        // What is broken is the stack's to refuse: it may be for the node itself.
+        Err(_) => return Verdict::Pass,
+    }
+    if headers.kind == Kind::Link {
+        return Verdict::Pass;
+    }
+    if conntrack::fragment(env, headers).is_err() {
+        // Most fragments are the node's own; one for a pod is refused at the pod's device.
+        return Verdict::Pass;
+    }
+    let plan = arriving(env, headers, ifindex);
+    if let Err(reason) = act(env, packet, headers, plan) {
+        return pod::refuse(env, packet, reason);
+    }
+    pod::deliver(env, packet, headers)
 }
 
 /// A packet goes out of the device `ifindex`. `ethertype` in host order.
@@ -42,56 +61,46 @@ pub fn departs<E: Env, P: Packet>(
     ethertype: u16,
     ifindex: u32,
 ) -> Verdict {
-    run(env, packet, headers, ethertype, |headers| {
-        departing(env, headers, ifindex)
-    })
+    if !is_ip(ethertype) || read(packet, headers, ethertype).is_err() || headers.kind == Kind::Link
+    {
+        return Verdict::Pass;
+    }
+    let plan = departing(env, headers, ifindex);
+    match act(env, packet, headers, plan) {
+        Ok(()) => Verdict::Pass,
+        Err(reason) => pod::refuse(env, packet, reason),
+    }
 }
 
 #[inline(always)]
-fn run<E: Env, P: Packet>(
+fn is_ip(ethertype: u16) -> bool {
+    ethertype == ETH_IPV4 || ethertype == ETH_IPV6
+}
+
+#[inline(always)]
+fn read<P: Packet>(packet: P, headers: &mut Headers, ethertype: u16) -> Result<(), DropReason> {
+    if ethertype == ETH_IPV4 {
+        parse::parse::<V4, P>(packet, headers)
+    } else {
+        parse::parse::<V6, P>(packet, headers)
+    }
+}
+
+/// Does what was planned.
+#[inline(always)]
+fn act<E: Env, P: Packet>(
     env: &E,
     packet: P,
     headers: &mut Headers,
-    ethertype: u16,
-    plan: impl FnOnce(&mut Headers) -> Plan,
-) -> Verdict {
-    let parsed = match ethertype {
-        ETH_IPV4 => parse::parse::<V4, P>(packet, headers),
-        ETH_IPV6 => parse::parse::<V6, P>(packet, headers),
-        _ => return Verdict::Pass,
-    };
-    match parsed {
-        Ok(()) => {}
-        Err(DropReason::MappedAddress) => return drop(env, packet, DropReason::MappedAddress),
-        // What is broken is the stack's to refuse: it may be for the node itself.
-        Err(_) => return Verdict::Pass,
+    plan: Plan,
+) -> Result<(), DropReason> {
+    let path = plan?;
+    if path == UNTOUCHED {
+        return Ok(());
     }
-    if headers.kind == Kind::Link {
-        return Verdict::Pass;
-    }
-    let path = match plan(headers) {
-        Ok(UNTOUCHED) => return Verdict::Pass,
-        Ok(path) => path,
-        Err(reason) => return drop(env, packet, reason),
-    };
-    let done = if ethertype == ETH_IPV4 {
-        rewrite::<V4, P>(packet, headers)
-    } else {
-        rewrite::<V6, P>(packet, headers)
-    };
-    match done {
-        Ok(()) => {
-            env.forwarded(path, packet.len());
-            Verdict::Pass
-        }
-        Err(reason) => drop(env, packet, reason),
-    }
-}
-
-#[inline(always)]
-fn drop<E: Env, P: Packet>(env: &E, packet: P, reason: DropReason) -> Verdict {
-    env.dropped(reason, packet.len());
-    Verdict::Drop(reason)
+    pod::apply(packet, headers)?;
+    env.forwarded(path, packet.len());
+    Ok(())
 }
 
 #[inline(always)]
@@ -108,10 +117,6 @@ fn known<E: Env>(env: &E, headers: &mut Headers, now: u64) -> Option<u32> {
 
 #[inline(always)]
 fn arriving<E: Env>(env: &E, headers: &mut Headers, ifindex: u32) -> Plan {
-    if conntrack::fragment(env, headers).is_err() {
-        // Most fragments are the node's own; one that is not finds no datagram to belong to there.
-        return Ok(UNTOUCHED);
-    }
     let now = env.now();
     if let Some(path) = known(env, headers, now) {
         return Ok(path);

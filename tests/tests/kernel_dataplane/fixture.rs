@@ -49,6 +49,7 @@ pub struct Outcome {
 
 pub const UNSPEC: i32 = -1;
 pub const SHOT: i32 = 2;
+pub const REDIRECT: i32 = 7;
 
 impl Dataplane {
     pub fn load() -> Dataplane {
