@@ -246,6 +246,8 @@ impl Dataplane {
                 .into_iter()
                 .map(|(name, entries)| MapFill { name: name.into(), entries, max_entries: engine.maps.max_entries(name) })
                 .collect(),
+            drops: metrics::by_reason(&engine.maps.drops()),
+            forwards: metrics::by_path(&engine.maps.forwards()),
             errors: engine.errors.clone(),
         }
     }

@@ -1,5 +1,6 @@
 //! What Prometheus sees: counters the programs keep, and how full the maps are.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Weak};
 
@@ -35,8 +36,6 @@ impl prometheus_client::collector::Collector for Collector {
             (engine.maps.drops(), engine.maps.forwards())
         };
         let status = dataplane.status();
-        let reason = |number: usize| u32::try_from(number).ok().and_then(DropReason::from_number).map(DropReason::label);
-        let path = |number: usize| forward::LABELS.get(number).copied();
         counters(&mut encoder, ("xebec_dropped", "dropped", "reason"), &drops, reason)?;
         counters(&mut encoder, ("xebec_forwarded", "passed on", "path"), &forwards, path)?;
 
@@ -53,6 +52,29 @@ impl prometheus_client::collector::Collector for Collector {
         let capacity = ConstGauge::new(i64::try_from(status.capacity).unwrap_or(i64::MAX));
         capacity.encode(encoder.encode_descriptor("xebec_ipam_capacity", "Pods the node's ranges have addresses for", None, MetricType::Gauge)?)
     }
+}
+
+fn reason(number: usize) -> Option<&'static str> {
+    u32::try_from(number).ok().and_then(DropReason::from_number).map(DropReason::label)
+}
+
+fn path(number: usize) -> Option<&'static str> {
+    forward::LABELS.get(number).copied()
+}
+
+/// Packets by drop reason, those that occurred.
+pub fn by_reason(counts: &[DropCount]) -> BTreeMap<String, u64> {
+    named(counts, reason)
+}
+
+/// Packets by path, those that were taken.
+pub fn by_path(counts: &[DropCount]) -> BTreeMap<String, u64> {
+    named(counts, path)
+}
+
+fn named(counts: &[DropCount], name: impl Fn(usize) -> Option<&'static str>) -> BTreeMap<String, u64> {
+    let occurred = counts.iter().enumerate().filter(|(_, c)| c.packets > 0);
+    occurred.filter_map(|(number, c)| Some((name(number)?.to_owned(), c.packets))).collect()
 }
 
 fn gauge(encoder: &mut MetricEncoder, label: (&str, &str), value: u64) -> fmt::Result {

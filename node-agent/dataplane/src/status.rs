@@ -1,5 +1,6 @@
 //! What `xebec status` and the agent's health endpoint show of the dataplane.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -27,6 +28,10 @@ pub struct Status {
     pub endpoints: usize,
     /// Filled and possible entries of each map.
     pub maps: Vec<MapFill>,
+    /// Packets dropped since the programs were first loaded, by reason; reasons that never occurred are left out.
+    pub drops: BTreeMap<String, u64>,
+    /// Packets passed on, by path.
+    pub forwards: BTreeMap<String, u64>,
     /// What failed at the last reconciliation and is retried; empty when all is well.
     pub errors: Vec<String>,
 }

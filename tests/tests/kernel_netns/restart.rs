@@ -23,7 +23,7 @@ fn connections_go_on_while_the_agent_is_killed_and_started_again() {
         "podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"],
         "ingress": [{"ports": [{"port": 8080}]}],
     }));
-    eventually("the Service answers", || ask(&client.netns, at(CLUSTER_IP, 80)).is_ok() && ask(&node.outside, at(NODE_IP, 30080)).is_ok());
+    eventually("the Service answers", || ask(&client.netns, at(CLUSTER_IP, 80)).is_ok() && node.ask_from_outside(at(NODE_IP, 30080)).is_ok());
     let mut established = client.netns.run(|| TcpStream::connect(at(CLUSTER_IP, 80))).expect("the Service answers");
     established.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
 
@@ -45,7 +45,7 @@ fn connections_go_on_while_the_agent_is_killed_and_started_again() {
         let seen = asked.load(Ordering::SeqCst);
         eventually("connections without an agent", || asked.load(Ordering::SeqCst) > seen + 20);
         assert!(ask_on(&mut established).is_ok(), "established without an agent");
-        assert!(ask(&node.outside, at(NODE_IP, 30080)).is_ok(), "from outside without an agent");
+        assert!(node.ask_from_outside(at(NODE_IP, 30080)).is_ok(), "from outside without an agent");
         node.start();
         assert_eq!(node.dataplane().status().leases, 2, "every lease has its owner again");
         assert!(ask_on(&mut established).is_ok(), "established after a start");

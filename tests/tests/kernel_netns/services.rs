@@ -83,7 +83,7 @@ fn a_node_port_answers_outside_and_pods_reach_the_outside_as_the_node() {
     serve(&node.outside, "outside", 9000);
     let node_port = json!({"type": "NodePort", "ports": [{"port": 80, "targetPort": 8080, "protocol": "TCP", "nodePort": 30080}]});
     node.service("web", CLUSTER_IP, 80, "TCP", 8080, &[&server], &node_port);
-    eventually("from outside", || ask(&node.outside, at(NODE_IP, 30080)).is_ok_and(|(name, _)| name == "web"));
+    eventually("from outside", || node.ask_from_outside(at(NODE_IP, 30080)).is_ok_and(|(name, _)| name == "web"));
     assert!(ask(&client.netns, at(NODE_IP, 30080)).is_ok(), "from a pod");
     assert!(ask(&node.netns, at(NODE_IP, 30080)).is_ok(), "from the node");
     assert!(ask(&node.netns, at("127.0.0.1", 30080)).is_ok(), "from the node over loopback");
@@ -91,9 +91,9 @@ fn a_node_port_answers_outside_and_pods_reach_the_outside_as_the_node() {
     assert_eq!((name.as_str(), seen.as_str()), ("outside", NODE_IP), "masqueraded");
     // An address the node gets later serves NodePorts too.
     node.netns.ip("addr add 192.0.2.77/24 dev up0");
-    eventually("on the new address", || ask(&node.outside, at("192.0.2.77", 30080)).is_ok());
+    eventually("on the new address", || node.ask_from_outside(at("192.0.2.77", 30080)).is_ok());
     node.api.delete("Service", "default/web");
-    eventually("closed", || ask(&node.outside, at(NODE_IP, 30080)).is_err());
+    eventually("closed", || node.ask_from_outside(at(NODE_IP, 30080)).is_err());
 }
 
 #[test]
