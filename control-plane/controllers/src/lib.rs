@@ -3,19 +3,24 @@
 //! A loop is registered with [`setup::Setup`]: it names the caches it reads, what wakes it, and its reconcile function.
 //! What is to be done is decided in pure functions (`plan`, `status`), which is where the tests are.
 
+mod cluster_role_aggregation;
 mod config;
 mod deployment;
 mod discovery;
 mod endpoint_slice;
+mod endpoints;
 mod gc;
 mod namespace;
 mod namespace_defaults;
+mod node_health;
 mod node_ipam;
 mod owned;
+mod pod_gc;
 mod replicas;
 mod replicaset;
 mod service_pods;
 mod setup;
+mod taint_eviction;
 
 pub use config::{ClusterSigner, Config, TokenSigner, TokenSubject};
 
@@ -41,6 +46,11 @@ pub async fn run(client: kube::Client, config: Config, cancel: CancellationToken
     deployment::register(&mut setup);
     endpoint_slice::register(&mut setup);
     namespace::register(&mut setup);
+    endpoints::register(&mut setup);
+    node_health::register(&mut setup);
+    taint_eviction::register(&mut setup);
+    pod_gc::register(&mut setup);
+    cluster_role_aggregation::register(&mut setup);
     gc::register(&mut setup);
     setup.run().await
 }

@@ -3,6 +3,7 @@
 mod garbage;
 mod harness;
 mod namespaces;
+mod nodes;
 mod scheduling;
 mod services;
 mod workloads;

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Endpoints, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::json;
 
 use crate::harness::{Cluster, deployment, eventually};
@@ -36,4 +36,25 @@ async fn slices_follow_the_pods() {
     let scale = Patch::Merge(json!({"spec": {"replicas": 1}}));
     cluster.api::<Deployment>("default").patch("web", &PatchParams::default(), &scale).await.expect("it is scaled");
     eventually("one endpoint", || async { (ready_addresses(&cluster, "web").await.len() == 1).then_some(()) }).await;
+}
+
+#[tokio::test]
+async fn endpoints_mirror_the_pods_too() {
+    let cluster = Cluster::with_node().await;
+    cluster.create::<Deployment>(deployment("web", 2)).await;
+    let service = json!({"metadata": {"name": "web"}, "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": "web"}]}});
+    cluster.create::<Service>(service).await;
+    eventually("two addresses", || async {
+        let subsets = cluster.api::<Endpoints>("default").get("web").await.ok()?.subsets?;
+        let addresses = subsets.first()?.addresses.as_ref()?;
+        (subsets.len() == 1 && addresses.len() == 2 && subsets[0].ports.as_ref()?[0].port == 8080).then_some(())
+    })
+    .await;
+    cluster.api::<Service>("default").delete("web", &DeleteParams::default()).await.expect("the service is deleted");
+    eventually("the endpoints are gone", || async {
+        let gone = cluster.api::<Endpoints>("default").get_opt("web").await.ok()?.is_none();
+        let slices = cluster.api::<EndpointSlice>("default").list(&ListParams::default().labels("kubernetes.io/service-name=web")).await.ok()?;
+        (gone && slices.items.is_empty()).then_some(())
+    })
+    .await;
 }
