@@ -95,8 +95,13 @@ impl Hub {
 
     /// Waits until the cache has reached `revision`; false when it has not in time.
     pub async fn wait(&self, revision: Revision) -> bool {
+        self.wait_at_most(revision, FRESHNESS_TIMEOUT).await
+    }
+
+    /// [`Hub::wait`] with a limit of one's own.
+    pub async fn wait_at_most(&self, revision: Revision, limit: Duration) -> bool {
         let mut receiver = self.revision.subscribe();
-        tokio::time::timeout(FRESHNESS_TIMEOUT, receiver.wait_for(|now| *now >= revision)).await.is_ok_and(|r| r.is_ok())
+        tokio::time::timeout(limit, receiver.wait_for(|now| *now >= revision)).await.is_ok_and(|r| r.is_ok())
     }
 
     /// Waits until the cache holds everything that was committed before the call.

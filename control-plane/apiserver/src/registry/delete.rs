@@ -18,7 +18,7 @@ use super::{
     list,
     options::DeleteOptions,
     present::Presenter,
-    store_error, write,
+    write,
 };
 use crate::{
     cache::to_stored,
@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// How often a delete is tried against others' writes.
-const ATTEMPTS: usize = 16;
+const ATTEMPTS: usize = 256;
 /// Objects of a collection deleted at once.
 const PARALLEL: usize = 8;
 
@@ -125,7 +125,7 @@ pub(crate) async fn delete_one(call: &Call, name: &str, options: &DeleteOptions)
             return Ok(Deleted { doc, gone });
         }
         let txn = Txn { compares: vec![Compare::ModRevision { key: kv.key.clone(), revision: kv.mod_revision }], ops: vec![op] };
-        match call.core.store.txn(txn).await.map_err(store_error)? {
+        match write::commit(call, txn).await? {
             TxnResponse::Committed { revision } => {
                 if gone {
                     call.core.extensions.allocator.released(resource, &doc);

@@ -16,7 +16,9 @@ use crate::{
 };
 
 /// How often a write that may be repeated is tried against others' writes.
-const ATTEMPTS: usize = 16;
+const ATTEMPTS: usize = 256;
+/// A cache that is further behind than this holds no answer up.
+const CACHE_DELAY: Duration = Duration::from_millis(50);
 /// Events are forgotten after this long, upstream's `--event-ttl`.
 const EVENT_TTL: Duration = Duration::from_secs(3600);
 
@@ -34,7 +36,7 @@ fn decode(resource: &Resource, kv: &KeyValue) -> Result<Document, ApiError> {
 }
 
 /// Changes the present object until the store takes it (or, with its last finalizer gone, drops it): `make` is given the present document and returns the new one.
-/// It is called again when somebody else was faster, unless the new document insists on a resource version.
+/// It is called again when somebody else was faster; a document that insists on an older resource version then fails.
 ///
 /// # Errors
 /// 404 when there is no object, 409 on a conflict that is the client's, and whatever admission and validation say.
@@ -46,7 +48,7 @@ where
     for _ in 0..ATTEMPTS {
         let Some((kv, old)) = read(call, name).await? else { return Err(status::not_found(&resource, name)) };
         let (new, warnings) = make(&old)?;
-        let insists = check_version(call, &new, name, kv.mod_revision)?;
+        check_version(call, &new, name, kv.mod_revision)?;
         let (new, allocation, more) = prepare_update(call, new, &old, name, sub, dry_run).await?;
         let unchanged = same_object(&new, &old);
         let deleted = is_finished(&resource, &new);
@@ -58,7 +60,7 @@ where
         }
         let op = if deleted { Op::Delete { key: kv.key.clone() } } else { put(&resource, kv.key.clone(), &new) };
         let txn = Txn { compares: vec![Compare::ModRevision { key: kv.key.clone(), revision: kv.mod_revision }], ops: vec![op] };
-        match call.core.store.txn(txn).await.map_err(store_error)? {
+        match commit(call, txn).await? {
             TxnResponse::Committed { revision } => {
                 if let Some(allocation) = allocation {
                     allocation.committed();
@@ -69,7 +71,6 @@ where
                 call.warnings.extend(warnings.into_iter().chain(more));
                 return Ok(with_revision(new, revision));
             }
-            TxnResponse::Conflict { .. } if insists => return Err(status::conflict(&resource, name)),
             TxnResponse::Conflict { .. } => {}
         }
     }
@@ -93,21 +94,21 @@ where
         }
         let op = put(&call.resource, kv.key.clone(), &new);
         let txn = Txn { compares: vec![Compare::ModRevision { key: kv.key, revision: kv.mod_revision }], ops: vec![op] };
-        if let TxnResponse::Committed { revision } = call.core.store.txn(txn).await.map_err(store_error)? {
+        if let TxnResponse::Committed { revision } = commit(call, txn).await? {
             return Ok(with_revision(new, revision));
         }
     }
     Err(status::conflict(&call.resource, name))
 }
 
-/// Compares the document's resource version with the present one. True when the client gave one: then a conflict is the client's.
-fn check_version(call: &Call, new: &Document, name: &str, present: Revision) -> Result<bool, ApiError> {
+/// Compares the document's resource version, if it has one, with the present one.
+fn check_version(call: &Call, new: &Document, name: &str, present: Revision) -> Result<(), ApiError> {
     let given = match &new["metadata"]["resourceVersion"] {
         serde_json::Value::Null => "",
         value => value.as_str().unwrap_or("invalid"),
     };
     if given.is_empty() || given == "0" {
-        return Ok(false);
+        return Ok(());
     }
     let revision: Revision = given.parse().map_err(|_| {
         let error = xebec_api::status::FieldError::invalid("metadata.resourceVersion", given, "must be an unsigned integer");
@@ -116,7 +117,7 @@ fn check_version(call: &Call, new: &Document, name: &str, present: Revision) -> 
     if revision != present {
         return Err(status::conflict(&call.resource, name));
     }
-    Ok(true)
+    Ok(())
 }
 
 /// Admission, defaults, preparation, validation, allocation of an update. Returns warnings as well.
@@ -212,6 +213,16 @@ fn is_finished(resource: &Resource, doc: &Document) -> bool {
     metadata["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
 }
 
+/// Commits, and lets the cache catch up before the client hears of it: what the client does next is then judged
+/// (authorized, admitted, listed) with this write in view.
+pub(crate) async fn commit(call: &Call, txn: Txn) -> Result<TxnResponse, ApiError> {
+    let response = call.core.store.txn(txn).await.map_err(store_error)?;
+    if let TxnResponse::Committed { revision } = response {
+        call.core.hub.wait_at_most(revision, CACHE_DELAY).await;
+    }
+    Ok(response)
+}
+
 /// Stores a new object.
 ///
 /// # Errors
@@ -219,7 +230,7 @@ fn is_finished(resource: &Resource, doc: &Document) -> bool {
 pub(crate) async fn insert(call: &Call, name: &str, doc: Document) -> Result<Document, ApiError> {
     let key = call.store_key(name);
     let txn = Txn { compares: vec![Compare::Absent { key: key.clone() }], ops: vec![put(&call.resource, key, &doc)] };
-    match call.core.store.txn(txn).await.map_err(store_error)? {
+    match commit(call, txn).await? {
         TxnResponse::Committed { revision } => Ok(with_revision(doc, revision)),
         TxnResponse::Conflict { .. } => Err(status::already_exists(&call.resource, name)),
     }
