@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use xebec_host::containerd::Containerd;
 
 /// Where containerd keeps what.
@@ -18,36 +18,44 @@ pub struct Args {
     /// Mounts and sockets; containerd listens on containerd/containerd.sock in it.
     #[arg(long, default_value = "/run/xebec")]
     run_dir: PathBuf,
-    /// Directory of xebec-cni; that of this program by default.
+    /// The program xebec-cni; the one beside this program by default.
     #[arg(long)]
-    cni_bin_dir: Option<PathBuf>,
+    cni_program: Option<PathBuf>,
 }
 
 /// The settings of a node whose sockets are in `run_dir`.
-pub fn settings(root: &Path, run_dir: &Path, cni_bin_dir: &Path) -> Containerd {
+pub fn settings(root: &Path, run_dir: &Path, cni_program: &Path) -> Containerd {
     Containerd {
         root: root.to_owned(),
         state: run_dir.join("containerd"),
         cni_conf_dir: run_dir.join("cni"),
-        cni_bin_dir: cni_bin_dir.to_owned(),
+        cni_bin_dir: run_dir.join("cni-bin"),
+        cni_program: cni_program.to_owned(),
         sandbox_image: xebec_images::PAUSE.to_owned(),
     }
 }
 
 /// Returns only if containerd cannot be run.
 pub fn run(args: &Args) -> Result<()> {
-    let bin_dir = match &args.cni_bin_dir {
-        Some(dir) => dir.clone(),
-        None => own_dir()?,
+    let cni_program = match &args.cni_program {
+        Some(file) => file.clone(),
+        None => own_cni()?,
     };
-    let containerd = settings(&args.root, &args.run_dir, &bin_dir);
+    let containerd = settings(&args.root, &args.run_dir, &cni_program);
     containerd.prepare()?;
     let error = Command::new("containerd").arg("--config").arg(containerd.config_file()).exec();
     Err(error).context("cannot run containerd; install the package containerd")
 }
 
-/// Where this program lies.
-pub fn own_dir() -> Result<PathBuf> {
+/// The xebec-cni beside this program.
+///
+/// # Errors
+/// If there is none.
+pub fn own_cni() -> Result<PathBuf> {
     let file = std::env::current_exe().context("cannot find this program's own file")?;
-    Ok(file.parent().unwrap_or(Path::new("/")).to_owned())
+    let cni = file.with_file_name("xebec-cni");
+    if !cni.is_file() {
+        bail!("{} does not exist: xebec-cni must lie beside this program", cni.display());
+    }
+    Ok(cni)
 }

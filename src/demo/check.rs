@@ -54,10 +54,10 @@ pub async fn run(client: &Client) -> Result<Vec<Line>> {
     let inside = format!("{cluster_ip}:80");
     let outside = format!("{node_ip}:{node_port}");
     let script = format!(
-        "for i in $(seq {REQUESTS}); do wget -q -T 5 -O - http://{inside}/; done\necho --\n\
-         for i in $(seq {REQUESTS}); do wget -q -T 5 -O - http://{outside}/; done\n"
+        "for i in $(seq {REQUESTS}); do timeout 5 wget -q -O - http://{inside}/; done\necho --\n\
+         for i in $(seq {REQUESTS}); do timeout 5 wget -q -O - http://{outside}/; done\n"
     );
-    let denied_script = format!("wget -q -T {DENIED_AFTER} -O - http://{inside}/ && echo answered || echo denied");
+    let denied_script = format!("timeout {DENIED_AFTER} wget -q -O - http://{inside}/ && echo answered || echo denied");
     let (permitted, denied) = tokio::join!(
         output(client, "permitted", json!({"access": "web"}), &script),
         output(client, "denied", json!({}), &denied_script),

@@ -73,8 +73,8 @@ impl Place {
         self.agent_dir().join("pki/kubeconfig")
     }
 
-    fn containerd(&self, bin_dir: &Path) -> Containerd {
-        crate::containerd::settings(&self.data_dir.join("containerd"), &self.run_dir, bin_dir)
+    fn containerd(&self, cni: &Path) -> Containerd {
+        crate::containerd::settings(&self.data_dir.join("containerd"), &self.run_dir, cni)
     }
 
     fn parent(&self) -> Result<Cgroup> {

@@ -30,10 +30,7 @@ pub async fn run(args: UpArgs) -> Result<()> {
         Some(name) => name,
         None => agent::host_name()?,
     };
-    let bin_dir = containerd::own_dir()?;
-    if !bin_dir.join("xebec-cni").is_file() {
-        bail!("xebec-cni is not beside this program in {}; put it there", bin_dir.display());
-    }
+    let cni = containerd::own_cni()?;
     let admin = place.server_dir().join("admin.kubeconfig");
     // Ports in use are no lack when it is us who use them.
     let lacks = if admin.exists() { 0 } else { check::lacks() };
@@ -43,7 +40,7 @@ pub async fn run(args: UpArgs) -> Result<()> {
     for (dir, mode) in [(&place.data_dir, 0o755), (&place.data_dir.join("logs"), 0o755), (&place.run_dir, 0o700), (&place.agent_dir(), 0o700)] {
         fs::DirBuilder::new().recursive(true).mode(mode).create(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     }
-    let lines = command_lines(place, &node_name, &node_ip.to_string(), &bin_dir);
+    let lines = command_lines(place, &node_name, &node_ip.to_string(), &cni);
     let starter = Starter::new(place, &lines)?;
     starter.start("containerd", &lines.containerd)?;
     starter.start("server", &lines.server)?;
@@ -54,7 +51,7 @@ pub async fn run(args: UpArgs) -> Result<()> {
     }
     starter.start("agent", &lines.agent)?;
     if starter.parts.is_some() {
-        image::import_pause(&place.containerd(&bin_dir).socket())?;
+        image::import_pause(&place.containerd(&cni).socket())?;
     }
     status::wait_ready(&status::Cluster { kubeconfig: admin.clone() }, PATIENCE).await?;
     println!("node {node_name} is Ready\nkubeconfig  {}", admin.display());
@@ -92,15 +89,15 @@ impl Starter {
     }
 }
 
-fn command_lines(place: &Place, node_name: &str, node_ip: &str, bin_dir: &Path) -> CommandLines {
+fn command_lines(place: &Place, node_name: &str, node_ip: &str, cni: &Path) -> CommandLines {
     let line = |words: &[&str], flags: &[(&str, &Path)]| {
         let words = words.iter().map(|word| (*word).to_owned());
         words.chain(flags.iter().flat_map(|(flag, path)| [(*flag).to_owned(), path.display().to_string()])).collect::<Vec<_>>()
     };
-    let runtime = place.containerd(bin_dir);
+    let runtime = place.containerd(cni);
     CommandLines {
         server: line(&["server", "--advertise-address", node_ip], &[("--data-dir", &place.server_dir())]),
-        containerd: line(&["containerd"], &[("--root", &runtime.root), ("--run-dir", &place.run_dir), ("--cni-bin-dir", bin_dir)]),
+        containerd: line(&["containerd"], &[("--root", &runtime.root), ("--run-dir", &place.run_dir), ("--cni-program", cni)]),
         import: line(&["image", "import-pause"], &[("--containerd", &runtime.socket())]),
         agent: line(
             &["agent", "--node-name", node_name, "--node-ip", node_ip, "--cgroup-parent", &place.cgroup_parent],

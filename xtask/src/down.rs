@@ -80,7 +80,8 @@ fn remove_pins(dir: &Path) -> Result<()> {
         if path.is_dir() {
             remove_pins(&path)?;
             fs::remove_dir(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-        } else {
+        } else if !matches!(path.extension(), Some(extension) if extension == "debug") {
+            // The kernel's own iterators (maps.debug, progs.debug) stay until the file system goes.
             fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
         }
     }

@@ -15,13 +15,12 @@ pub struct Containerd {
     /// Mounts and sockets: does not.
     pub state: PathBuf,
     pub cni_conf_dir: PathBuf,
-    /// The directory that holds `xebec-cni`.
+    /// Directory that [`Containerd::prepare`] fills with the names CNI plugins are looked up by.
     pub cni_bin_dir: PathBuf,
+    /// `xebec-cni`, which is all of these plugins.
+    pub cni_program: PathBuf,
     pub sandbox_image: String,
 }
-
-/// Names under which containerd asks for the one plugin: it brings `lo` up in every sandbox by a plugin of its own name.
-const CNI_NAMES: [&str; 2] = ["xebec-cni", "loopback"];
 
 /// Plugins no node of ours uses; each costs time at every start, and `opt` makes a directory outside the node's own.
 const UNUSED: [&str; 8] = [
@@ -51,31 +50,18 @@ impl Containerd {
     /// # Errors
     /// If something cannot be written.
     pub fn prepare(&self) -> Result<(), Error> {
-        for dir in [&self.root, &self.state, &self.cni_conf_dir] {
+        for dir in [&self.root, &self.state, &self.cni_conf_dir, &self.cni_bin_dir] {
             fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
         }
-        self.install_cni()?;
+        // containerd wants a plugin of the name loopback whatever the configuration says.
+        for name in ["xebec-cni", "loopback"] {
+            let link = self.cni_bin_dir.join(name);
+            let _ = fs::remove_file(&link);
+            std::os::unix::fs::symlink(&self.cni_program, &link).map_err(Error::io("link", link))?;
+        }
         let host = Host { overlay: mounts::overlay_works(&self.root), may_lower_oom_score: may_lower_oom_score() };
         let file = self.config_file();
         fs::write(&file, self.config(host)).map_err(Error::io("write", file))
-    }
-
-    fn cni_links(&self) -> PathBuf {
-        self.state.join("cni-bin")
-    }
-
-    fn install_cni(&self) -> Result<(), Error> {
-        let (dir, program) = (self.cni_links(), self.cni_bin_dir.join("xebec-cni"));
-        fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
-        for name in CNI_NAMES {
-            let link = dir.join(name);
-            match fs::remove_file(&link) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("replace", link)(error)),
-                Ok(()) | Err(_) => {}
-            }
-            std::os::unix::fs::symlink(&program, &link).map_err(Error::io("create", link))?;
-        }
-        Ok(())
     }
 
     fn config(&self, host: Host) -> String {
@@ -116,7 +102,7 @@ Root = {runc}
             socket = path(&self.socket()),
             sandbox_image = quote(&self.sandbox_image),
             restrict = !host.may_lower_oom_score,
-            cni_bin_dir = path(&self.cni_links()),
+            cni_bin_dir = path(&self.cni_bin_dir),
             cni_conf_dir = path(&self.cni_conf_dir),
             snapshotter = quote(if host.overlay { "overlayfs" } else { "native" }),
             runc = path(&self.state.join("runc")),
@@ -184,10 +170,11 @@ mod tests {
             state: "/r \"x\"".into(),
             cni_conf_dir: "/c".into(),
             cni_bin_dir: "/b".into(),
+            cni_program: "/p/xebec-cni".into(),
             sandbox_image: "pause:1".into(),
         };
         let text = containerd.config(Host { overlay: true, may_lower_oom_score: false });
-        for line in ["snapshotter = \"overlayfs\"", "restrict_oom_score_adj = true", "state = \"/r \\\"x\\\"\"", "bin_dir = \"/r \\\"x\\\"/cni-bin\""] {
+        for line in ["snapshotter = \"overlayfs\"", "restrict_oom_score_adj = true", "state = \"/r \\\"x\\\"\"", "bin_dir = \"/b\""] {
             assert!(text.lines().any(|have| have == line), "{line} in\n{text}");
         }
         let text = containerd.config(Host { overlay: false, may_lower_oom_score: true });

@@ -125,7 +125,8 @@ impl Layout {
             root: self.dir.join("containerd"),
             state: self.run_dir.join("containerd"),
             cni_conf_dir: self.run_dir.join("cni"),
-            cni_bin_dir: binaries.cni.parent().map(PathBuf::from).unwrap_or_default(),
+            cni_bin_dir: self.run_dir.join("cni-bin"),
+            cni_program: binaries.cni.clone(),
             sandbox_image: xebec_images::PAUSE.to_owned(),
         }
     }

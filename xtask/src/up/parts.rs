@@ -15,7 +15,7 @@ use crate::{build::Binaries, image::Archives, sh};
 pub(super) fn start(layout: &Layout, binaries: &Binaries, network: &Network, store: Store, images: &Archives) -> Result<()> {
     let parts = layout.parts()?;
     let containerd = layout.containerd(binaries);
-    let dirs = [("--root", &containerd.root), ("--run-dir", &layout.run_dir), ("--cni-bin-dir", &containerd.cni_bin_dir)];
+    let dirs = [("--root", &containerd.root), ("--run-dir", &layout.run_dir), ("--cni-program", &containerd.cni_program)];
     let started = parts.ensure("containerd", "containerd", &binaries.xebec, with(&["containerd"], &dirs))?;
     if store == Store::Etcd {
         etcd::start(layout, &parts, binaries)?;
