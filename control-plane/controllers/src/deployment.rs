@@ -21,6 +21,9 @@ use xebec_loops::{
     api_namespace_terminating, clock, ignore_not_found,
 };
 
+pub(crate) use hash::template_hash;
+pub(crate) use view::scaled;
+
 use crate::owned::claim_all;
 use crate::setup::{Setup, sides, wake_controller};
 use plan::{Step, plan};

@@ -5,11 +5,13 @@
 
 mod cluster_role_aggregation;
 mod config;
+mod daemonset;
 mod deployment;
 mod discovery;
 mod endpoint_slice;
 mod endpoints;
 mod gc;
+mod history;
 mod namespace;
 mod namespace_defaults;
 mod node_health;
@@ -44,6 +46,7 @@ pub async fn run(client: kube::Client, config: Config, cancel: CancellationToken
     node_ipam::register(&mut setup);
     replicaset::register(&mut setup);
     deployment::register(&mut setup);
+    daemonset::register(&mut setup);
     endpoint_slice::register(&mut setup);
     namespace::register(&mut setup);
     endpoints::register(&mut setup);

@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::json;
 use xebec_loops::meta::deleting;
+use xebec_loops::placement::tolerates;
 use xebec_loops::pod::node_name;
 use xebec_loops::{Error, EventType, Key, Outcome, clock, ignore_not_found};
 
@@ -79,14 +80,6 @@ fn stay(node: &Node, pod: &Pod, now: &Time) -> Stay {
         Some(seconds) if seconds > 0.0 => Stay::For(Duration::from_secs_f64(seconds)),
         Some(_) => Stay::Not,
     }
-}
-
-fn tolerates(t: &Toleration, taint: &Taint) -> bool {
-    let of = |v: &Option<String>| v.clone().unwrap_or_default();
-    let (effect, key, operator) = (of(&t.effect), of(&t.key), of(&t.operator));
-    (effect.is_empty() || effect == taint.effect)
-        && (key.is_empty() || key == taint.key)
-        && (operator == "Exists" || (matches!(operator.as_str(), "" | "Equal") && of(&t.value) == of(&taint.value)))
 }
 
 async fn evict(client: &kube::Client, pod: &Pod) -> Result<(), Error> {

@@ -9,6 +9,7 @@ pub mod clock;
 pub mod events;
 pub mod informers;
 pub mod meta;
+pub mod placement;
 pub mod pod;
 pub mod quantity;
 pub mod queue;

@@ -1,48 +1,15 @@
 //! Node selector and node affinity.
 
-use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm};
+use k8s_openapi::api::core::v1::NodeSelectorTerm;
+use xebec_loops::placement::{selector_allows, term_holds};
 
 use super::{Plugin, Rejection, normalize};
 use crate::cluster::NodeInfo;
 use crate::pod_info::PodInfo;
 
-fn requirement_holds(r: &NodeSelectorRequirement, value: Option<&str>) -> bool {
-    let values = r.values.as_deref().unwrap_or_default();
-    let compare = |f: fn(i64, i64) -> bool| {
-        let (Some(have), [want]) = (value.and_then(|v| v.parse().ok()), values) else { return false };
-        want.parse().is_ok_and(|want| f(have, want))
-    };
-    match r.operator.as_str() {
-        "In" => value.is_some_and(|v| values.iter().any(|x| x == v)),
-        "NotIn" => value.is_none_or(|v| !values.iter().any(|x| x == v)),
-        "Exists" => value.is_some(),
-        "DoesNotExist" => value.is_none(),
-        "Gt" => compare(|have, want| have > want),
-        "Lt" => compare(|have, want| have < want),
-        _ => false,
-    }
-}
-
-fn term_holds(term: &NodeSelectorTerm, node: &NodeInfo) -> bool {
-    let expressions = term.match_expressions.as_deref().unwrap_or_default();
-    let fields = term.match_fields.as_deref().unwrap_or_default();
-    // A term without a condition selects nothing.
-    (!expressions.is_empty() || !fields.is_empty())
-        && expressions.iter().all(|r| requirement_holds(r, node.label(&r.key)))
-        && fields.iter().all(|r| requirement_holds(r, (r.key == "metadata.name").then_some(node.name.as_str())))
-}
-
 /// Whether the pod's node selector and required node affinity allow the node.
 pub fn allows(node: &NodeInfo, pod: &PodInfo) -> bool {
-    let Some(spec) = &pod.pod.spec else { return true };
-    if !spec.node_selector.iter().flatten().all(|(k, v)| node.label(k) == Some(v)) {
-        return false;
-    }
-    let affinity = spec.affinity.as_ref().and_then(|a| a.node_affinity.as_ref());
-    match affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref()) {
-        Some(required) => required.node_selector_terms.iter().any(|t| term_holds(t, node)),
-        None => true,
-    }
+    pod.pod.spec.as_ref().is_none_or(|spec| selector_allows(spec, &node.name, node.labels()))
 }
 
 /// Node selector and required node affinity.
@@ -69,7 +36,7 @@ pub fn score(pod: &PodInfo, nodes: &[&NodeInfo]) -> Vec<i64> {
 fn preference_holds(term: &NodeSelectorTerm, node: &NodeInfo) -> bool {
     let empty = term.match_expressions.as_deref().unwrap_or_default().is_empty()
         && term.match_fields.as_deref().unwrap_or_default().is_empty();
-    empty || term_holds(term, node)
+    empty || term_holds(term, &node.name, node.labels())
 }
 
 #[cfg(test)]

@@ -2,30 +2,11 @@
 
 use k8s_openapi::api::core::v1::{Taint, Toleration};
 
+use xebec_loops::placement::{self, tolerates};
+
 use super::{Plugin, Rejection, normalize};
 use crate::cluster::NodeInfo;
 use crate::pod_info::PodInfo;
-
-/// Whether a toleration covers a taint.
-pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let effect = toleration.effect.as_deref().unwrap_or_default();
-    let key = toleration.key.as_deref().unwrap_or_default();
-    if !(effect.is_empty() || effect == taint.effect) || !(key.is_empty() || key == taint.key) {
-        return false;
-    }
-    let taint_value = taint.value.as_deref().unwrap_or_default();
-    let value = toleration.value.as_deref().unwrap_or_default();
-    match toleration.operator.as_deref().unwrap_or_default() {
-        "" | "Equal" => value == taint_value,
-        "Exists" => true,
-        // KEP-5471: numbers compare as numbers; what is not a number is not tolerated.
-        operator @ ("Lt" | "Gt") => match (taint_value.parse::<i64>(), value.parse::<i64>()) {
-            (Ok(taint), Ok(limit)) => if operator == "Lt" { taint < limit } else { taint > limit },
-            _ => false,
-        },
-        _ => false,
-    }
-}
 
 fn tolerations(pod: &PodInfo) -> &[Toleration] {
     pod.pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default()
@@ -33,10 +14,7 @@ fn tolerations(pod: &PodInfo) -> &[Toleration] {
 
 /// Whether the pod may be placed in spite of the node's NoSchedule and NoExecute taints.
 pub fn tolerates_all(node: &NodeInfo, pod: &PodInfo) -> bool {
-    node.taints()
-        .iter()
-        .filter(|t| t.effect == "NoSchedule" || t.effect == "NoExecute")
-        .all(|taint| tolerations(pod).iter().any(|t| tolerates(t, taint)))
+    placement::tolerates_all(tolerations(pod), node.taints(), &["NoSchedule", "NoExecute"])
 }
 
 /// A cordoned node takes only pods that tolerate the taint of the same meaning.
