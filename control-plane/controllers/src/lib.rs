@@ -22,6 +22,7 @@ mod replicas;
 mod replicaset;
 mod service_pods;
 mod setup;
+mod statefulset;
 mod taint_eviction;
 
 pub use config::{ClusterSigner, Config, TokenSigner, TokenSubject};
@@ -47,6 +48,7 @@ pub async fn run(client: kube::Client, config: Config, cancel: CancellationToken
     replicaset::register(&mut setup);
     deployment::register(&mut setup);
     daemonset::register(&mut setup);
+    statefulset::register(&mut setup);
     endpoint_slice::register(&mut setup);
     namespace::register(&mut setup);
     endpoints::register(&mut setup);

@@ -104,6 +104,14 @@ impl<O: Resource<DynamicType = ()>> PodWriter<'_, O> {
     /// # Errors
     /// The API's refusal, after saying so in an event.
     pub async fn delete(&self, pod: &Pod) -> Result<(), Error> {
+        self.delete_as(pod, |name| format!("Deleted pod: {name}")).await
+    }
+
+    /// [`PodWriter::delete`] with another text for the event.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn delete_as(&self, pod: &Pod, text: impl Fn(&str) -> String) -> Result<(), Error> {
         let key = Key::of(pod);
         let exactly = Preconditions { uid: pod.metadata.uid.clone(), resource_version: None };
         let params = DeleteParams { preconditions: Some(exactly), ..DeleteParams::default() };
@@ -116,8 +124,7 @@ impl<O: Resource<DynamicType = ()>> PodWriter<'_, O> {
                     },
                     None => self.pods.observe_gone(&key, uid(&pod.metadata)),
                 }
-                let text = format!("Deleted pod: {}", key.name);
-                self.recorder.event(self.owner, EventType::Normal, "SuccessfulDelete", text);
+                self.recorder.event(self.owner, EventType::Normal, "SuccessfulDelete", text(&key.name));
                 Ok(())
             }
             Err(error) => {

@@ -1,6 +1,6 @@
 //! Deployments and ReplicaSets.
 
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
@@ -86,4 +86,71 @@ async fn a_replica_set_replaces_releases_and_adopts() {
         (now.len() == 2 && running.len() == 2 && running.iter().all(|p| !p.owner_references().is_empty())).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_stateful_set_starts_in_order_updates_and_shrinks() {
+    let cluster = Cluster::with_node().await;
+    let mut set = deployment("db", 3);
+    set["spec"]["serviceName"] = json!("db");
+    cluster.create::<StatefulSet>(set).await;
+    let names = || async {
+        let mut names: Vec<_> = cluster.pods("app=db").await.iter().map(ResourceExt::name_any).collect();
+        names.sort();
+        names
+    };
+    let api = cluster.api::<StatefulSet>("default");
+    let settled = |want: i32| {
+        let api = api.clone();
+        async move {
+            let set = api.get("db").await.ok()?;
+            let s = set.status?;
+            let done = s.observed_generation == set.metadata.generation
+                && s.updated_replicas.unwrap_or(0) == want
+                && s.ready_replicas.unwrap_or(0) == want
+                && s.replicas == want
+                && s.current_revision == s.update_revision;
+            done.then_some(s.update_revision)
+        }
+    };
+    let first = eventually("three pods", || settled(3)).await;
+    assert_eq!(names().await, ["db-0", "db-1", "db-2"]);
+    let image = Patch::Strategic(json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": "img:2"}]}}}}));
+    api.patch("db", &PatchParams::default(), &image).await.expect("the image is changed");
+    let second = eventually("all updated", || settled(3)).await;
+    assert_ne!(first, second);
+    let images: Vec<_> = cluster.pods("app=db").await.into_iter().filter_map(|p| p.spec?.containers[0].image.clone()).collect();
+    assert_eq!(images, ["img:2", "img:2", "img:2"]);
+    api.patch("db", &PatchParams::default(), &Patch::Merge(json!({"spec": {"replicas": 1}}))).await.expect("it is scaled");
+    eventually("one pod", || settled(1)).await;
+    assert_eq!(names().await, ["db-0"]);
+}
+
+#[tokio::test]
+async fn a_daemon_set_runs_on_every_node_and_updates() {
+    let cluster = Cluster::with_node().await;
+    cluster.add_node("node-2", json!({})).await;
+    let mut set = deployment("agent", 0);
+    set["spec"].as_object_mut().expect("a spec").remove("replicas");
+    cluster.create::<DaemonSet>(set).await;
+    let api = cluster.api::<DaemonSet>("default");
+    let settled = |want: i32| {
+        let api = api.clone();
+        async move {
+            let set = api.get("agent").await.ok()?;
+            let s = set.status?;
+            let all = [s.desired_number_scheduled, s.number_ready, s.updated_number_scheduled.unwrap_or(0), s.number_available.unwrap_or(0)];
+            (s.observed_generation == set.metadata.generation && all == [want; 4]).then_some(())
+        }
+    };
+    eventually("both nodes", || settled(2)).await;
+    cluster.add_node("node-3", json!({})).await;
+    eventually("the new node too", || settled(3)).await;
+    let nodes: std::collections::BTreeSet<_> = cluster.pods("app=agent").await.into_iter().filter_map(|p| p.spec?.node_name).collect();
+    assert_eq!(nodes.len(), 3);
+    let image = Patch::Strategic(json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": "img:2"}]}}}}));
+    api.patch("agent", &PatchParams::default(), &image).await.expect("the image is changed");
+    eventually("all updated", || settled(3)).await;
+    let images: Vec<_> = cluster.pods("app=agent").await.into_iter().filter_map(|p| p.spec?.containers[0].image.clone()).collect();
+    assert_eq!(images, ["img:2", "img:2", "img:2"]);
 }
