@@ -27,6 +27,14 @@ pub struct Binaries {
 }
 
 impl Profile {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Profile::Dev => "dev",
+            Profile::Release => "release",
+        }
+    }
+
     /// Where the profile's binaries are once built.
     pub fn binaries(self) -> Binaries {
         let (xebec, cni) = match self {

@@ -115,9 +115,13 @@ pub fn bring_up(args: &Args) -> Result<Cluster> {
 
 /// Applies the demo and prints what its checks saw.
 pub fn demo(cluster: &Cluster) -> Result<()> {
+    sh::run(&mut demo_command(cluster))
+}
+
+pub(crate) fn demo_command(cluster: &Cluster) -> std::process::Command {
     let mut demo = sh::cmd(&cluster.binaries.xebec, ["demo", "--kubeconfig"]);
     demo.arg(&cluster.kubeconfig).arg("--manifest").arg(crate::workspace::root().join("deploy/demo.yaml"));
-    sh::run(&mut demo)
+    demo
 }
 
 /// For the user who called sudo too, whose kubectl reads it.
