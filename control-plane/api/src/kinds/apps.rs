@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::{PLAIN, Rules, age, podspec};
 use crate::{
     Document, table,
+    validate::workload,
     value::{child, default, each, has, list, text, with},
 };
 
@@ -22,6 +23,8 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
     Some(match kind {
         "Deployment" => Rules {
             default: default_deployment,
+            validate: workload::validate_deployment,
+            validate_update: workload::validate_selector_update,
             columns: &[
                 ("Ready", "string", 0),
                 ("Up-to-date", "string", 0),
@@ -52,6 +55,8 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
                     default(spec, "replicas", 1);
                 }
             },
+            validate: workload::validate_replica_set,
+            validate_update: workload::validate_selector_update,
             fields: |doc| vec![("status.replicas", doc["status"]["replicas"].as_i64().unwrap_or(0).to_string())],
             columns: REPLICA_COLUMNS,
             cells: |doc, now| {
@@ -63,6 +68,8 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
         },
         "StatefulSet" => Rules {
             default: default_stateful_set,
+            validate: workload::validate_stateful_set,
+            validate_update: workload::validate_stateful_set_update,
             columns: &[("Ready", "string", 0), ("Age", "string", 0), ("Containers", "string", 1), ("Images", "string", 1)],
             cells: |doc, now| {
                 let spec = &doc["spec"]["template"]["spec"];
@@ -72,6 +79,8 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
         },
         "DaemonSet" => Rules {
             default: default_daemon_set,
+            validate: workload::validate_daemon_set,
+            validate_update: workload::validate_selector_update,
             columns: &[
                 ("Desired", "integer", 0),
                 ("Current", "integer", 0),
@@ -113,6 +122,7 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
                 });
                 vec![table::or_none(controller), table::count(&doc["revision"]), age(doc, now)]
             },
+            validate_update: |new, old, _, errors| super::immutable(new, old, "/data", errors),
             ..PLAIN
         },
         _ => return None,

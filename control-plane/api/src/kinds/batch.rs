@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::{PLAIN, Rules, age, podspec};
 use crate::{
     Document, table,
+    validate::batch,
     value::{child, default, each, has, is_zero, list, set, text, with},
 };
 
@@ -13,6 +14,8 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
         "Job" => Rules {
             default: default_job,
             prepare_create: select_own_pods,
+            validate: batch::validate_job,
+            validate_update: batch::validate_job_update,
             fields: |doc| vec![("status.successful", number(&doc["status"]["succeeded"]).to_string())],
             columns: &[
                 ("Status", "string", 0),
@@ -28,6 +31,7 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
         },
         "CronJob" => Rules {
             default: default_cron_job,
+            validate: batch::validate_cron_job,
             columns: &[
                 ("Schedule", "string", 0),
                 ("Timezone", "string", 0),

@@ -6,12 +6,15 @@ use serde_json::{Value, json};
 use super::{PLAIN, Rules, age, field};
 use crate::{
     Document, table,
+    validate::{self, core},
     value::{child, default, each, entries, list, set, text, unset},
 };
 
 pub(super) fn rules(kind: &str) -> Option<Rules> {
     Some(match kind {
         "ConfigMap" => Rules {
+            validate: core::config_map,
+            validate_update: core::config_map_update,
             columns: &[("Data", "string", 0), ("Age", "string", 0)],
             cells: |doc, now| {
                 vec![(entries(&doc["data"]).count() + entries(&doc["binaryData"]).count()).into(), age(doc, now)]
@@ -20,6 +23,8 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
         },
         "Secret" => Rules {
             default: default_secret,
+            validate: core::secret,
+            validate_update: core::secret_update,
             fields: |doc| vec![("type", field(doc, "/type"))],
             columns: &[("Type", "string", 0), ("Data", "string", 0), ("Age", "string", 0)],
             cells: |doc, now| vec![doc["type"].clone(), entries(&doc["data"]).count().into(), age(doc, now)],
@@ -31,6 +36,7 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
             ..PLAIN
         },
         "Event" => Rules {
+            validate: core::event,
             fields: |doc| {
                 let mut fields = event_fields(doc);
                 fields.push(("source", event_source(doc)));
@@ -44,11 +50,13 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
                     each(spec, "limits", default_limit);
                 }
             },
+            validate: core::limit_range,
             columns: &[("Created At", "string", 0)],
             cells: super::pods::created_at,
             ..PLAIN
         },
         "ResourceQuota" => Rules {
+            validate: core::resource_quota,
             columns: &[("Request", "string", 0), ("Limit", "string", 0), ("Age", "string", 0)],
             cells: quota_cells,
             ..PLAIN
@@ -178,6 +186,7 @@ fn event_cells(doc: &Document, now: i64) -> Vec<Value> {
 /// `events.k8s.io`: the same objects under newer field names.
 pub(super) fn events_rules(_kind: &str) -> Option<Rules> {
     Some(Rules {
+        validate: validate::core::new_event,
         fields: |doc| {
             let rename = |name: &'static str| match name {
                 "involvedObject.kind" => "regarding.kind",

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::{PLAIN, Rules, age, field};
 use crate::{
     Document, table,
+    validate::extend,
     value::{child, default, each, list, set, text, with},
 };
 
@@ -22,6 +23,7 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
             } else {
                 |doc| each(doc, "webhooks", default_webhook)
             },
+            validate: extend::webhooks,
             columns: &[("Webhooks", "integer", 0), ("Age", "string", 0)],
             cells: |doc, now| vec![list(&doc["webhooks"]).len().into(), age(doc, now)],
             ..PLAIN
@@ -33,6 +35,7 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
                     with(spec, "matchConstraints", default_match);
                 }
             },
+            validate: extend::policy,
             columns: if kind.starts_with('V') { POLICY_COLUMNS } else { MUTATING_POLICY_COLUMNS },
             cells: |doc, now| {
                 let spec = &doc["spec"];
@@ -45,6 +48,7 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
         },
         "ValidatingAdmissionPolicyBinding" | "MutatingAdmissionPolicyBinding" => Rules {
             default: |doc| with(doc, "spec", |spec| with(spec, "matchResources", default_match)),
+            validate: extend::policy_binding,
             columns: &[("PolicyName", "string", 0), ("ParamRef", "string", 0), ("Age", "string", 0)],
             cells: |doc, now| {
                 let param = &doc["spec"]["paramRef"];
@@ -70,6 +74,8 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
                     crate::value::unset(status, "conditions");
                 }
             },
+            validate: extend::custom_resource,
+            validate_update: extend::custom_resource_update,
             columns: &[("Created At", "string", 0)],
             cells: super::pods::created_at,
             ..PLAIN
@@ -78,6 +84,7 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
             default: |doc| {
                 with(doc, "spec", |spec| with(spec, "service", |s| default(s, "port", 443)));
             },
+            validate: extend::api_service,
             fields: |doc| vec![("spec.group", field(doc, "/spec/group"))],
             columns: &[("Service", "string", 0), ("Available", "string", 0), ("Age", "string", 0)],
             cells: |doc, now| {
@@ -167,6 +174,7 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
         },
         "ResourceClaimTemplate" => Rules {
             default: |doc| with(doc, "spec", |t| with(t, "spec", default_claim)),
+            validate_update: |new, old, _, errors| super::immutable(new, old, "/spec", errors),
             ..PLAIN
         },
         "ResourceSlice" => Rules {

@@ -5,14 +5,18 @@ use serde_json::{Value, json};
 use super::{PLAIN, Rules, age, field};
 use crate::{
     Document, table,
+    validate::{core, names, network, service},
     value::{child, default, each, entries, has, is_zero, list, set, strings, text, with},
 };
 
 pub(super) fn core_rules(kind: &str) -> Option<Rules> {
     Some(match kind {
         "Service" => Rules {
+            name: names::dns1035_label,
             default: default_service,
             prepare_create: |doc| set(doc, "status", json!({"loadBalancer": {}})),
+            validate: service::validate,
+            validate_update: service::validate_update,
             fields: |doc| vec![("spec.clusterIP", field(doc, "/spec/clusterIP")), ("spec.type", field(doc, "/spec/type"))],
             columns: &[
                 ("Type", "string", 0),
@@ -29,6 +33,7 @@ pub(super) fn core_rules(kind: &str) -> Option<Rules> {
             default: |doc| {
                 each(doc, "subsets", |subset| each(subset, "ports", |port| default(port, "protocol", "TCP")));
             },
+            validate: core::endpoints,
             columns: &[("Endpoints", "string", 0), ("Age", "string", 0)],
             cells: |doc, now| vec![endpoints_text(doc).into(), age(doc, now)],
             ..PLAIN
@@ -48,6 +53,8 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
                     default(port, "protocol", "TCP");
                 });
             },
+            validate: network::endpoint_slice,
+            validate_update: |new, old, _, errors| super::immutable(new, old, "/addressType", errors),
             columns: &[
                 ("AddressType", "string", 0),
                 ("Ports", "string", 0),
@@ -59,6 +66,7 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
         },
         "Ingress" => Rules {
             prepare_create: |doc| set(doc, "status", json!({"loadBalancer": {}})),
+            validate: network::ingress,
             columns: &[
                 ("Class", "string", 0),
                 ("Hosts", "string", 0),
@@ -73,6 +81,8 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
             default: |doc| {
                 with(doc, "spec", |spec| with(spec, "parameters", |p| default(p, "scope", "Cluster")));
             },
+            validate: network::ingress_class,
+            validate_update: |new, old, _, errors| super::immutable(new, old, "/spec/controller", errors),
             columns: &[("Controller", "string", 0), ("Parameters", "string", 0), ("Age", "string", 0)],
             cells: |doc, now| {
                 let p = &doc["spec"]["parameters"];
@@ -90,11 +100,15 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
         },
         "NetworkPolicy" => Rules {
             default: default_network_policy,
+            validate: network::network_policy,
             columns: &[("Pod-Selector", "string", 0), ("Age", "string", 0)],
             cells: |doc, now| vec![table::selector(&doc["spec"]["podSelector"]), age(doc, now)],
             ..PLAIN
         },
         "IPAddress" => Rules {
+            name: network::ip_name,
+            validate: network::ip_address,
+            validate_update: |new, old, _, errors| super::immutable(new, old, "/spec/parentRef", errors),
             fields: |doc| vec![("metadata.name", field(doc, "/metadata/name"))],
             columns: &[("ParentRef", "string", 0), ("Age", "string", 0)],
             cells: |doc, now| {
@@ -106,6 +120,7 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
             ..PLAIN
         },
         "ServiceCIDR" => Rules {
+            validate: network::service_cidr,
             columns: &[("CIDRs", "string", 0), ("Age", "string", 0)],
             cells: |doc, now| vec![strings(&doc["spec"]["cidrs"]).collect::<Vec<_>>().join(",").into(), age(doc, now)],
             ..PLAIN

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::{PLAIN, Rules, age, field};
 use crate::{
     Document, table,
+    validate::{core, names},
     value::{child, copy, default, entries, list, set, text},
 };
 
@@ -20,6 +21,8 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
                     }
                 }
             },
+            validate: core::node,
+            validate_update: core::node_update,
             fields: |doc| vec![("spec.unschedulable", (doc["spec"]["unschedulable"] == true).to_string())],
             columns: &[
                 ("Status", "string", 0),
@@ -36,6 +39,7 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
             ..PLAIN
         },
         "Namespace" => Rules {
+            name: names::dns1123_label,
             default: default_namespace,
             prepare_create: |doc| {
                 default_namespace(doc);
@@ -81,16 +85,20 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
             ..PLAIN
         },
         "Lease" => Rules {
+            validate: core::lease,
             columns: &[("Holder", "string", 0), ("Age", "string", 0)],
             cells: |doc, now| vec![table::scalar(&doc["spec"]["holderIdentity"], ""), age(doc, now)],
             ..PLAIN
         },
         "RuntimeClass" => Rules {
+            validate: core::runtime_class,
+            validate_update: |new, old, _, errors| super::immutable(new, old, "/handler", errors),
             columns: &[("Handler", "string", 0), ("Age", "string", 0)],
             cells: |doc, now| vec![doc["handler"].clone(), age(doc, now)],
             ..PLAIN
         },
         "CertificateSigningRequest" => Rules {
+            validate: core::certificate_request,
             validate_update: |new, old, _, errors| {
                 if new["spec"] != old["spec"] {
                     errors.push(crate::status::FieldError::invalid("spec", new["spec"].clone(), "field is immutable"));

@@ -2,9 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::{PLAIN, Rules, age, field, podspec};
+use super::{PLAIN, Rules, field, podspec};
 use crate::{
     Document, table,
+    validate::{self, pod, workload},
     value::{child, copy, default, has, list, set, text, with},
 };
 
@@ -19,6 +20,8 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
             },
             prepare_create: prepare_pod,
             prepare_update: update_pod,
+            validate: pod::validate,
+            validate_update: pod::validate_update,
             fields: pod_fields,
             columns: &[
                 ("Ready", "string", 0),
@@ -35,6 +38,7 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
         },
         "PodTemplate" => Rules {
             default: podspec::default_template,
+            validate: |doc, errors| pod::validate_template(&doc["template"], "template", errors),
             columns: &[("Containers", "string", 0), ("Images", "string", 0), ("Pod Labels", "string", 0)],
             cells: |doc, _| {
                 let spec = &doc["template"]["spec"];
@@ -44,6 +48,7 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
         },
         "ReplicationController" => Rules {
             default: default_controller,
+            validate: workload::validate_replication_controller,
             fields: |doc| vec![("status.replicas", number(&doc["status"]["replicas"]))],
             columns: super::apps::REPLICA_COLUMNS,
             cells: |doc, now| {
@@ -53,6 +58,7 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
             },
             ..PLAIN
         },
+        "Binding" => Rules { validate: validate::core::binding, ..PLAIN },
         _ => return None,
     })
 }
@@ -145,9 +151,4 @@ fn default_controller(doc: &mut Document) {
 /// The AGE cell for kinds that print `Created At`.
 pub(super) fn created_at(doc: &Document, _now: i64) -> Vec<Value> {
     vec![doc["metadata"]["creationTimestamp"].clone()]
-}
-
-/// NAME, something, AGE.
-pub(super) fn one_and_age(cell: Value, doc: &Document, now: i64) -> Vec<Value> {
-    vec![cell, age(doc, now)]
 }

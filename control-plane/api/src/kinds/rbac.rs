@@ -5,21 +5,25 @@ use serde_json::Value;
 use super::{PLAIN, Rules, age};
 use crate::{
     Document, table,
+    validate::{names, rbac},
     value::{child, default, each, list, text},
 };
 
 const GROUP: &str = "rbac.authorization.k8s.io";
 
 pub(super) fn rules(kind: &str) -> Option<Rules> {
-    let base = Rules { name: crate::validate::names::path_segment, ..PLAIN };
+    let base = Rules { name: names::path_segment, ..PLAIN };
     Some(match kind {
         "Role" | "ClusterRole" => Rules {
+            validate: if kind == "Role" { rbac::role } else { rbac::cluster_role },
             columns: &[("Created At", "string", 0)],
             cells: super::pods::created_at,
             ..base
         },
         "RoleBinding" | "ClusterRoleBinding" => Rules {
             default: default_binding,
+            validate: if kind == "RoleBinding" { rbac::role_binding } else { rbac::cluster_role_binding },
+            validate_update: rbac::binding_update,
             columns: &[
                 ("Role", "string", 0),
                 ("Age", "string", 0),

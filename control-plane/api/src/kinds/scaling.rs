@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use super::{PLAIN, Rules, age};
 use crate::{
     Document, table,
+    validate::{core, policy},
     value::{child, copy, default, entries, has, is_zero, list, set, text, unset},
 };
 
@@ -16,6 +17,7 @@ const CURRENT: &str = "autoscaling.alpha.kubernetes.io/current-metrics";
 pub(super) fn rules(version: &str) -> Option<Rules> {
     let v2 = Rules {
         default: default_autoscaler,
+        validate: policy::autoscaler,
         columns: &[
             ("Reference", "string", 0),
             ("Targets", "string", 0),
@@ -39,6 +41,7 @@ pub(super) fn rules(version: &str) -> Option<Rules> {
                     }
                 }
             },
+            validate: |doc, errors| policy::autoscaler(&to_v2(doc.clone()), errors),
             cells: |doc, now| autoscaler_cells(&to_v2(doc.clone()), now),
             from_storage: to_v1,
             to_storage: to_v2,
@@ -50,6 +53,7 @@ pub(super) fn rules(version: &str) -> Option<Rules> {
 pub(super) fn policy_rules(kind: &str) -> Option<Rules> {
     Some(match kind {
         "PodDisruptionBudget" => Rules {
+            validate: policy::disruption_budget,
             columns: &[
                 ("Min Available", "string", 0),
                 ("Max Unavailable", "string", 0),
@@ -71,6 +75,8 @@ pub(super) fn policy_rules(kind: &str) -> Option<Rules> {
                 default(doc, "preemptionPolicy", "PreemptLowerPriority");
                 default(doc, "value", 0);
             },
+            validate: core::priority_class,
+            validate_update: core::priority_class_update,
             columns: &[
                 ("Value", "integer", 0),
                 ("Global-Default", "boolean", 0),

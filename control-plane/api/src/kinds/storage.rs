@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::{PLAIN, Rules, age, field};
 use crate::{
     Document, table,
+    validate::storage,
     value::{child, default, has, list, set, strings, text, with},
 };
 
@@ -24,6 +25,8 @@ pub(super) fn core_rules(kind: &str) -> Option<Rules> {
                 pending(doc);
             },
             prepare_create: |doc| set(doc, "status", json!({"phase": "Pending"})),
+            validate: storage::volume,
+            validate_update: storage::volume_update,
             fields: |doc| vec![("name", field(doc, "/metadata/name"))],
             columns: &[
                 ("Capacity", "string", 0),
@@ -48,6 +51,8 @@ pub(super) fn core_rules(kind: &str) -> Option<Rules> {
                 pending(doc);
             },
             prepare_create: |doc| set(doc, "status", json!({"phase": "Pending"})),
+            validate: storage::claim,
+            validate_update: storage::claim_update,
             fields: |doc| vec![("name", field(doc, "/metadata/name"))],
             columns: &[
                 ("Status", "string", 0),
@@ -73,6 +78,8 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
                 default(doc, "reclaimPolicy", "Delete");
                 default(doc, "volumeBindingMode", "Immediate");
             },
+            validate: storage::class,
+            validate_update: storage::class_update,
             columns: &[
                 ("Provisioner", "string", 0),
                 ("ReclaimPolicy", "string", 0),
@@ -144,6 +151,8 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
             ..PLAIN
         },
         "VolumeAttachment" => Rules {
+            validate: storage::attachment,
+            validate_update: |new, old, _, errors| super::immutable(new, old, "/spec", errors),
             columns: &[
                 ("Attacher", "string", 0),
                 ("PV", "string", 0),

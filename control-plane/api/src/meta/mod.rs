@@ -13,7 +13,7 @@ use crate::{
     status::{ApiError, FieldError, bad_request, conflict_because, invalid, unknown},
 };
 
-pub use validate::{validate_create, validate_update};
+pub use validate::{annotations as validate_annotations, labels as validate_labels, validate_create, validate_update};
 
 /// Letters of generated names: no vowels, so no words; nothing that looks like something else.
 const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";

@@ -1,8 +1,6 @@
 //! Names, labels and their syntax: each function returns what is wrong, nothing when all is well.
 
-use std::sync::LazyLock;
 
-use regex::Regex;
 
 const DNS1123_LABEL: &str = "[a-z0-9]([-a-z0-9]*[a-z0-9])?";
 const DNS1123_SUBDOMAIN: &str = "[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*";
@@ -18,10 +16,13 @@ pub type NameCheck = fn(&str) -> Vec<String>;
 /// An anchored expression, compiled once.
 macro_rules! full_match {
     ($pattern:expr, $text:expr) => {{
-        static RE: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(&format!("^(?:{})$", $pattern)).ok());
+        static RE: std::sync::LazyLock<Option<regex::Regex>> =
+            std::sync::LazyLock::new(|| regex::Regex::new(&format!("^(?:{})$", $pattern)).ok());
         RE.as_ref().is_some_and(|re| re.is_match($text))
     }};
 }
+
+pub(crate) use full_match;
 
 /// Upstream's wording for a failed pattern.
 pub fn pattern_message(text: &str, pattern: &str, examples: &[&str]) -> String {
