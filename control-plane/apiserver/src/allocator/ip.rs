@@ -42,10 +42,6 @@ impl IpRange {
         IpRange { net, first: base + 1, size, reserved, used: HashSet::new() }
     }
 
-    pub fn net(&self) -> IpNet {
-        self.net
-    }
-
     pub fn is_ipv4(&self) -> bool {
         self.net.addr().is_ipv4()
     }
@@ -121,7 +117,7 @@ mod tests {
         for seed in 0..30u64 {
             let ip = range.take_any(seed * 7919).unwrap();
             assert!(seen.insert(ip), "{ip} twice");
-            assert!(range.net().contains(&ip));
+            assert!(range.net.contains(&ip));
         }
         assert_eq!(range.take_any(1), Err(IpError::Full));
         assert!(!seen.contains(&"10.0.0.0".parse().unwrap()) && !seen.contains(&"10.0.0.31".parse().unwrap()));

@@ -1,6 +1,7 @@
 //! Reading request bodies.
 
 use bytes::Bytes;
+use http_body_util::BodyExt;
 use xebec_api::{
     Document, protobuf,
     resource::Resource,
@@ -13,6 +14,8 @@ use crate::http::{Body, BodyError, collect};
 
 /// Largest body of a write, as upstream.
 pub(crate) const MAX_BODY: usize = 3 * 1024 * 1024;
+/// Bodies up to this length are read to their end before they are refused.
+const DRAINED: u64 = 32 << 20;
 
 /// A body read to its end.
 pub(crate) struct Received {
@@ -25,7 +28,10 @@ pub(crate) async fn read(request: http::Request<Body>) -> Result<Received, ApiEr
     let (parts, body) = request.into_parts();
     let media_type = body_type(&parts.headers);
     let declared = parts.headers.get(http::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
-    if declared.is_some_and(|length| length > MAX_BODY as u64) {
+    if let Some(length) = declared.filter(|length| *length > MAX_BODY as u64) {
+        if length <= DRAINED {
+            drain(body).await;
+        }
         return Err(status::request_entity_too_large(MAX_BODY));
     }
     match collect(body, MAX_BODY).await {
@@ -37,6 +43,11 @@ pub(crate) async fn read(request: http::Request<Body>) -> Result<Received, ApiEr
         Err(BodyError::TooLong(_)) => Err(status::request_entity_too_large(MAX_BODY)),
         Err(error) => Err(status::bad_request(format!("the body of the request could not be read: {error}"))),
     }
+}
+
+/// Reads and forgets: a client that is still sending when the connection closes never sees the answer.
+async fn drain(mut body: Body) {
+    while let Some(Ok(_)) = body.frame().await {}
 }
 
 /// Whether the server reads this type.

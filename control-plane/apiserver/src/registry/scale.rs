@@ -90,7 +90,12 @@ where
         }
         let mut new = old.clone();
         set(&mut new, &Paths::of(&resource).spec_replicas, replicas.into());
-        new["metadata"]["resourceVersion"] = metadata["resourceVersion"].clone();
+        // What the view brought along is no wish of the client's: somebody else's write in between is no conflict. A
+        // version the client sent is compared again on each try.
+        new["metadata"]["resourceVersion"] = match metadata["resourceVersion"] == old["metadata"]["resourceVersion"] {
+            true => Value::Null,
+            false => metadata["resourceVersion"].clone(),
+        };
         Ok((new, Vec::new()))
     };
     let updated = write::update_with(&mut call, &name, "scale", dry_run, make).await?;
