@@ -376,7 +376,8 @@ impl Policies {
         let first = Key::new(namespace, "");
         let selecting = self.policies.range(first..).take_while(|(k, _)| k.namespace == *namespace);
         let selecting = selecting.filter(|(_, p)| p.selects.matches(&local.endpoint.last_seen.labels));
-        let mut flags = 0;
+        // Pods' devices are veth pairs into namespaces of their own, so packets may skip the node's stack.
+        let mut flags = Endpoint::DIRECT;
         let mut entries: BTreeMap<(u32, PolicyKey), PolicyVerdict> = BTreeMap::new();
         for (key, policy) in selecting {
             flags |= if policy.ingress.is_some() { Endpoint::ISOLATE_INGRESS } else { 0 };

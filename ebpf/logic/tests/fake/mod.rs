@@ -1,0 +1,228 @@
+//! Maps, clock and packets in memory: the logic on the host.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+};
+use xebec_ebpf_abi::*;
+use xebec_ebpf_logic::{Env, Packet, checksum, packet::Plain};
+
+#[derive(Default)]
+pub struct Fake {
+    pub time: Cell<u64>,
+    pub dice: Cell<u32>,
+    pub config: Cell<Option<Config>>,
+    pub frontends: RefCell<HashMap<FrontendKey, Frontend>>,
+    pub sets: RefCell<HashMap<u32, BackendSet>>,
+    pub slots: RefCell<HashMap<SlotKey, u32>>,
+    pub backends: RefCell<HashMap<u32, Backend>>,
+    pub members: RefCell<HashMap<MemberKey, u32>>,
+    pub node_addrs: RefCell<HashMap<Addr, NodeAddr>>,
+    pub affinities: RefCell<HashMap<AffinityKey, Affinity>>,
+    pub socks: RefCell<HashMap<SockKey, SockFrontend>>,
+    pub endpoints: RefCell<HashMap<Addr, Endpoint>>,
+    /// Prefix, its length, what it is.
+    pub remotes: RefCell<Vec<(Addr, u32, Remote)>>,
+    pub policies: RefCell<Vec<(PolicyKey, u32, PolicyVerdict)>>,
+    pub flows: RefCell<HashMap<FlowKey, Flow>>,
+    pub fragments: RefCell<HashMap<FragmentKey, FragmentPorts>>,
+    pub uplinks: RefCell<HashMap<u32, Uplink>>,
+    pub nat: RefCell<HashMap<Tuple, Nat>>,
+    pub drops: RefCell<HashMap<u32, u64>>,
+    pub forwards: RefCell<HashMap<u32, u64>>,
+    /// Runs before each read of a backend set: somebody who changes maps at the same time.
+    #[allow(clippy::type_complexity)]
+    pub meanwhile: RefCell<Option<Box<dyn FnMut(&Fake)>>>,
+}
+
+/// The entry with the longest matching prefix, found the plain way.
+fn longest<K: Copy, V: Copy>(table: &[(K, u32, V)], bits: impl Fn(K) -> u128, key: K) -> Option<V> {
+    let matches = |entry: &&(K, u32, V)| {
+        let shift = 128 - entry.1;
+        shift == 128 || bits(entry.0) >> shift == bits(key) >> shift
+    };
+    table
+        .iter()
+        .filter(matches)
+        .max_by_key(|e| e.1)
+        .map(|e| e.2)
+}
+
+fn addr_bits(addr: Addr) -> u128 {
+    u128::from_be_bytes(addr.octets())
+}
+
+fn policy_bits(key: PolicyKey) -> u128 {
+    let mut bits = u128::from(key.endpoint()) << 96;
+    bits |= u128::from(key.direction()) << 88;
+    bits |= u128::from(key.identity()) << 32;
+    bits |= u128::from(key.proto()) << 24;
+    bits | u128::from(key.port().get())
+}
+
+impl Env for Fake {
+    fn now(&self) -> u64 {
+        self.time.get()
+    }
+    fn random(&self) -> u32 {
+        self.dice.set(
+            self.dice
+                .get()
+                .wrapping_mul(1_664_525)
+                .wrapping_add(1_013_904_223),
+        );
+        self.dice.get()
+    }
+    fn config(&self) -> Option<Config> {
+        self.config.get()
+    }
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        self.frontends.borrow().get(key).copied()
+    }
+    fn backend_set(&self, id: u32) -> Option<BackendSet> {
+        let set = self.sets.borrow().get(&id).copied();
+        let meanwhile = self.meanwhile.borrow_mut().take();
+        if let Some(mut change) = meanwhile {
+            change(self);
+            *self.meanwhile.borrow_mut() = Some(change);
+        }
+        set
+    }
+    fn backend_slot(&self, key: &SlotKey) -> Option<u32> {
+        self.slots.borrow().get(key).copied()
+    }
+    fn backend(&self, id: u32) -> Option<Backend> {
+        self.backends.borrow().get(&id).copied()
+    }
+    fn is_member(&self, key: &MemberKey) -> bool {
+        self.members.borrow().contains_key(key)
+    }
+    fn node_addr(&self, addr: &Addr) -> Option<NodeAddr> {
+        self.node_addrs.borrow().get(addr).copied()
+    }
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        self.affinities.borrow().get(key).copied()
+    }
+    fn set_affinity(&self, key: &AffinityKey, value: &Affinity) {
+        self.affinities.borrow_mut().insert(*key, *value);
+    }
+    fn sock_frontend(&self, key: &SockKey) -> Option<SockFrontend> {
+        self.socks.borrow().get(key).copied()
+    }
+    fn set_sock_frontend(&self, key: &SockKey, value: &SockFrontend) -> bool {
+        self.socks.borrow_mut().insert(*key, *value);
+        true
+    }
+    fn remove_sock_frontend(&self, key: &SockKey) {
+        self.socks.borrow_mut().remove(key);
+    }
+    fn endpoint(&self, addr: &Addr) -> Option<Endpoint> {
+        self.endpoints.borrow().get(addr).copied()
+    }
+    fn remote(&self, addr: &Addr) -> Option<Remote> {
+        longest(&self.remotes.borrow(), addr_bits, *addr)
+    }
+    fn policy(&self, key: &PolicyKey) -> Option<PolicyVerdict> {
+        longest(&self.policies.borrow(), policy_bits, *key)
+    }
+    fn with_flow<R>(&self, key: &FlowKey, f: impl FnOnce(&mut Flow) -> R) -> Option<R> {
+        self.flows.borrow_mut().get_mut(key).map(f)
+    }
+    fn set_flow(&self, key: &FlowKey, value: &Flow) -> bool {
+        self.flows.borrow_mut().insert(*key, *value);
+        true
+    }
+    fn remove_flow(&self, key: &FlowKey) {
+        self.flows.borrow_mut().remove(key);
+    }
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        self.fragments.borrow().get(key).copied()
+    }
+    fn set_fragment(&self, key: &FragmentKey, value: &FragmentPorts) {
+        self.fragments.borrow_mut().insert(*key, *value);
+    }
+    fn uplink(&self, ifindex: u32) -> Option<Uplink> {
+        self.uplinks.borrow().get(&ifindex).copied()
+    }
+    fn is_source_allowed(&self, _: &SourceRangeKey) -> bool {
+        false
+    }
+    fn keeps_pod_source(&self, _: &Addr) -> bool {
+        false
+    }
+    fn with_nat<R>(&self, key: &Tuple, f: impl FnOnce(&mut Nat) -> R) -> Option<R> {
+        self.nat.borrow_mut().get_mut(key).map(f)
+    }
+    fn set_nat(&self, key: &Tuple, value: &Nat, only_new: bool) -> bool {
+        let mut nat = self.nat.borrow_mut();
+        if only_new && nat.contains_key(key) {
+            return false;
+        }
+        nat.insert(*key, *value);
+        true
+    }
+    fn dropped(&self, reason: DropReason, _: u32) {
+        *self.drops.borrow_mut().entry(reason as u32).or_default() += 1;
+    }
+    fn forwarded(&self, path: u32, _: u32) {
+        *self.forwards.borrow_mut().entry(path).or_default() += 1;
+    }
+}
+
+/// A packet in memory, whose checksums are all complete.
+#[derive(Clone, Copy)]
+pub struct Bytes<'a>(pub &'a RefCell<Vec<u8>>);
+
+impl Bytes<'_> {
+    fn fix(&self, offset: u32, diff: u32, zero_is_none: bool) -> bool {
+        let at = offset as usize;
+        let mut bytes = self.0.borrow_mut();
+        let Some(field) = bytes.get_mut(at..at + 2) else {
+            return false;
+        };
+        let old = u16::from_ne_bytes([field[0], field[1]]);
+        if zero_is_none && old == 0 {
+            return true;
+        }
+        let mut new = checksum::apply(old, diff);
+        if zero_is_none && new == 0 {
+            new = 0xffff;
+        }
+        field.copy_from_slice(&new.to_ne_bytes());
+        true
+    }
+}
+
+impl Packet for Bytes<'_> {
+    fn len(&self) -> u32 {
+        self.0.borrow().len() as u32
+    }
+
+    fn load<T: Plain>(&self, offset: u32) -> Option<T> {
+        let bytes = self.0.borrow();
+        let at = offset as usize;
+        let from = bytes.get(at..at.checked_add(size_of::<T>())?)?;
+        // SAFETY: `from` has the type's size, and any bytes are a T.
+        Some(unsafe { from.as_ptr().cast::<T>().read_unaligned() })
+    }
+
+    fn store<T: Plain>(&self, offset: u32, value: &T) -> bool {
+        let mut bytes = self.0.borrow_mut();
+        let at = offset as usize;
+        let Some(to) = bytes.get_mut(at..at + size_of::<T>()) else {
+            return false;
+        };
+        // SAFETY: `to` has the type's size.
+        unsafe { to.as_mut_ptr().cast::<T>().write_unaligned(*value) };
+        true
+    }
+
+    fn l3_checksum(&self, offset: u32, diff: u32) -> bool {
+        self.fix(offset, diff, false)
+    }
+
+    fn l4_checksum(&self, offset: u32, diff: u32, _pseudo: bool, zero_is_none: bool) -> bool {
+        self.fix(offset, diff, zero_is_none)
+    }
+}
