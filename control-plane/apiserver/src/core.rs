@@ -8,7 +8,7 @@ use std::sync::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 use xebec_store::Store;
 
-use crate::{bootstrap, cache::Hub, config::Config, documents::Documents, error::Result, extension::{Extensions, Parts}, metrics::Metrics, pki::Pki, proxy::Proxy, rows::Rows};
+use crate::{bootstrap, cache::Hub, config::Config, crd, documents::Documents, error::Result, extension::{Extensions, Parts}, metrics::Metrics, pki::Pki, proxy::Proxy, rows::Rows};
 
 /// The server's shared state.
 pub struct Core {
@@ -48,9 +48,15 @@ impl Core {
             metrics: Metrics::new(),
             proxy,
             stopping: AtomicBool::new(false),
-            _feeding: feeding.drop_guard(),
+            _feeding: feeding.clone().drop_guard(),
         };
-        Ok(Arc::new(core))
+        let core = Arc::new(core);
+        // Custom resources are there from the first request on.
+        if let Err(error) = crd::reconcile(&core).await {
+            tracing::warn!(%error, "custom resource definitions not read yet");
+        }
+        tokio::spawn(crd::run(Arc::downgrade(&core), feeding));
+        Ok(core)
     }
 
     /// Work beside requests, until cancelled.

@@ -68,7 +68,8 @@ async fn chain(core: Arc<Core>, info: RequestInfo, request: Request, peer: Peer)
         return Ok(core.proxy.handle(&info, request).await);
     }
     let resource = registry::resolve(&core, &info)?;
-    let call = Call { core, info, user, headers, resource, warnings: Vec::new() };
+    let custom = core.rows.table().custom(&resource);
+    let call = Call { core, info, user, headers, resource, custom, warnings: Vec::new() };
     registry::handle(call, request).await
 }
 

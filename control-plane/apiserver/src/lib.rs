@@ -9,6 +9,7 @@ pub mod bootstrap;
 pub mod cache;
 pub mod config;
 pub mod core;
+pub mod crd;
 mod documents;
 mod error;
 pub mod extension;

@@ -4,12 +4,11 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use xebec_api::{
     Document, protobuf,
-    resource::Resource,
     schema::{self, FieldValidation},
     status::{self, ApiError},
 };
 
-use super::body_type;
+use super::{Call, body_type};
 use crate::http::{Body, BodyError, collect};
 
 /// Largest body of a write, as upstream.
@@ -79,7 +78,12 @@ pub(crate) fn plain_document(received: &Received) -> Result<Document, ApiError> 
     Ok(doc)
 }
 
-/// A body as an object of `resource`. Warnings come back with it.
-pub(crate) fn decode(resource: &Resource, received: &Received, validation: &str) -> Result<(Document, Vec<String>), ApiError> {
-    schema::decode(resource, &received.bytes, &received.media_type, FieldValidation::parse(validation)?)
+/// A body as an object of the request's resource. Warnings come back with it.
+pub(crate) fn decode(call: &Call, received: &Received) -> Result<(Document, Vec<String>), ApiError> {
+    let validation = FieldValidation::parse(call.query().get("fieldValidation"))?;
+    let (mut doc, mut warnings) = schema::decode(&call.resource, &received.bytes, &received.media_type, validation)?;
+    if let Some(custom) = &call.custom {
+        warnings.extend(custom.prune(&mut doc, validation)?);
+    }
+    Ok((doc, warnings))
 }

@@ -24,7 +24,7 @@ const GENERATED_NAMES: usize = 8;
 pub(crate) async fn create(mut call: Call, received: Received) -> Result<Response, ApiError> {
     options::check_write_options(call.query(), "CreateOptions")?;
     let dry_run = options::dry_run(call.query(), "CreateOptions")?;
-    let (doc, warnings) = body::decode(&call.resource, &received, call.query().get("fieldValidation"))?;
+    let (doc, warnings) = body::decode(&call, &received)?;
     call.warnings.extend(warnings);
     let created = create_document(&mut call, doc, dry_run).await?;
     call.answer(StatusCode::CREATED, &created)

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use xebec_api::{Document, meta, resource::Resource, status::ApiError};
 
 use super::options::{DeleteOptions, Propagation};
+use crate::crd;
 
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
@@ -34,7 +35,12 @@ pub(crate) fn plan(resource: &Resource, present: &Document, options: &DeleteOpti
         Grace::Started => true,
         Grace::None => false,
     };
-    let finalizers = wanted_finalizers(resource, &doc, options.propagation);
+    let mut finalizers = wanted_finalizers(resource, &doc, options.propagation);
+    // A definition stays until its instances are gone.
+    let is_definition = resource.group == "apiextensions.k8s.io" && resource.kind == "CustomResourceDefinition";
+    if is_definition && doc["metadata"]["deletionTimestamp"].is_null() && !finalizers.iter().any(|f| f == crd::FINALIZER) {
+        finalizers.push(crd::FINALIZER.into());
+    }
     let pending = !finalizers.is_empty();
     if Some(&finalizers) != present_finalizers(&doc).as_ref()
         && let Ok(metadata) = meta::metadata_mut(&mut doc)

@@ -80,6 +80,7 @@ async fn check_budgets(call: &Call, name: &str, pod: &Document, dry_run: bool) -
         user: call.user.clone(),
         headers: call.headers.clone(),
         resource: row,
+        custom: None,
         warnings: Vec::new(),
     };
     on_budget.info.subresource = "status".into();

@@ -10,6 +10,7 @@ mod delete;
 mod deletion_plan;
 mod eviction;
 mod get;
+pub(crate) mod internal;
 mod list;
 mod options;
 mod patch;
@@ -35,6 +36,7 @@ use crate::{
     auth::UserInfo,
     cache::{KindCache, ROOT},
     core::Core,
+    crd::Custom,
     http::{Body, Response, negotiate::{self, Wanted}, respond},
     request_info::{Query, RequestInfo},
 };
@@ -46,6 +48,8 @@ pub(crate) struct Call {
     pub user: UserInfo,
     pub headers: HeaderMap,
     pub resource: Arc<Resource>,
+    /// The schema behind a custom resource.
+    pub custom: Option<Arc<Custom>>,
     /// `Warning:` headers gathered so far.
     pub warnings: Vec<String>,
 }

@@ -16,7 +16,7 @@ use super::{
     options,
     write,
 };
-use crate::http::Response;
+use crate::{crd::Custom, http::Response};
 
 pub(crate) const JSON: &str = "application/json-patch+json";
 pub(crate) const MERGE: &str = "application/merge-patch+json";
@@ -54,13 +54,17 @@ impl Patch {
     }
 
     /// The patched document and warnings.
-    fn apply(&self, resource: &Resource, old: &Document) -> Result<(Document, Vec<String>), ApiError> {
+    fn apply(&self, resource: &Resource, custom: Option<&Custom>, old: &Document) -> Result<(Document, Vec<String>), ApiError> {
         let patched = match self.kind {
             Kind::Json => patches::json_patch(old, &self.body)?,
             Kind::Merge => patches::merge_patch(old, &self.body)?,
             Kind::Strategic => patches::strategic_merge_patch(resource, old, &self.body)?,
         };
-        schema::decode_patched(resource, patched, &self.text, self.validation)
+        let (mut doc, mut warnings) = schema::decode_patched(resource, patched, &self.text, self.validation)?;
+        if let Some(custom) = custom {
+            warnings.extend(custom.prune(&mut doc, self.validation)?);
+        }
+        Ok((doc, warnings))
     }
 }
 
@@ -73,9 +77,10 @@ pub(crate) async fn patch(mut call: Call, received: Received, sub: &str) -> Resu
     let patch = Patch::parse(&received, validation)?;
     let namespace = call.namespace().map(str::to_string);
     let resource = call.resource.clone();
+    let custom = call.custom.clone();
     let own_name = name.clone();
     let make = move |old: &Document| -> Result<(Document, Vec<String>), ApiError> {
-        let (mut new, warnings) = patch.apply(&resource, old)?;
+        let (mut new, warnings) = patch.apply(&resource, custom.as_deref(), old)?;
         meta::check_name(&new, &own_name)?;
         meta::set_namespace(&mut new, namespace.as_deref())?;
         // The version in the result is the present one's own unless the patch names another: then somebody else's

@@ -15,7 +15,7 @@ use crate::{auth::UserInfo, authz::review, http::Response};
 
 /// POST of a kind that is never stored.
 pub(crate) async fn create(mut call: Call, received: Received) -> Result<Response, ApiError> {
-    let (doc, warnings) = body::decode(&call.resource, &received, call.query().get("fieldValidation"))?;
+    let (doc, warnings) = body::decode(&call, &received)?;
     call.warnings.extend(warnings);
     let resource = call.resource.clone();
     let authorizer = call.core.extensions.authorizer.clone();

@@ -4,7 +4,6 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use xebec_api::{
     Document, patch as patches,
-    resource::Resource,
     schema::{self, FieldValidation},
     status::{self, ApiError, FieldError},
 };
@@ -15,7 +14,7 @@ use super::{
     options, patch,
     write,
 };
-use crate::http::Response;
+use crate::{crd::Custom, http::Response};
 
 /// Where a kind keeps what a Scale shows; JSON pointers.
 pub(crate) struct Paths {
@@ -26,8 +25,11 @@ pub(crate) struct Paths {
 }
 
 impl Paths {
-    /// The built-in kinds all use the same places.
-    pub fn of(_resource: &Resource) -> Paths {
+    /// The built-in kinds all use the same places; custom resources say theirs.
+    pub fn of(custom: Option<&Custom>) -> Paths {
+        if let Some((spec, status, selector)) = custom.and_then(|custom| custom.scale.clone()) {
+            return Paths { spec_replicas: spec, status_replicas: status, selector };
+        }
         Paths { spec_replicas: "/spec/replicas".into(), status_replicas: "/status/replicas".into(), selector: Some("/spec/selector".into()) }
     }
 }
@@ -36,7 +38,7 @@ impl Paths {
 pub(crate) async fn get(mut call: Call) -> Result<Response, ApiError> {
     let name = call.info.name.clone();
     let Some((_, doc)) = write::read(&call, &name).await? else { return Err(status::not_found(&call.resource, &name)) };
-    let scale = scale_of(&call.resource, &doc);
+    let scale = scale_of(call.custom.as_deref(), &doc);
     call.answer_plain(StatusCode::OK, &scale)
 }
 
@@ -71,8 +73,9 @@ where
     let name = call.info.name.clone();
     let resource = call.resource.clone();
     let own_name = name.clone();
+    let custom = call.custom.clone();
     let make = move |old: &Document| -> Result<(Document, Vec<String>), ApiError> {
-        let scale = change(&scale_of(&resource, old))?;
+        let scale = change(&scale_of(custom.as_deref(), old))?;
         let metadata = &scale["metadata"];
         if let Some(given) = metadata["name"].as_str().filter(|n| !n.is_empty() && *n != own_name) {
             return Err(status::bad_request(format!("the name of the object ({given}) does not match the name on the URL ({own_name})")));
@@ -89,23 +92,18 @@ where
             return Err(status::invalid_kind("autoscaling", "Scale", &own_name, &[error]));
         }
         let mut new = old.clone();
-        set(&mut new, &Paths::of(&resource).spec_replicas, replicas.into());
-        // What the view brought along is no wish of the client's: somebody else's write in between is no conflict. A
-        // version the client sent is compared again on each try.
-        new["metadata"]["resourceVersion"] = match metadata["resourceVersion"] == old["metadata"]["resourceVersion"] {
-            true => Value::Null,
-            false => metadata["resourceVersion"].clone(),
-        };
+        set(&mut new, &Paths::of(custom.as_deref()).spec_replicas, replicas.into());
+        new["metadata"]["resourceVersion"] = metadata["resourceVersion"].clone();
         Ok((new, Vec::new()))
     };
     let updated = write::update_with(&mut call, &name, "scale", dry_run, make).await?;
-    let scale = scale_of(&call.resource, &updated);
+    let scale = scale_of(call.custom.as_deref(), &updated);
     call.answer_plain(StatusCode::OK, &scale)
 }
 
 /// The Scale of an object.
-fn scale_of(resource: &Resource, doc: &Document) -> Document {
-    let paths = Paths::of(resource);
+fn scale_of(custom: Option<&Custom>, doc: &Document) -> Document {
+    let paths = Paths::of(custom);
     let metadata = &doc["metadata"];
     let mut scale = json!({
         "kind": "Scale", "apiVersion": "autoscaling/v1",
@@ -179,9 +177,8 @@ mod tests {
 
     #[test]
     fn a_scale_shows_replicas_and_selector() {
-        let resource = xebec_api::builtin::by_kind("apps/v1", "Deployment").unwrap();
         let doc = json!({"metadata": {"name": "d"}, "spec": {"replicas": 3, "selector": {"matchLabels": {"a": "b"}}}, "status": {"replicas": 2}});
-        let scale = scale_of(resource, &doc);
+        let scale = scale_of(None, &doc);
         assert_eq!((&scale["spec"]["replicas"], &scale["status"]["replicas"], &scale["status"]["selector"]), (&json!(3), &json!(2), &json!("a=b")));
     }
 }

@@ -3,7 +3,6 @@
 use http::StatusCode;
 use xebec_api::{
     meta,
-    resource::Resource,
     status::{self, ApiError, FieldError},
 };
 
@@ -19,7 +18,7 @@ use crate::http::Response;
 pub(crate) async fn update(call: &mut Call, received: Received, sub: &str) -> Result<Response, ApiError> {
     options::check_write_options(call.query(), "UpdateOptions")?;
     let dry_run = options::dry_run(call.query(), "UpdateOptions")?;
-    let (mut doc, warnings) = body::decode(&call.resource, &received, call.query().get("fieldValidation"))?;
+    let (mut doc, warnings) = body::decode(call, &received)?;
     call.warnings.extend(warnings);
     let name = call.info.name.clone();
     meta::check_name(&doc, &name)?;
@@ -28,10 +27,10 @@ pub(crate) async fn update(call: &mut Call, received: Received, sub: &str) -> Re
     let resource = call.resource.clone();
     let version = doc["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_string();
     let unconditional = version.is_empty() || version == "0";
-    if unconditional && !allows_unconditional_update(&resource) && sub.is_empty() {
+    if unconditional && !resource.unconditional_update && sub.is_empty() {
         // Upstream prints the number it parsed.
         let error = FieldError { message: "Invalid value: 0: must be specified for an update".into(), ..FieldError::invalid("metadata.resourceVersion", 0, "") };
-        if write::read(call, &name).await?.is_some() || !allows_create_on_update(&resource) {
+        if write::read(call, &name).await?.is_some() || !resource.creates_on_update {
             if write::read(call, &name).await?.is_none() {
                 return Err(status::not_found(&resource, &name));
             }
@@ -40,32 +39,10 @@ pub(crate) async fn update(call: &mut Call, received: Received, sub: &str) -> Re
     }
     match write::update_with(call, &name, sub, dry_run, |_| Ok((doc.clone(), Vec::new()))).await {
         Ok(updated) => call.answer(StatusCode::OK, &updated),
-        Err(error) if error.code == 404 && error.reason == "NotFound" && sub.is_empty() && allows_create_on_update(&resource) && unconditional => {
+        Err(error) if error.code == 404 && error.reason == "NotFound" && sub.is_empty() && resource.creates_on_update && unconditional => {
             let created = create::create_document(call, doc, dry_run).await?;
             call.answer(StatusCode::CREATED, &created)
         }
         Err(error) => Err(error),
-    }
-}
-
-/// Kinds whose objects a PUT may create: upstream's `AllowCreateOnUpdate`.
-fn allows_create_on_update(resource: &Resource) -> bool {
-    matches!(
-        (resource.group.as_str(), resource.kind.as_str()),
-        ("", "Endpoints" | "Event" | "LimitRange" | "PodTemplate" | "Service")
-            | ("events.k8s.io", "Event")
-            | ("coordination.k8s.io", "Lease")
-            | ("rbac.authorization.k8s.io", _)
-    )
-}
-
-/// Kinds that may be replaced without a resource version: upstream's `AllowUnconditionalUpdate`.
-fn allows_unconditional_update(resource: &Resource) -> bool {
-    match (resource.group.as_str(), resource.kind.as_str()) {
-        ("coordination.k8s.io" | "apiextensions.k8s.io" | "apiregistration.k8s.io" | "admissionregistration.k8s.io", _) => false,
-        ("flowcontrol.apiserver.k8s.io" | "node.k8s.io", _) => false,
-        ("policy", "PodDisruptionBudget") | ("storage.k8s.io", "VolumeAttachment" | "CSIDriver" | "CSINode" | "CSIStorageCapacity") => false,
-        ("discovery.k8s.io", _) => true,
-        (group, _) => !group.contains('.') || group.ends_with(".k8s.io"),
     }
 }
