@@ -226,7 +226,6 @@ impl Worker {
         let data_dir = self.node.config.data_dir.clone();
         let uid = self.uid.clone();
         let _ = tokio::task::spawn_blocking(move || volumes::remove_pod_dir(&data_dir, &uid)).await;
-        self.memory.lock().waiting.clear();
     }
 }
 

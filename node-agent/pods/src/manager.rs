@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::cri::Cri;
 use crate::error::Error;
 use crate::execute::{self, owner_uid};
-use crate::memory::Memory;
+use crate::memory::{Memory, Waiting};
 use crate::node_state::NodeState;
 use crate::objects::Objects;
 use crate::observe::observe;
@@ -167,6 +167,7 @@ impl PodManager {
         let status = pod.status.as_ref();
         let seen_before = status.is_some_and(|s| s.start_time.is_some());
         memory.start_time = status.and_then(|s| s.start_time.clone()).map(|t| t.0).or_else(|| Some(Timestamp::now()));
+        memory.waiting = held_back(&pod);
         if !seen_before && !spec::is_deleting(&pod) && !spec::api_terminal(&pod) {
             memory.ended = self.refuse(&pod);
             if let Some(ended) = &memory.ended {
@@ -370,6 +371,18 @@ fn differs_beyond_own_status(old: &Pod, new: &Pod) -> bool {
     let mut old_meta = old.metadata.clone();
     old_meta.resource_version = new.metadata.resource_version.clone();
     old_meta != new.metadata || old.spec != new.spec || foreign(old) != foreign(new) || spec::api_terminal(old) != spec::api_terminal(new)
+}
+
+/// Why containers did not run when the agent before this one last looked: it stays true until they do.
+fn held_back(pod: &Pod) -> HashMap<String, Waiting> {
+    let status = pod.status.iter();
+    let all = status.flat_map(|s| s.container_statuses.iter().flatten().chain(s.init_container_statuses.iter().flatten()));
+    all.filter_map(|c| {
+        let waiting = c.state.as_ref()?.waiting.as_ref()?;
+        let reason = waiting.reason.clone().filter(|r| r != "ContainerCreating" && r != "PodInitializing")?;
+        Some((c.name.clone(), Waiting { reason, message: waiting.message.clone().unwrap_or_default() }))
+    })
+    .collect()
 }
 
 /// As much of a pod as its containers' labels tell.

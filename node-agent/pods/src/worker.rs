@@ -48,6 +48,15 @@ pub struct View {
     pub status: Option<PodStatus>,
 }
 
+/// Why a worker looks at its pod.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// To execute the plan.
+    Act,
+    /// To keep the status current while steps are being executed.
+    Report,
+}
+
 pub struct Worker {
     pub(crate) node: Arc<NodeState>,
     pub(crate) uid: String,
@@ -96,7 +105,7 @@ impl Worker {
             let desired = self.desired.borrow_and_update().clone();
             let pod = desired.pod.clone();
             self.memory.lock().removed = desired.removed;
-            let Some((observed, plan)) = self.look(&pod).await else {
+            let Some((observed, plan)) = self.look(&pod, Purpose::Act).await else {
                 tokio::select! {
                     () = tokio::time::sleep(Duration::from_secs(1)) => {}
                     _ = self.desired.changed() => {}
@@ -123,11 +132,11 @@ impl Worker {
                         () = &mut interrupt, if !forgetting => break,
                         () = &mut execution => break,
                         // The status follows while a step takes its time.
-                        () = worker.wake.notified() => { worker.look(&pod).await; }
+                        () = worker.wake.notified() => { worker.look(&pod, Purpose::Report).await; }
                     }
                 }
             }
-            if forgetting && self.memory.lock().waiting.is_empty() && self.is_forgotten(&pod).await {
+            if forgetting && self.is_forgotten(&pod).await {
                 break;
             }
         }
@@ -138,7 +147,7 @@ impl Worker {
     }
 
     /// Observes, plans and reports. `None` when containerd does not answer.
-    async fn look(&self, pod: &Arc<Pod>) -> Option<(Arc<Observed>, Plan)> {
+    async fn look(&self, pod: &Arc<Pod>, purpose: Purpose) -> Option<(Arc<Observed>, Plan)> {
         let observed = match observe(&self.node.cri, &self.node.cache, &self.uid).await {
             Ok(observed) => Arc::new(observed),
             Err(error) => {
@@ -164,7 +173,9 @@ impl Worker {
                 memory.ended = Some(ended.clone());
                 self.node.recorder.pod(pod, Level::Normal, "DeadlineExceeded", ended.message.clone());
             }
-            for (name, kind, waiting) in &plan.waiting {
+            // In the middle of a start its back-off already counts the start itself.
+            let held = if purpose == Purpose::Act { plan.waiting.as_slice() } else { &[] };
+            for (name, kind, waiting) in held {
                 if memory.waiting.get(name) != Some(waiting) {
                     let message = format!("Back-off restarting failed container {name} in pod {}", spec::full_name(pod));
                     self.node.recorder.container(pod, *kind, name, Level::Warning, "BackOff", message);
