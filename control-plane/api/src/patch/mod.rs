@@ -1,5 +1,7 @@
 //! Patches over documents: JSON patch, JSON merge patch, strategic merge patch, server-side apply.
 
+mod apply;
+mod fieldset;
 mod merge;
 mod strategic;
 
@@ -10,6 +12,7 @@ use crate::{
     status::{ApiError, bad_request, patch_rejected, request_too_large_because},
 };
 
+pub use apply::{Manager, apply, track_update};
 pub use merge::merge_patch;
 pub use strategic::strategic_merge_patch;
 
