@@ -1,9 +1,6 @@
 //! What every request handler shares.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::Arc;
 
 use tokio_util::sync::{CancellationToken, DropGuard};
 use xebec_store::Store;
@@ -21,7 +18,8 @@ pub struct Core {
     pub documents: Documents,
     pub metrics: Metrics,
     pub proxy: Proxy,
-    stopping: AtomicBool,
+    /// Cancelled when the server is on its way out: watches end, it is no longer ready.
+    pub stopping: CancellationToken,
     /// Ends the cache's feeding with the server.
     _feeding: DropGuard,
 }
@@ -47,7 +45,7 @@ impl Core {
             documents: Documents::default(),
             metrics: Metrics::new(),
             proxy,
-            stopping: AtomicBool::new(false),
+            stopping: CancellationToken::new(),
             _feeding: feeding.clone().drop_guard(),
         };
         let core = Arc::new(core);
@@ -63,11 +61,10 @@ impl Core {
     pub(crate) async fn background(self: Arc<Self>, cancel: CancellationToken) {
         let params = bootstrap::Params::new(&self.config, &self.pki);
         bootstrap::maintain(self.store.clone(), params, cancel).await;
-        self.stopping.store(true, Ordering::Relaxed);
     }
 
     /// Whether the server is on its way out: not ready, but alive.
     pub fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Relaxed)
+        self.stopping.is_cancelled()
     }
 }

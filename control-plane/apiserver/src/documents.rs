@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use parking_lot::Mutex;
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use xebec_api::{
     discovery, openapi,
@@ -15,6 +15,7 @@ use xebec_api::{
 use crate::{
     core::Core,
     http::{Response, negotiate::{self, Format}, respond},
+    rows::Table,
 };
 
 /// Encoded documents by path and variant, with their ETag.
@@ -76,14 +77,50 @@ pub(crate) fn openapi_response(core: &Core, path: &str, headers: &HeaderMap) -> 
         let refs = table.refs();
         let doc = match parts.as_slice() {
             ["v2"] => Some(openapi::v2(&refs)),
-            ["v3"] => Some(openapi::v3_index(&refs)),
+            ["v3"] => Some(index_with_customs(&table, openapi::v3_index(&refs))),
             ["v3", "api", version] => openapi::v3_group(&refs, "", version),
-            ["v3", "apis", group, version] => openapi::v3_group(&refs, group, version),
+            ["v3", "apis", group, version] => openapi::v3_group(&refs, group, version).map(|doc| with_customs(&table, group, version, doc)),
             _ => None,
         };
         doc.map(|doc| respond::encode(Format::Json, &doc)).ok_or_else(status::no_such_path)
     })?;
     Ok(with_etag(headers, respond::bytes(StatusCode::OK, Format::Json, bytes), &etag))
+}
+
+/// The index with addresses that change with the schemas of custom resources, which clients cache by them.
+fn index_with_customs(table: &Table, mut index: Value) -> Value {
+    let mut digests: HashMap<String, Sha256> = HashMap::new();
+    for row in table.rows() {
+        if let Some(custom) = table.custom(row) {
+            digests.entry(format!("apis/{}", row.api_version())).or_default().update(custom.openapi.to_string());
+        }
+    }
+    for (path, digest) in digests {
+        let hash: String = digest.finalize().iter().take(16).map(|byte| format!("{byte:02X}")).collect();
+        index["paths"][&path]["serverRelativeURL"] = format!("/openapi/v3/{path}?hash={hash}").into();
+    }
+    index
+}
+
+/// The document of a group version with the schemas its definitions give.
+fn with_customs(table: &Table, group: &str, version: &str, mut doc: Value) -> Value {
+    let Some(schemas) = doc["components"]["schemas"].as_object_mut() else { return doc };
+    for row in table.rows().iter().filter(|row| row.group == group && row.version == version) {
+        let Some(custom) = table.custom(row) else { continue };
+        if !custom.openapi.is_object() {
+            continue;
+        }
+        let own = json!({"group": group, "version": version, "kind": row.kind});
+        let is_own = |schema: &Value| schema["x-kubernetes-group-version-kind"].as_array().is_some_and(|kinds| kinds.contains(&own));
+        let Some(schema) = schemas.values_mut().find(|schema| is_own(schema)) else { continue };
+        let mut full = custom.openapi.clone();
+        full["properties"]["apiVersion"] = json!({"type": "string", "description": "APIVersion defines the versioned schema of this representation of an object."});
+        full["properties"]["kind"] = json!({"type": "string", "description": "Kind is the REST resource this object represents."});
+        full["properties"]["metadata"] = json!({"allOf": [{"$ref": "#/components/schemas/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"}]});
+        full["x-kubernetes-group-version-kind"] = json!([own]);
+        *schema = full;
+    }
+    doc
 }
 
 /// Whether the first acceptable type is the aggregated list (client-go offers v2 and v2beta1 before plain JSON).
@@ -137,7 +174,7 @@ pub(crate) fn with_etag(headers: &HeaderMap, mut response: Response, etag: &str)
 
 /// `/version`.
 pub(crate) fn version() -> Value {
-    serde_json::json!({
+    json!({
         "major": "1", "minor": "36", "gitVersion": concat!("v1.36.0+xebec-", env!("CARGO_PKG_VERSION")),
         "gitCommit": "", "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z",
         "goVersion": "", "compiler": "rustc", "platform": "linux/amd64",

@@ -53,6 +53,9 @@ async fn once_established_it_is_like_any_kind() {
     assert!(groups["groups"].as_array().unwrap().iter().any(|g| g["name"] == "example.com"));
     let list = cluster.get("/apis/example.com/v1").await.body;
     assert_eq!(list["resources"][0]["shortNames"], json!(["wd"]));
+    let openapi = cluster.get("/openapi/v3/apis/example.com/v1").await.body;
+    let schema = &openapi["components"]["schemas"]["com.example.v1.Widget"];
+    assert_eq!((&schema["properties"]["spec"]["properties"]["color"]["default"], &schema["properties"]["kind"]["type"]), (&json!("red"), &json!("string")));
     let made = cluster.post(PATH, widget("a", json!({"size": 3, "nope": 1, "any": {"x": {"y": 1}}}))).await;
     assert_eq!((made.status.as_u16(), &made.body["spec"]), (201, &json!({"size": 3, "color": "red", "any": {"x": {"y": 1}}})));
     assert_eq!(made.headers["warning"].to_str().unwrap(), "299 - \"unknown field \\\"spec.nope\\\"\"");

@@ -109,7 +109,10 @@ async fn a_server_that_stops_ends_watches_and_leaves() {
     let running = tokio::spawn(async move { server.run(token).await });
     let admin = cluster.server.pki().admin().unwrap();
     assert_eq!(ask(&cluster, Some(&admin), true, "/readyz", &[]).await.0, 200);
+    let mut watch = cluster.watch("/api/v1/namespaces?watch=true&resourceVersion=0").await;
+    watch.next().await.expect("a namespace there is");
     cancel.cancel();
+    while watch.next().await.is_some() {}
     tokio::time::timeout(std::time::Duration::from_secs(20), running).await.expect("stops in time").unwrap().unwrap();
     assert!(TcpStream::connect(cluster.server.address()).await.is_err());
 }

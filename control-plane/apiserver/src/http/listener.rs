@@ -65,6 +65,8 @@ pub async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, clients: Clien
         });
     }
     drop(listener);
+    // Watches would keep their connections open to the end of the drain.
+    core.stopping.cancel();
     if tokio::time::timeout(DRAIN_TIMEOUT, graceful.shutdown()).await.is_err() {
         tracing::debug!("connections still open at shutdown were cut off");
     }

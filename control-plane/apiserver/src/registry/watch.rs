@@ -159,6 +159,10 @@ impl Watch {
                         return Some(chunk);
                     }
                 }
+                () = self.core.stopping.cancelled() => {
+                    self.ended = true;
+                    return if self.bookmarks.is_some() { self.catch_up() } else { None };
+                }
                 () = tokio::time::sleep_until(self.deadline) => {
                     self.ended = true;
                     // A last bookmark spares the client a long way back.
