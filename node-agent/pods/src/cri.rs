@@ -102,6 +102,7 @@ calls! {
     runtime "RemoveContainer" remove_container(RemoveContainerRequest) -> RemoveContainerResponse, SHORT;
     runtime "ListContainers" list_containers(ListContainersRequest) -> ListContainersResponse, SHORT;
     runtime "ContainerStatus" container_status(ContainerStatusRequest) -> ContainerStatusResponse, SHORT;
+    runtime "ReopenContainerLog" reopen_container_log(ReopenContainerLogRequest) -> ReopenContainerLogResponse, SHORT;
     runtime "Exec" exec(ExecRequest) -> ExecResponse, SHORT;
     runtime "Attach" attach(AttachRequest) -> AttachResponse, SHORT;
     runtime "PortForward" port_forward(PortForwardRequest) -> PortForwardResponse, SHORT;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use jiff::{SignedDuration, Timestamp};
 use k8s_cri::v1 as cri_api;
-use k8s_openapi::api::core::v1::{Node as ApiNode, Pod, Service};
+use k8s_openapi::api::core::v1::{Node as ApiNode, Pod, PodSpec, Service};
 use kube::api::Api;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::{WatchStreamExt, reflector, watcher};
@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::cri::Cri;
 use crate::error::Error;
 use crate::execute::{self, owner_uid};
+use crate::logs::rotate;
 use crate::memory::{Memory, Waiting};
 use crate::node_state::NodeState;
 use crate::objects::Objects;
@@ -33,6 +34,8 @@ use crate::worker::{Desired, Worker};
 
 /// A look at everything containerd holds, should events have been lost.
 const RELIST: Duration = Duration::from_secs(30);
+/// How often log sizes are looked at.
+const ROTATION: Duration = Duration::from_secs(10);
 /// Without a successful relist for so long the node is not healthy (kubelet's PLEG threshold).
 const RELIST_OVERDUE: SignedDuration = SignedDuration::from_secs(180);
 
@@ -99,6 +102,7 @@ impl PodManager {
             () = cancel.cancelled() => {}
             () = self.watch_pods() => {}
             () = self.relist_for_ever() => {}
+            () = self.rotate_logs() => {}
             () = events => {}
         }
         Ok(())
@@ -282,6 +286,31 @@ impl PodManager {
         }
     }
 
+    async fn rotate_logs(&self) {
+        loop {
+            tokio::time::sleep(ROTATION).await;
+            let views: Vec<_> = self.node.workers.lock().values().map(|w| w.view.lock().observed.clone()).collect();
+            for container in views.iter().flat_map(|v| v.containers.iter()).filter(|c| c.is_running()) {
+                let path = std::path::Path::new(&container.log_path);
+                if rotate::is_due(path)
+                    && let Err(error) = self.rotate_log(&container.id, path).await
+                {
+                    tracing::warn!(log = container.log_path, error, "log not rotated");
+                }
+            }
+        }
+    }
+
+    async fn rotate_log(&self, id: &str, path: &std::path::Path) -> Result<(), String> {
+        let aside = rotate::rotate(path, Timestamp::now()).map_err(|e| e.to_string())?;
+        let request = cri_api::ReopenContainerLogRequest { container_id: id.to_owned() };
+        if let Err(error) = self.cri.reopen_container_log(request).await {
+            rotate::undo(path, &aside).map_err(|e| e.to_string())?;
+            return Err(error.to_string());
+        }
+        Ok(())
+    }
+
     /// Wakes the workers of containers whose state is not what it was.
     pub(crate) async fn relist(&self) -> Result<(), Error> {
         let containers = self.cri.list_containers(cri_api::ListContainersRequest::default()).await?.containers;
@@ -391,6 +420,7 @@ fn orphan_pod(uid: &str, labels: &HashMap<String, String>) -> Pod {
     pod.metadata.uid = Some(uid.to_owned());
     pod.metadata.name = labels.get(crate::labels::POD_NAME).cloned();
     pod.metadata.namespace = labels.get(crate::labels::POD_NAMESPACE).cloned();
-    pod.spec = Some(Default::default());
+    // Nobody waits for it: as upstream, it gets no more than a moment to end.
+    pod.spec = Some(PodSpec { termination_grace_period_seconds: Some(1), ..Default::default() });
     pod
 }

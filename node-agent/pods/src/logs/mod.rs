@@ -2,6 +2,7 @@
 
 mod entry;
 mod read;
+pub mod rotate;
 
 pub use entry::entry;
 pub use read::{Source, stream};
