@@ -14,15 +14,15 @@ static RESOURCES: LazyLock<Vec<Resource>> = LazyLock::new(|| table::ROWS.iter().
 /// Kinds whose registry upstream creates an object that an update names but that is not there.
 const CREATES_ON_UPDATE: &[&str] = &[
     "Endpoints", "Event", "Lease", "LimitRange", "PodTemplate", "Service", "ClusterRole", "ClusterRoleBinding", "Role",
-    "RoleBinding", "RuntimeClass",
+    "RoleBinding",
 ];
 
 /// Kinds whose updates must name the revision they are based on.
 const CONDITIONAL_UPDATE: &[&str] = &[
-    "APIService", "CustomResourceDefinition", "CSIDriver", "CSINode", "EndpointSlice", "FlowSchema", "Lease",
-    "MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding", "MutatingWebhookConfiguration", "Node",
-    "PodDisruptionBudget", "PriorityLevelConfiguration", "RuntimeClass", "ValidatingAdmissionPolicy",
-    "ValidatingAdmissionPolicyBinding", "ValidatingWebhookConfiguration", "VolumeAttachment",
+    "APIService", "CustomResourceDefinition", "CSIDriver", "CSINode", "CSIStorageCapacity", "Lease",
+    "MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding", "MutatingWebhookConfiguration", "PodDisruptionBudget",
+    "RuntimeClass", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding", "ValidatingWebhookConfiguration",
+    "VolumeAttachment",
 ];
 
 /// Every built-in kind, one row each, in the order discovery lists groups.

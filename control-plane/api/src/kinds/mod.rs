@@ -38,6 +38,8 @@ pub(crate) struct Rules {
     pub prepare_update: fn(&mut Document, &Document, &str),
     /// Of the whole object, at create and at updates of the object itself.
     pub validate: fn(&Document, &mut Vec<FieldError>),
+    /// What else a new object must obey.
+    pub validate_new: fn(&Document, &mut Vec<FieldError>),
     /// What else an update must obey.
     pub validate_update: fn(&Document, &Document, &str, &mut Vec<FieldError>),
     pub warnings: fn(&Document) -> Vec<String>,
@@ -60,6 +62,7 @@ pub(crate) const PLAIN: Rules = Rules {
     keeps_status: false,
     prepare_update: |_, _, _| {},
     validate: |_, _| {},
+    validate_new: |_, _| {},
     validate_update: |_, _, _, _| {},
     warnings: |_| Vec::new(),
     fields: |_| Vec::new(),
@@ -135,6 +138,7 @@ impl Hooks for Kind {
     fn validate_create(&self, doc: &Document) -> Vec<FieldError> {
         let mut errors = Vec::new();
         (self.rules.validate)(doc, &mut errors);
+        (self.rules.validate_new)(doc, &mut errors);
         errors
     }
 

@@ -21,6 +21,7 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
             prepare_create: prepare_pod,
             prepare_update: update_pod,
             validate: pod::validate,
+            validate_new: pod::validate_new,
             validate_update: pod::validate_update,
             fields: pod_fields,
             columns: &[

@@ -170,10 +170,20 @@ pub fn prepare_update(resource: &Resource, new: &mut Document, old: &Document) -
             _ => {}
         }
     }
-    if absent(metadata, "managedFields")
-        && let Some(fields) = before.get("managedFields")
-    {
-        metadata.insert("managedFields".into(), fields.clone());
+    // An empty list means nothing was said; one empty entry means that they shall be forgotten.
+    match metadata.get("managedFields").and_then(Value::as_array).map(Vec::as_slice) {
+        None | Some([]) => match before.get("managedFields") {
+            Some(fields) => {
+                metadata.insert("managedFields".into(), fields.clone());
+            }
+            None => {
+                metadata.remove("managedFields");
+            }
+        },
+        Some([only]) if only.as_object().is_some_and(Map::is_empty) => {
+            metadata.remove("managedFields");
+        }
+        Some(_) => {}
     }
     Ok(())
 }
@@ -302,6 +312,21 @@ mod tests {
         assert_eq!(same["metadata"]["generation"], 3);
         let mut other = json!({"metadata": {"name": "a", "uid": "v"}});
         assert_eq!(prepare_update(rs, &mut other, &old).unwrap_err().code, 409);
+    }
+
+    #[test]
+    fn managed_fields_outlive_writers_that_leave_them_out() {
+        let cm = by_kind("v1", "ConfigMap").unwrap();
+        let old = json!({"metadata": {"name": "a", "managedFields": [{"manager": "m"}]}});
+        let after = |fields: Value| {
+            let mut new = json!({"metadata": {"name": "a", "managedFields": fields}});
+            prepare_update(cm, &mut new, &old).unwrap();
+            new["metadata"].get("managedFields").cloned()
+        };
+        assert_eq!(after(json!([])), Some(json!([{"manager": "m"}])));
+        assert_eq!(after(Value::Null), Some(json!([{"manager": "m"}])));
+        assert_eq!(after(json!([{}])), None);
+        assert_eq!(after(json!([{"manager": "n"}])), Some(json!([{"manager": "n"}])));
     }
 
     #[test]

@@ -18,8 +18,11 @@ use crate::{
 /// A whole pod.
 pub fn validate(pod: &Document, errors: &mut Errors) {
     validate_spec(&pod["spec"], "spec", errors);
-    let init = |key: &str| list(&pod["spec"][key]);
-    if !init("ephemeralContainers").is_empty() && pod["metadata"]["resourceVersion"].is_null() {
+}
+
+/// What only a new pod must not have.
+pub fn validate_new(pod: &Document, errors: &mut Errors) {
+    if !list(&pod["spec"]["ephemeralContainers"]).is_empty() {
         errors.push(FieldError::forbidden("spec.ephemeralContainers", "cannot be set on create"));
     }
 }
