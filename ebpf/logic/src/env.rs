@@ -33,7 +33,6 @@ pub trait Env {
     fn with_flow<R>(&self, key: &FlowKey, f: impl FnOnce(&mut Flow) -> R) -> Option<R>;
     /// False when the map took no entry.
     fn set_flow(&self, key: &FlowKey, value: &Flow) -> bool;
-    fn remove_flow(&self, key: &FlowKey);
 
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
     fn set_fragment(&self, key: &FragmentKey, value: &FragmentPorts);

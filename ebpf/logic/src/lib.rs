@@ -2,8 +2,9 @@
 //! pass, how its addresses change. `no_std`, generic over [`Env`] (maps, clock) and [`Packet`], so the
 //! very same source runs in the kernel and in host tests.
 //!
-//! Everything is `#[inline(always)]`: a program is one function to the verifier, and what a path does
-//! not use costs nothing.
+//! Small functions are `#[inline(always)]`: what a path does not use costs it nothing. A few are
+//! `#[inline(never)]`, and in the kernel too functions of their own: each has its own part of the 512
+//! bytes of stack, and where one returns, the verifier's paths through it become one again.
 #![no_std]
 
 pub mod checksum;

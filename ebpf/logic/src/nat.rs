@@ -4,7 +4,7 @@ use crate::conntrack::{self, STEP};
 use crate::env::Env;
 use crate::parse::{Headers, Kind};
 use crate::service;
-use xebec_ebpf_abi::{Config, DropReason, Flow, Nat, Port, Tuple, proto};
+use xebec_ebpf_abi::{DropReason, Flow, Nat, Port, Tuple, proto};
 
 const CLOSED: u8 = Flow::FIN_ORIGINAL | Flow::FIN_REPLY;
 
@@ -127,9 +127,4 @@ pub fn source<E: Env>(
 #[inline(always)]
 pub fn has_ports(proto: u8) -> bool {
     proto == proto::TCP || proto == proto::UDP
-}
-
-/// Checks a configuration as [`source`] needs it.
-pub fn is_usable(config: &Config) -> bool {
-    config.nat_port_min != 0 && config.nat_port_min <= config.nat_port_max
 }

@@ -113,11 +113,6 @@ impl Env for Kernel {
     }
 
     #[inline(always)]
-    fn remove_flow(&self, key: &FlowKey) {
-        pods::remove_flow(key);
-    }
-
-    #[inline(always)]
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
         pods::fragment(key)
     }

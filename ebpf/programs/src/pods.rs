@@ -52,11 +52,6 @@ pub fn set_flow(key: &FlowKey, value: &Flow) -> bool {
 }
 
 #[inline(always)]
-pub fn remove_flow(key: &FlowKey) {
-    let _ = FLOWS.remove(key);
-}
-
-#[inline(always)]
 pub fn fragment(key: &FragmentKey) -> Option<FragmentPorts> {
     unsafe { FRAGMENTS.get(key) }.copied()
 }

@@ -133,9 +133,6 @@ impl Env for Fake {
         self.flows.borrow_mut().insert(*key, *value);
         true
     }
-    fn remove_flow(&self, key: &FlowKey) {
-        self.flows.borrow_mut().remove(key);
-    }
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
         self.fragments.borrow().get(key).copied()
     }
