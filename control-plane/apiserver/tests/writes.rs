@@ -308,3 +308,30 @@ async fn events_and_autoscalers_are_one_object_in_two_versions() {
     assert_eq!(in_v1["items"][0]["spec"]["targetCPUUtilizationPercentage"], 70);
     assert_eq!(in_v1["items"][0]["apiVersion"], "autoscaling/v1");
 }
+
+#[tokio::test]
+async fn who_applied_a_field_is_asked_before_another_applies_it() {
+    let cluster = cluster().await;
+    let one = format!("{PATH}/a");
+    let apply = async |manager: &str, value: &str, force: bool| {
+        let body = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"k": value}}).to_string();
+        cluster.call(Method::PATCH, &format!("{one}?fieldManager={manager}&force={force}"), &[("content-type", "application/apply-patch+yaml")], body).await
+    };
+    assert_eq!(apply("one", "1", false).await.status, 201);
+    let again = apply("one", "1", false).await;
+    assert_eq!(again.status, 200);
+    // A whole update takes the field over, the server's own fields aside.
+    let mut doc = again.body.clone();
+    doc["data"]["k"] = "2".into();
+    let updated = cluster.call(Method::PUT, &one, &[("content-type", "application/json"), ("user-agent", "tool/1.0")], doc.to_string()).await.body;
+    let managers: Vec<&str> = updated["metadata"]["managedFields"].as_array().unwrap().iter().map(|e| e["manager"].as_str().unwrap()).collect();
+    assert!(managers.contains(&"tool"), "{updated}");
+    let refused = apply("one", "3", false).await;
+    assert_eq!((refused.status.as_u16(), &refused.body["details"]["causes"][0]["reason"]), (409, &json!("FieldManagerConflict")), "{}", refused.text);
+    assert_eq!(apply("one", "3", true).await.body["data"]["k"], "3");
+    assert_eq!(apply("", "3", true).await.status, 422);
+    // An update that changes nothing is no write, whoever sends it.
+    let now = cluster.get(&one).await.body;
+    let same = cluster.call(Method::PUT, &one, &[("content-type", "application/json"), ("user-agent", "other/1")], now.to_string()).await.body;
+    assert_eq!(version(&same), version(&now));
+}

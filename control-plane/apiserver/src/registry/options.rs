@@ -4,6 +4,7 @@ use serde_json::Value;
 use xebec_api::status::{self, ApiError, FieldError};
 use xebec_store::Revision;
 
+use super::Call;
 use crate::request_info::Query;
 
 /// `resourceVersionMatch`.
@@ -40,6 +41,17 @@ pub(crate) fn check_write_options(query: &Query, kind: &str) -> Result<(), ApiEr
         errors.push(FieldError::not_supported("fieldValidation", validation, &["Ignore", "Strict", "Warn"]));
     }
     if errors.is_empty() { Ok(()) } else { Err(status::invalid_kind("meta.k8s.io", kind, "", &errors)) }
+}
+
+/// Who writes, for the managed fields: what the client says, else the program its `User-Agent` names.
+pub(crate) fn manager(call: &Call) -> String {
+    let given = call.query().get("fieldManager");
+    if !given.is_empty() {
+        return given.to_string();
+    }
+    let agent = call.headers.get(http::header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let program: String = agent.split('/').next().unwrap_or_default().chars().take(128).collect();
+    if program.is_empty() { "unknown".into() } else { program }
 }
 
 /// A resource version as a number; empty and "0" are 0.

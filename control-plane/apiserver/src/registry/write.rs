@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
+use chrono::Utc;
 use xebec_api::{
-    Document, meta,
+    Document, meta, patch as patches,
     resource::Resource,
     status::{self, ApiError},
 };
 use xebec_store::{Compare, KeyValue, Op, Revision, Txn, TxnResponse};
 
-use super::{Call, present::to_row_version, store_error};
+use super::{Call, options, present::to_row_version, store_error};
 use crate::{
     cache::{from_stored, to_stored},
     extension::{Allocation, Change, Operation},
@@ -147,6 +148,11 @@ async fn prepare_update(
     resource.hooks.default(&mut new);
     keep_what_is_not_theirs(resource, &mut new, old, sub);
     meta::before_update(resource, &mut new, old, sub)?;
+    // Patches and applies say themselves what they changed; a whole object is compared once it is complete.
+    if call.info.verb == "update" {
+        let name = options::manager(call);
+        patches::track_update(resource, &mut new, old, &patches::Manager { name: &name, force: false, subresource: sub, now: Utc::now() })?;
+    }
     change.warnings.extend(resource.hooks.warnings(&new));
     change.object = Some(new);
     let allocation = call.core.extensions.allocator.allocate(&mut change).await?;
