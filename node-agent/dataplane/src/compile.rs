@@ -11,3 +11,10 @@ pub mod services;
 pub mod sets;
 pub mod state;
 
+
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod model_policies;
+#[cfg(test)]
+mod model_services;

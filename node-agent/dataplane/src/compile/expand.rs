@@ -80,6 +80,17 @@ pub struct PortSpec {
     pub source_ranges: Vec<IpNet>,
 }
 
+impl PortSpec {
+    /// The set of a role, if a frontend uses it.
+    pub fn set(&self, role: Role) -> Option<&SetSpec> {
+        let used = self.frontends.iter().any(|f| f.internal == role || f.external == role);
+        match role {
+            Role::Cluster => Some(&self.cluster).filter(|_| used),
+            Role::Local => self.local.as_ref().filter(|_| used),
+        }
+    }
+}
+
 /// An address in map form; IPv4-mapped IPv6 becomes IPv4.
 pub fn addr(ip: IpAddr) -> Addr {
     match ip.to_canonical() {

@@ -244,11 +244,12 @@ impl Services {
             n.services.insert(ids.service);
         }
         let used = |id: u32, sets: &BTreeSet<u32>| sets.contains(&id) || tables.sets.have().contains_key(&id);
-        if ids.cluster == 0 {
+        // A set that no frontend uses is not made: with a Local policy throughout that is the cluster's.
+        if spec.set(Role::Cluster).is_some() && ids.cluster == 0 {
             ids.cluster = fresh(&mut n.next_set, |id| used(id, &n.sets));
             n.sets.insert(ids.cluster);
         }
-        if spec.local.is_some() && ids.local == 0 {
+        if spec.set(Role::Local).is_some() && ids.local == 0 {
             ids.local = fresh(&mut n.next_set, |id| used(id, &n.sets));
             n.sets.insert(ids.local);
         }
@@ -256,16 +257,18 @@ impl Services {
     }
 
     fn install_port(&mut self, owner: &Owner, ids: PortIds, spec: &PortSpec) -> Installed {
-        let mut backends: BTreeSet<BackendKey> = spec.cluster.backends.clone();
-        backends.extend(spec.local.iter().flat_map(|l| l.backends.iter().copied()));
-        for key in &backends {
-            self.hold_backend(*key);
-        }
-        self.want_set(ids.cluster, &spec.cluster, spec.affinity.is_some());
-        match &spec.local {
-            Some(local) => self.want_set(ids.local, local, spec.affinity.is_some()),
-            None if ids.local != 0 => self.tables.sets.unset(&ids.local),
-            None => {}
+        let mut backends: BTreeSet<BackendKey> = BTreeSet::new();
+        for (id, set) in [(ids.cluster, spec.set(Role::Cluster)), (ids.local, spec.set(Role::Local))] {
+            let Some(set) = set else {
+                self.tables.sets.unset(&id);
+                continue;
+            };
+            for key in &set.backends {
+                if backends.insert(*key) {
+                    self.hold_backend(*key);
+                }
+            }
+            self.want_set(id, set, spec.affinity.is_some());
         }
         let mut source_ranges = Vec::new();
         for range in &spec.source_ranges {

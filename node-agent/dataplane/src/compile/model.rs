@@ -1,0 +1,175 @@
+//! The maps as a model: takes writes, is asked by the very logic that runs in the kernel.
+
+use std::collections::BTreeMap;
+
+use xebec_ebpf_abi::*;
+use xebec_ebpf_logic::Env;
+
+use super::sets::SetStep;
+use super::state::{Contents, Op, State};
+
+/// Maps that user space writes.
+#[derive(Default)]
+pub struct Kernel(pub Contents);
+
+fn write<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+    match value {
+        Some(value) => map.insert(key, value),
+        None => map.remove(&key),
+    };
+}
+
+impl Kernel {
+    /// One write.
+    pub fn apply(&mut self, op: Op) {
+        let c = &mut self.0;
+        let mut step = |step: SetStep| {
+            let id = step.set();
+            let set = c.sets.entry(id).or_default();
+            step.apply(set);
+            if *set == Default::default() {
+                c.sets.remove(&id);
+            }
+        };
+        match op {
+            Op::Set(k, v) => step(SetStep::Header(k, v)),
+            Op::Slot(k, v) => step(SetStep::Slot(k, v)),
+            Op::Member(k, v) => step(SetStep::Member(k, v)),
+            Op::Frontend(k, v) => write(&mut c.frontends, k, v),
+            Op::Backend(k, v) => write(&mut c.backends, k, v),
+            Op::SourceRange(k, v) => write(&mut c.source_ranges, k, v),
+            Op::NodeAddr(k, v) => write(&mut c.node_addrs, k, v),
+            Op::Endpoint(k, v) => write(&mut c.endpoints, k, v),
+            Op::Ipcache(k, v) => write(&mut c.ipcache, k, v),
+            Op::Policy(k, v) => write(&mut c.policy, k, v),
+            Op::Uplink(k, v) => write(&mut c.uplinks, k, v),
+            Op::NoMasquerade(k, v) => write(&mut c.no_masquerade, k, v),
+        }
+    }
+
+    /// Plans and applies; `after` sees the maps as packets would, after each write.
+    pub fn follow(&mut self, state: &mut State, mut after: impl FnMut(&Kernel)) -> Vec<Op> {
+        let ops = state.plan();
+        for op in &ops {
+            self.apply(*op);
+            state.written(*op);
+            after(self);
+        }
+        ops
+    }
+
+    /// A copy of the contents, as a starting agent reads it.
+    pub fn contents(&self) -> Contents {
+        let c = &self.0;
+        Contents {
+            frontends: c.frontends.clone(),
+            sets: c.sets.clone(),
+            backends: c.backends.clone(),
+            source_ranges: c.source_ranges.clone(),
+            node_addrs: c.node_addrs.clone(),
+            endpoints: c.endpoints.clone(),
+            ipcache: c.ipcache.clone(),
+            policy: c.policy.clone(),
+            uplinks: c.uplinks.clone(),
+            no_masquerade: c.no_masquerade.clone(),
+        }
+    }
+}
+
+/// Whether the first `len` bits agree.
+fn covers(prefix: &[u8], len: u32, key: &[u8]) -> bool {
+    (0..len as usize).all(|bit| (prefix[bit / 8] ^ key[bit / 8]) & (0x80 >> (bit % 8)) == 0)
+}
+
+fn policy_bytes(key: &PolicyKey) -> Vec<u8> {
+    let mut bytes = key.endpoint().to_be_bytes().to_vec();
+    bytes.extend([key.direction(), 0, 0, 0]);
+    bytes.extend(key.identity().to_be_bytes());
+    bytes.extend([key.proto(), 0]);
+    bytes.extend(key.port().get().to_be_bytes());
+    bytes
+}
+
+fn longest<'a, K: 'a, V: Copy + 'a>(map: &'a BTreeMap<(u32, K), V>, bytes: impl Fn(&K) -> Vec<u8>, key: &[u8]) -> Option<V> {
+    let matching = map.iter().filter(|((len, prefix), _)| covers(&bytes(prefix), *len, key));
+    matching.max_by_key(|((len, _), _)| *len).map(|(_, v)| *v)
+}
+
+/// What the policy lookup asks; everything else a test does not reach.
+impl Env for Kernel {
+    fn now(&self) -> u64 {
+        0
+    }
+    fn random(&self) -> u32 {
+        0
+    }
+    fn config(&self) -> Option<Config> {
+        None
+    }
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        self.0.frontends.get(key).copied()
+    }
+    fn backend_set(&self, id: u32) -> Option<BackendSet> {
+        self.0.sets.get(&id)?.header
+    }
+    fn backend_slot(&self, key: &SlotKey) -> Option<u32> {
+        self.0.sets.get(&key.set)?.slots.get(&key.slot).copied()
+    }
+    fn backend(&self, id: u32) -> Option<Backend> {
+        self.0.backends.get(&id).copied()
+    }
+    fn is_member(&self, key: &MemberKey) -> bool {
+        self.0.sets.get(&key.set).is_some_and(|s| s.members.contains_key(&key.backend))
+    }
+    fn node_addr(&self, addr: &Addr) -> Option<NodeAddr> {
+        self.0.node_addrs.get(addr).copied()
+    }
+    fn affinity(&self, _: &AffinityKey) -> Option<Affinity> {
+        None
+    }
+    fn set_affinity(&self, _: &AffinityKey, _: &Affinity) {}
+    fn sock_frontend(&self, _: &SockKey) -> Option<SockFrontend> {
+        None
+    }
+    fn set_sock_frontend(&self, _: &SockKey, _: &SockFrontend) -> bool {
+        false
+    }
+    fn remove_sock_frontend(&self, _: &SockKey) {}
+    fn endpoint(&self, addr: &Addr) -> Option<Endpoint> {
+        self.0.endpoints.get(addr).copied()
+    }
+    fn remote(&self, addr: &Addr) -> Option<Remote> {
+        longest(&self.0.ipcache, |a| a.octets().to_vec(), &addr.octets())
+    }
+    fn policy(&self, key: &PolicyKey) -> Option<PolicyVerdict> {
+        longest(&self.0.policy, policy_bytes, &policy_bytes(key))
+    }
+    fn with_flow<R>(&self, _: &FlowKey, _: impl FnOnce(&mut Flow) -> R) -> Option<R> {
+        None
+    }
+    fn set_flow(&self, _: &FlowKey, _: &Flow) -> bool {
+        false
+    }
+    fn remove_flow(&self, _: &FlowKey) {}
+    fn fragment(&self, _: &FragmentKey) -> Option<FragmentPorts> {
+        None
+    }
+    fn set_fragment(&self, _: &FragmentKey, _: &FragmentPorts) {}
+    fn uplink(&self, ifindex: u32) -> Option<Uplink> {
+        self.0.uplinks.get(&ifindex).copied()
+    }
+    fn is_source_allowed(&self, _: &SourceRangeKey) -> bool {
+        false
+    }
+    fn keeps_pod_source(&self, _: &Addr) -> bool {
+        false
+    }
+    fn with_nat<R>(&self, _: &Tuple, _: impl FnOnce(&mut Nat) -> R) -> Option<R> {
+        None
+    }
+    fn set_nat(&self, _: &Tuple, _: &Nat, _: bool) -> bool {
+        false
+    }
+    fn dropped(&self, _: DropReason, _: u32) {}
+    fn forwarded(&self, _: u32, _: u32) {}
+}
