@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 use xebec_ebpf_abi as abi;
 
 use crate::bpf::loader::{self, Hook, Pins, Programs};
-use crate::bpf::mount;
+use crate::bpf::maps::Connections;
+use crate::bpf::{gc, mount};
 use crate::cni::{conflist, server};
 use crate::device::netlink::Netlink;
 use crate::device::sysctl::Sysctls;
@@ -43,6 +44,7 @@ pub struct Dataplane {
     pub(crate) changed: Notify,
     devices_changed: Notify,
     locks: Mutex<BTreeMap<String, Weak<tokio::sync::Mutex<()>>>>,
+    connections: Arc<Mutex<Connections>>,
     listener: Mutex<Option<UnixListener>>,
     synced: watch::Sender<bool>,
     ready: watch::Sender<bool>,
@@ -56,7 +58,7 @@ impl Dataplane {
         forward(&Sysctls::new(&config.state_dir))?;
         let netlink = Netlink::here().map_err(Error::netlink("open a socket"))?;
         mount::ensure(&config.pin_dir, &mount_record(&config))?;
-        let (programs, mut maps) = Programs::load(Pins::new(&config.pin_dir))?;
+        let (programs, mut maps, connections) = Programs::load(Pins::new(&config.pin_dir))?;
         maps.configure(facts()?)?;
         let mut engine = Engine::new(&config.node_name, programs, maps)?;
 
@@ -77,6 +79,7 @@ impl Dataplane {
             changed: Notify::new(),
             devices_changed: Notify::new(),
             locks: Mutex::new(BTreeMap::new()),
+            connections: Arc::new(Mutex::new(connections)),
             listener: Mutex::new(Some(listener)),
             synced: watch::Sender::new(false),
             ready: watch::Sender::new(false),
@@ -123,9 +126,10 @@ impl Dataplane {
                 }
                 () = tokio::time::sleep(RETRY), if !settled => {}
                 _ = sweep.tick() => {
-                    self.engine.lock().sweep();
+                    tasks.spawn(self.clone().sweep());
                     continue;
                 }
+                Some(_) = tasks.join_next() => continue,
                 _ = verify.tick() => {
                     self.read_devices().await;
                     if let Err(error) = self.engine.lock().verify() {
@@ -158,6 +162,12 @@ impl Dataplane {
             tracing::info!(node = %c.node_name, "the maps follow the API");
         }
         if !*self.ready.borrow() && !engine.ipam.ranges().is_empty() {
+            if engine.ipam.ranges().iter().any(|r| r.addr().is_ipv6())
+                && let Err(error) = forward_v6(&Sysctls::new(&c.state_dir))
+            {
+                tracing::error!(%error, "IPv6 cannot be forwarded");
+                return false;
+            }
             if let Some(dir) = &c.cni_conf_dir
                 && let Err(error) = conflist::write(dir, &c.cni_socket)
             {
@@ -180,6 +190,17 @@ impl Dataplane {
             if let Err(error) = removed {
                 tracing::warn!(path = %old.display(), %error, "maps of an older version cannot be removed");
             }
+        }
+    }
+
+    /// Deletes connections that count no more. Many map reads: off the runtime's threads, outside the engine's lock.
+    async fn sweep(self: Arc<Self>) {
+        let Some((endpoints, backends)) = self.engine.lock().alive() else { return };
+        let connections = self.connections.clone();
+        let sweep = move || gc::sweep(&mut connections.lock(), gc::now(), &endpoints, &backends);
+        match tokio::task::spawn_blocking(sweep).await {
+            Ok(swept) => self.engine.lock().swept = swept,
+            Err(error) => tracing::error!(%error, "the connection maps could not be swept"),
         }
     }
 
@@ -265,9 +286,22 @@ pub(crate) fn mount_record(config: &Config) -> std::path::PathBuf {
 
 /// Lets the node forward between pods and uplinks.
 fn forward(sysctls: &Sysctls) -> Result<(), Error> {
-    sysctls.set("net/ipv4/ip_forward", "1")?;
+    sysctls.set("net/ipv4/ip_forward", "1")
+}
+
+/// The same for IPv6, once the node has a range of it. A host that forwards ignores router advertisements unless
+/// told otherwise (`accept_ra` 2), and would lose its own addresses and default route.
+fn forward_v6(sysctls: &Sysctls) -> Result<(), Error> {
+    let conf = Path::new("/proc/sys/net/ipv6/conf");
     // Without IPv6 in the kernel there is nothing to forward.
-    if Path::new("/proc/sys/net/ipv6/conf/all/forwarding").exists() {
+    for entry in std::fs::read_dir(conf).into_iter().flatten().flatten() {
+        let device = entry.file_name().to_string_lossy().into_owned();
+        let accepts = std::fs::read_to_string(entry.path().join("accept_ra")).unwrap_or_default();
+        if !matches!(device.as_str(), "all" | "lo") && !device.starts_with(pod::PREFIX) && accepts.trim() == "1" {
+            sysctls.set(&format!("net/ipv6/conf/{device}/accept_ra"), "2")?;
+        }
+    }
+    if conf.join("all/forwarding").exists() {
         sysctls.set("net/ipv6/conf/all/forwarding", "1")?;
     }
     Ok(())

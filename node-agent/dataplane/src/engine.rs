@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::Error;
-use crate::bpf::gc::{self, Swept};
+use crate::bpf::gc::Swept;
 use crate::bpf::loader::{Hook, Programs};
 use crate::bpf::maps::Maps;
 use crate::compile::expand::NodeFacts;
@@ -224,15 +224,11 @@ impl Engine {
         errors
     }
 
-    /// Deletes entries of the connection maps that count no more.
-    pub fn sweep(&mut self) {
-        // Before the full sync backends and endpoints may only be unknown.
-        if !self.unsynced().is_empty() {
-            return;
-        }
-        let endpoints = self.state.policies.endpoint_ids();
-        let backends = self.state.services.tables.backends.have().keys().copied().collect();
-        self.swept = gc::sweep(&mut self.maps, gc::now(), &endpoints, &backends);
+    /// Endpoints and backends that connections may belong to; none before the full sync, when they may only be
+    /// unknown.
+    pub fn alive(&self) -> Option<(BTreeSet<u32>, BTreeSet<u32>)> {
+        let backends = || self.state.services.tables.backends.have().keys().copied().collect();
+        self.unsynced().is_empty().then(|| (self.state.policies.endpoint_ids(), backends()))
     }
 
     /// Entries and places of each map.

@@ -255,7 +255,7 @@ fn pod_object(name: &str, labels: &Value, ports: &Value, ip: Option<IpAddr>) -> 
 
 /// Serves TCP and UDP on a port: answers each with the name and the client's address as it sees it.
 pub fn serve(netns: &Netns, name: &str, port: u16) {
-    let (tcp, udp) = netns.run(|| (TcpListener::bind(("0.0.0.0", port)), UdpSocket::bind(("0.0.0.0", port))));
+    let (tcp, udp) = netns.run(|| (TcpListener::bind(("::", port)), UdpSocket::bind(("::", port))));
     let (tcp, udp) = (tcp.expect("a TCP port"), udp.expect("a UDP port"));
     let named = name.to_owned();
     netns.spawn(move || {
@@ -266,7 +266,7 @@ pub fn serve(netns: &Netns, name: &str, port: u16) {
                 let Ok(peer) = stream.peer_addr() else { return };
                 let mut byte = [0];
                 // One answer for each byte, for as long as the client asks.
-                while stream.read_exact(&mut byte).is_ok() && writeln!(stream, "{name} {}", peer.ip()).is_ok() {}
+                while stream.read_exact(&mut byte).is_ok() && writeln!(stream, "{name} {}", peer.ip().to_canonical()).is_ok() {}
             });
         }
     });
@@ -274,7 +274,7 @@ pub fn serve(netns: &Netns, name: &str, port: u16) {
     netns.spawn(move || {
         let mut buffer = [0; 64];
         while let Ok((_, from)) = udp.recv_from(&mut buffer) {
-            let _ = udp.send_to(format!("{named} {}", from.ip()).as_bytes(), from);
+            let _ = udp.send_to(format!("{named} {}", from.ip().to_canonical()).as_bytes(), from);
         }
     });
 }

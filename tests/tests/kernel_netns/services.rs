@@ -119,3 +119,31 @@ fn a_client_with_affinity_stays_with_its_pod() {
     let (second, _) = ask(&client.netns, at(CLUSTER_IP, 80)).expect("the Service answers");
     assert!((0..20).all(|_| ask(&client.netns, at(CLUSTER_IP, 80)).is_ok_and(|(name, _)| name == second)));
 }
+
+#[test]
+fn both_families_and_host_ports_work_beside_each_other() {
+    let mut node = Node::new();
+    node.api.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}, "spec": {"podCIDRs": ["10.244.7.0/24", "fd00:7::/64"]}}));
+    node.netns.ip("addr add 2001:db8::1/64 dev up0 nodad");
+    node.outside.ip("addr add 2001:db8::2/64 dev out0 nodad");
+    node.start();
+    let (client, server) = (node.pod("client", json!({}), json!([])), node.pod("web", json!({}), json!([{"containerPort": 8080, "hostPort": 8088}])));
+    let v6 = |pod: &crate::node::Pod| pod.result["ips"][1]["address"].as_str().expect("an IPv6 address").trim_end_matches("/128").to_owned();
+    serve(&server.netns, "web", 8080);
+    assert!(ask(&client.netns, at(v6(&server), 8080)).is_ok_and(|(_, seen)| seen == v6(&client)), "pod to pod");
+    let ips = json!({"clusterIPs": [CLUSTER_IP, "fd00:96::10"], "type": "NodePort", "ports": [{"port": 80, "targetPort": 8080, "protocol": "TCP", "nodePort": 30080}]});
+    node.service("web", CLUSTER_IP, 80, "TCP", 8080, &[&server], &ips);
+    node.api.put(json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv6",
+        "metadata": {"name": "web-6", "namespace": "default", "labels": {"kubernetes.io/service-name": "web"}},
+        "endpoints": [{"addresses": [v6(&server)], "conditions": {"ready": true}, "nodeName": "node-1"}],
+        "ports": [{"name": "", "port": 8080, "protocol": "TCP"}],
+    }));
+    eventually("IPv6 ClusterIP", || ask(&client.netns, at("fd00:96::10", 80)).is_ok_and(|(_, seen)| seen == v6(&client)));
+    assert!(ask(&client.netns, at(CLUSTER_IP, 80)).is_ok(), "IPv4 ClusterIP");
+    assert!(node.ask_from_outside(at(NODE_IP, 30080)).is_ok(), "IPv4 NodePort");
+    assert!(node.ask_from_outside(at("2001:db8::1", 30080)).is_ok(), "IPv6 NodePort");
+    assert!(node.ask_from_outside(at(NODE_IP, 8088)).is_ok_and(|(name, _)| name == "web"), "hostPort");
+    node.delete_pod(&server).expect("DEL");
+    assert!(node.ask_from_outside(at(NODE_IP, 8088)).is_err(), "the hostPort goes with its pod");
+}

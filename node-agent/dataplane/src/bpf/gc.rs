@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use xebec_ebpf_abi::Nat;
 
-use super::maps::Maps;
+use super::maps::Connections;
 
 /// What a sweep found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub fn now() -> u64 {
 
 /// Deletes what has expired, flows of endpoints that are gone, and UDP translations to backends that are gone
 /// (a client keeps sending to a dead backend otherwise: there is no handshake to fail).
-pub fn sweep(maps: &mut Maps, now: u64, endpoints: &BTreeSet<u32>, backends: &BTreeSet<u32>) -> Swept {
+pub fn sweep(maps: &mut Connections, now: u64, endpoints: &BTreeSet<u32>, backends: &BTreeSet<u32>) -> Swept {
     let mut swept = Swept::default();
     let mut gone = Vec::new();
     for (key, flow) in maps.flows.iter().flatten() {

@@ -10,7 +10,7 @@ use aya::{Ebpf, EbpfLoader};
 use xebec_ebpf_abi::{Config as Layout, global, prog};
 
 use super::links;
-use super::maps::Maps;
+use super::maps::{Connections, Maps};
 use crate::Error;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../ebpf/prebuilt/xebec.bpf.o");
@@ -97,7 +97,7 @@ impl Hook {
 
 impl Programs {
     /// Loads the object: maps that are pinned are used again with all they hold, others are made and pinned.
-    pub fn load(pins: Pins) -> Result<(Programs, Maps), Error> {
+    pub fn load(pins: Pins) -> Result<(Programs, Maps, Connections), Error> {
         for dir in [pins.maps(), pins.links()] {
             std::fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
         }
@@ -117,7 +117,8 @@ impl Programs {
             loaded.map_err(|e| Error::Load { what: format!("program {name}"), reason: chain(&e) })?;
         }
         let maps = Maps::take(&mut ebpf)?;
-        Ok((Programs { ebpf, pins }, maps))
+        let connections = Connections::take(&mut ebpf)?;
+        Ok((Programs { ebpf, pins }, maps, connections))
     }
 
     /// Attaches every socket hook to the cgroup directory.

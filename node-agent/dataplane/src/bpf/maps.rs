@@ -33,14 +33,26 @@ pub struct Maps {
     policy: Trie<PolicyKey, PolicyVerdict>,
     uplinks: Hash<u32, Uplink>,
     no_masquerade: Trie<Addr, u32>,
-    /// Conntrack of endpoints.
-    pub flows: Hash<FlowKey, Flow>,
-    /// Translations.
-    pub nat: Hash<Tuple, Nat>,
     config: Array<MapData, abi::Config>,
     drops: PerCpuArray<MapData, DropCount>,
     forwards: PerCpuArray<MapData, DropCount>,
     places: BTreeMap<String, u64>,
+}
+
+/// The maps of connections, which programs write. Apart from the others: sweeping them takes long and must hold
+/// nobody up.
+pub struct Connections {
+    /// Conntrack of endpoints.
+    pub flows: Hash<FlowKey, Flow>,
+    /// Translations.
+    pub nat: Hash<Tuple, Nat>,
+}
+
+impl Connections {
+    /// Takes the maps out of a loaded object.
+    pub fn take(ebpf: &mut Ebpf) -> Result<Connections, Error> {
+        Ok(Connections { flows: take(ebpf, abi::map::FLOWS)?, nat: take(ebpf, abi::map::NAT)? })
+    }
 }
 
 fn take<T>(ebpf: &mut Ebpf, name: &str) -> Result<T, Error>
@@ -75,8 +87,6 @@ impl Maps {
             policy: take(ebpf, map::POLICY)?,
             uplinks: take(ebpf, map::UPLINKS)?,
             no_masquerade: take(ebpf, map::NO_MASQUERADE)?,
-            flows: take(ebpf, map::FLOWS)?,
-            nat: take(ebpf, map::NAT)?,
             config: take(ebpf, map::CONFIG)?,
             drops: take(ebpf, map::DROPS)?,
             forwards: take(ebpf, map::FORWARDS)?,

@@ -82,10 +82,10 @@ impl Dataplane {
             ips: &sandbox.ips,
             mtu: self.mtu(),
         };
-        let index = pod::create(&self.netlink, &plan).await.map_err(crate::Error::netlink(what("make the device")))?;
+        let (index, pod_side) = pod::create(&self.netlink, &plan).await.map_err(crate::Error::netlink(what("make the device")))?;
         // Programs, identity and policy before the device is up: the first packet is judged like every other.
         self.engine.lock().put_endpoint(&sandbox.host_name, sandbox.local(index))?;
-        pod::connect(&self.netlink, index, sandbox.pod_mac, &sandbox.ips)
+        pod::connect(&self.netlink, &pod_side, index, &plan)
             .await
             .map_err(crate::Error::netlink(what("connect the device")))
     }

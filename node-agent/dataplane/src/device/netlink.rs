@@ -5,10 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::TryStreamExt;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags};
-use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage, State};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteProtocol, RouteScope};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use tokio::sync::Mutex;
@@ -20,6 +21,9 @@ pub struct Netlink {
     /// The kernel answers one dump a socket at a time (EBUSY otherwise).
     dump: Arc<Mutex<()>>,
 }
+
+/// How long a device may take to carry packets once both sides are up.
+const RUNNING: Duration = Duration::from_secs(10);
 
 /// A network device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +38,8 @@ pub struct Link {
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
+    /// Carries packets: up, with carrier, its queues at work.
+    pub running: bool,
     /// It is the loopback device.
     pub loopback: bool,
 }
@@ -162,6 +168,21 @@ impl Netlink {
         self.handle.link().change(message).execute().await.map_err(io_error)
     }
 
+    /// Waits until a device carries packets. The kernel starts the queues of the side that was up first from a
+    /// work queue; what is sent before that is lost without a trace.
+    pub async fn running(&self, name: &str) -> io::Result<()> {
+        let end = tokio::time::Instant::now() + RUNNING;
+        loop {
+            if self.link(name).await?.is_some_and(|l| l.running) {
+                return Ok(());
+            }
+            if tokio::time::Instant::now() >= end {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, format!("{name} has no carrier {RUNNING:?} after both sides were set up")));
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     /// Removes a device; one that is gone is no error.
     pub async fn delete(&self, index: u32) -> io::Result<()> {
         match self.handle.link().del(index).execute().await.map_err(io_error) {
@@ -242,6 +263,7 @@ fn link(message: &LinkMessage) -> Link {
         mac: None,
         mtu: 1500,
         up: message.header.flags.contains(LinkFlags::Up),
+        running: false,
         loopback: message.header.flags.contains(LinkFlags::Loopback),
     };
     for attribute in &message.attributes {
@@ -249,6 +271,7 @@ fn link(message: &LinkMessage) -> Link {
             LinkAttribute::IfName(name) => link.name = name.clone(),
             LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().ok(),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::OperState(state) => link.running = *state == State::Up,
             _ => {}
         }
     }

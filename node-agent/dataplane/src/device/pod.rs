@@ -61,8 +61,8 @@ pub fn gateway(ip: &IpAddr) -> IpAddr {
 }
 
 /// Makes the pair and sets up the pod's side; the host's side stays down, so nothing passes yet.
-/// Returns the host side's index.
-pub async fn create(host: &Netlink, plan: &Plan<'_>) -> io::Result<u32> {
+/// Returns the host side's index and the pod's namespace.
+pub async fn create(host: &Netlink, plan: &Plan<'_>) -> io::Result<(u32, Netlink)> {
     let namespace = File::open(plan.netns)?;
     let host_side = VethSide { name: plan.host_name, mac: plan.host_mac };
     let pod_side = VethSide { name: plan.ifname, mac: plan.pod_mac };
@@ -79,11 +79,10 @@ pub async fn create(host: &Netlink, plan: &Plan<'_>) -> io::Result<u32> {
     ] {
         sysctl::set_own(&name, value)?;
     }
-    configure(plan).await?;
-    Ok(index)
+    Ok((index, configure(plan).await?))
 }
 
-async fn configure(plan: &Plan<'_>) -> io::Result<()> {
+async fn configure(plan: &Plan<'_>) -> io::Result<Netlink> {
     let (path, ifname) = (plan.netns.to_owned(), plan.ifname.to_owned());
     let v6 = plan.ips.iter().any(IpAddr::is_ipv6);
     let runtime = tokio::runtime::Handle::current();
@@ -113,17 +112,18 @@ async fn configure(plan: &Plan<'_>) -> io::Result<()> {
         pod.add_neighbour(index, gateway, plan.host_mac).await?;
         pod.add_default_route(index, gateway).await?;
     }
-    Ok(())
+    Ok(pod)
 }
 
-/// Brings the host's side up with routes and neighbours to the pod: from here on packets pass.
-pub async fn connect(host: &Netlink, index: u32, pod_mac: [u8; 6], ips: &[IpAddr]) -> io::Result<()> {
+/// Brings the host's side up with routes and neighbours to the pod, and waits until packets pass both ways.
+pub async fn connect(host: &Netlink, pod: &Netlink, index: u32, plan: &Plan<'_>) -> io::Result<()> {
     host.up(index).await?;
-    for ip in ips {
-        host.add_neighbour(index, *ip, pod_mac).await?;
+    for ip in plan.ips {
+        host.add_neighbour(index, *ip, plan.pod_mac).await?;
         host.add_host_route(index, *ip).await?;
     }
-    Ok(())
+    pod.running(plan.ifname).await?;
+    host.running(plan.host_name).await
 }
 
 #[cfg(test)]

@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     fn link(index: u32, name: &str) -> Link {
-        Link { index, name: name.into(), mac: None, mtu: 1400 + index, up: true, loopback: name == "lo" }
+        Link { index, name: name.into(), mac: None, mtu: 1400 + index, up: true, running: true, loopback: name == "lo" }
     }
 
     fn ip(text: &str) -> IpAddr {
