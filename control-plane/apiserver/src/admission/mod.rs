@@ -2,8 +2,10 @@
 
 mod certificates;
 mod defaults;
+mod limits;
 mod namespace;
 pub(crate) mod node_restriction;
+mod pod_security;
 mod priority;
 mod runtime_class;
 mod service_account;
@@ -54,6 +56,7 @@ impl Admission for BuiltIn {
         node_restriction::admit(&*self.objects, change)?;
         if is(change, "", "pods") && change.subresource.is_empty() {
             if change.operation == Operation::Create {
+                limits::mutate(&*self.objects, change);
                 service_account::mutate(self, change).await?;
                 priority::mutate(&*self.objects, change)?;
                 runtime_class::mutate(&*self.objects, change)?;
@@ -68,6 +71,10 @@ impl Admission for BuiltIn {
     }
 
     async fn validate(&self, change: &mut Change<'_>) -> Result<(), ApiError> {
+        pod_security::validate(self, change).await?;
+        if change.subresource.is_empty() {
+            limits::validate(&*self.objects, change)?;
+        }
         if is(change, "scheduling.k8s.io", "priorityclasses") {
             priority::validate_class(&*self.objects, change)?;
         }
