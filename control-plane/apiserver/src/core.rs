@@ -60,7 +60,10 @@ impl Core {
     /// Work beside requests, until cancelled.
     pub(crate) async fn background(self: Arc<Self>, cancel: CancellationToken) {
         let params = bootstrap::Params::new(&self.config, &self.pki);
-        bootstrap::maintain(self.store.clone(), params, cancel).await;
+        tokio::join!(
+            bootstrap::maintain(self.store.clone(), params, cancel.clone()),
+            crate::admission::quota::maintain(self.hub.clone(), self.store.clone(), cancel),
+        );
     }
 
     /// Whether the server is on its way out: not ready, but alive.

@@ -7,6 +7,7 @@ mod namespace;
 pub(crate) mod node_restriction;
 mod pod_security;
 mod priority;
+pub mod quota;
 mod runtime_class;
 mod service_account;
 
@@ -28,11 +29,12 @@ pub struct BuiltIn {
     /// For reads that must not miss what was written a moment ago.
     store: Arc<dyn Store>,
     authorizer: Arc<Chain>,
+    pending: quota::Pending,
 }
 
 impl BuiltIn {
     pub fn new(objects: Arc<dyn Objects>, store: Arc<dyn Store>, authorizer: Arc<Chain>) -> BuiltIn {
-        BuiltIn { objects, store, authorizer }
+        BuiltIn { objects, store, authorizer, pending: quota::Pending::default() }
     }
 
     /// The object by the cache, else by the store.
@@ -92,7 +94,8 @@ impl Admission for BuiltIn {
             let rbac = self.authorizer.rbac();
             escalation::check(&*self.authorizer, rbac, change.user, plural, change.namespace, object, change.old)?;
         }
-        Ok(())
+        // Last: what passes here is counted.
+        quota::validate(&*self.objects, &self.pending, change)
     }
 }
 
