@@ -66,24 +66,22 @@ fn a_table_of_nonsense() {
         ("GET", "/configmaps?watch=1&resourceVersion=abc", "", vec![], 400, "BadRequest", ""),
         ("GET", "/nonsense", "", vec![], 404, "NotFound", "the server could not find the requested resource"),
         ("POST", "/configmaps/there", JSON, map(json!({})), 405, "MethodNotAllowed", ""),
+        ("POST", "/configmaps", JSON, map(json!({"metadata": {"name": "x"}, "data": {"bad key": "v"}})), 422, "Invalid", "data[bad key]"),
+        ("POST", "/pods", JSON, map(json!({"metadata": {"name": "x"}, "spec": {"containers": []}})), 422, "Invalid", "spec.containers: Required value"),
+        ("POST", "/services", JSON, map(json!({"metadata": {"name": "x"}, "spec": {"ports": [{"port": 99999}]}})), 422, "Invalid", "spec.ports[0].port"),
+        ("PUT", "/configmaps", JSON, map(json!({})), 405, "MethodNotAllowed", ""),
     ];
     ask(&ns, cases);
 }
 
 #[test]
-#[ignore = "validation of these kinds and server-side apply are not served yet"]
-fn more_nonsense() {
+#[ignore = "server-side apply is not served yet"]
+fn nonsense_to_apply() {
     let ns = cluster().namespace("worse");
     cluster().post(&format!("/api/v1/namespaces/{ns}/configmaps"), &json!({"metadata": {"name": "there"}})).expect(201);
-    const JSON: &str = "application/json";
     let text = |t: &str| t.as_bytes().to_vec();
-    let map = |doc: Value| doc.to_string().into_bytes();
     ask(&ns, vec![
-        ("POST", "/configmaps", JSON, map(json!({"metadata": {"name": "x"}, "data": {"bad key": "v"}})), 422, "Invalid", "data[bad key]"),
-        ("POST", "/pods", JSON, map(json!({"metadata": {"name": "x"}, "spec": {"containers": []}})), 422, "Invalid", "spec.containers: Required value"),
-        ("POST", "/services", JSON, map(json!({"metadata": {"name": "x"}, "spec": {"ports": [{"port": 99999}]}})), 422, "Invalid", "spec.ports[0].port"),
         ("PATCH", "/configmaps/there", "application/apply-patch+yaml", text("apiVersion: v1\nkind: ConfigMap"), 400, "BadRequest", ""),
-        ("PUT", "/configmaps", JSON, map(json!({})), 405, "MethodNotAllowed", ""),
     ]);
 }
 

@@ -194,7 +194,6 @@ fn cluster_addresses_and_node_ports() {
 }
 
 #[test]
-#[ignore = "kinds of CustomResourceDefinitions are not served yet"]
 fn a_custom_resource_is_served_like_any_other() {
     let c = cluster();
     let ns = c.namespace("custom");
@@ -214,4 +213,28 @@ fn a_custom_resource_is_served_like_any_other() {
     assert_eq!(c.patch(&format!("{path}/w"), "merge", &json!({"spec": {"size": 5}})).expect(200)["metadata"]["generation"], 2);
     c.delete(&format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/widgets.{group}")).expect(200);
     c.until("the kind to go", || c.get(&path).code == 404);
+}
+
+#[test]
+fn namespaces_bound_what_they_hold() {
+    let c = cluster();
+    let ns = c.namespace("bounds");
+    let base = format!("/api/v1/namespaces/{ns}");
+    c.post(&format!("{base}/resourcequotas"), &json!({"metadata": {"name": "q"}, "spec": {"hard": {"pods": "1", "configmaps": "10"}}})).expect(201);
+    c.post(&format!("{base}/limitranges"), &json!({"metadata": {"name": "l"}, "spec": {"limits": [{"type": "Container", "default": {"cpu": "1"}, "max": {"cpu": "2"}}]}})).expect(201);
+    let pod = |name: &str, cpu: Value| json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "c", "image": "i", "resources": {"limits": cpu}}]}});
+    c.until("the limits to be in force", || c.post(&format!("{base}/pods?dryRun=All"), &pod("a", json!({"cpu": "3"}))).code == 403);
+    let made = c.post(&format!("{base}/pods"), &pod("a", json!({}))).expect(201);
+    assert_eq!(made["spec"]["containers"][0]["resources"]["limits"]["cpu"], "1");
+    let over = c.post(&format!("{base}/pods"), &pod("b", json!({}))).expect(403);
+    assert_eq!(over["message"], "pods \"b\" is forbidden: exceeded quota: q, requested: pods=1, used: pods=1, limited: pods=1");
+    c.until("the status of the quota", || c.get(&format!("{base}/resourcequotas/q")).expect(200)["status"]["used"] == json!({"pods": "1", "configmaps": "1"}));
+    c.send_json("DELETE", &format!("{base}/pods/a"), &json!({"gracePeriodSeconds": 0})).expect(200);
+    c.until("the place to be free", || c.post(&format!("{base}/pods"), &pod("b", json!({}))).code == 201);
+
+    c.patch(&format!("/api/v1/namespaces/{ns}"), "merge", &json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "baseline", "pod-security.kubernetes.io/warn": "restricted"}}})).expect(200);
+    let privileged = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i", "securityContext": {"privileged": true}}]}});
+    c.until("the security level to be in force", || {
+        c.post(&format!("{base}/pods?dryRun=All"), &privileged).json()["message"].as_str().is_some_and(|m| m.contains("violates PodSecurity \"baseline:latest\": privileged"))
+    });
 }

@@ -146,6 +146,9 @@ pub(crate) async fn handle(mut call: Call, request: http::Request<Body>) -> Resu
     if call.resource.is_namespaced() && call.info.namespace.is_empty() && matches!(verb, Verb::Create | Verb::DeleteCollection) {
         return Err(status::method_not_supported(&call.resource, call.info.verb));
     }
+    if matches!(verb, Verb::Update | Verb::Patch) && call.info.name.is_empty() {
+        return Err(status::method_not_allowed());
+    }
     if verb == Verb::Create && !call.info.name.is_empty() {
         return Err(status::method_not_supported(&call.resource, call.info.verb));
     }
