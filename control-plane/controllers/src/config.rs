@@ -1,7 +1,5 @@
 //! What the control loops must be told; everything else they read from the API.
 
-use std::sync::Arc;
-
 use ipnet::IpNet;
 
 /// Settings of the control loops.
@@ -17,8 +15,6 @@ pub struct Config {
     pub ca_pem: String,
     /// The cluster CA, to sign certificate requests. `None`: requests are approved but not signed.
     pub cluster_signer: Option<ClusterSigner>,
-    /// Signs the tokens of Secrets of type `kubernetes.io/service-account-token`. `None`: they stay empty.
-    pub token_signer: Option<Arc<dyn TokenSigner>>,
 }
 
 impl Default for Config {
@@ -29,7 +25,6 @@ impl Default for Config {
             node_cidr_mask_v6: 64,
             ca_pem: String::new(),
             cluster_signer: None,
-            token_signer: None,
         }
     }
 }
@@ -41,26 +36,4 @@ pub struct ClusterSigner {
     pub cert_pem: String,
     /// Its private key.
     pub key_pem: String,
-}
-
-/// Makes a service account's long-lived token (what a Secret of type `kubernetes.io/service-account-token` holds).
-pub trait TokenSigner: Send + Sync + 'static {
-    /// A signed JSON Web Token for the account.
-    ///
-    /// # Errors
-    /// Any reason the key could not sign.
-    fn sign(&self, subject: &TokenSubject<'_>) -> Result<String, Box<dyn std::error::Error + Send + Sync>>;
-}
-
-/// Whom a token speaks for, and the Secret it lives in.
-#[derive(Clone, Copy, Debug)]
-pub struct TokenSubject<'a> {
-    /// The account's and the Secret's namespace.
-    pub namespace: &'a str,
-    /// The account's name.
-    pub service_account: &'a str,
-    /// The account's uid.
-    pub service_account_uid: &'a str,
-    /// The Secret's name.
-    pub secret: &'a str,
 }

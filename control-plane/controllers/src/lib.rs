@@ -7,11 +7,14 @@ mod cluster_role_aggregation;
 mod config;
 mod daemonset;
 mod deployment;
+mod csr;
 mod discovery;
+mod disruption;
 mod endpoint_slice;
 mod endpoints;
 mod gc;
 mod history;
+mod job;
 mod namespace;
 mod namespace_defaults;
 mod node_health;
@@ -20,12 +23,14 @@ mod owned;
 mod pod_gc;
 mod replicas;
 mod replicaset;
+mod service_account_tokens;
 mod service_pods;
 mod setup;
 mod statefulset;
 mod taint_eviction;
+mod ttl_after_finished;
 
-pub use config::{ClusterSigner, Config, TokenSigner, TokenSubject};
+pub use config::{ClusterSigner, Config};
 
 use tokio_util::sync::CancellationToken;
 
@@ -49,6 +54,7 @@ pub async fn run(client: kube::Client, config: Config, cancel: CancellationToken
     deployment::register(&mut setup);
     daemonset::register(&mut setup);
     statefulset::register(&mut setup);
+    job::register(&mut setup);
     endpoint_slice::register(&mut setup);
     namespace::register(&mut setup);
     endpoints::register(&mut setup);
@@ -56,6 +62,10 @@ pub async fn run(client: kube::Client, config: Config, cancel: CancellationToken
     taint_eviction::register(&mut setup);
     pod_gc::register(&mut setup);
     cluster_role_aggregation::register(&mut setup);
+    service_account_tokens::register(&mut setup);
+    csr::register(&mut setup);
+    disruption::register(&mut setup);
+    ttl_after_finished::register(&mut setup);
     gc::register(&mut setup);
     setup.run().await
 }

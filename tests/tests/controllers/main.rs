@@ -2,6 +2,7 @@
 
 mod garbage;
 mod harness;
+mod jobs;
 mod namespaces;
 mod nodes;
 mod scheduling;
