@@ -11,7 +11,6 @@ pub mod services;
 pub mod sets;
 pub mod state;
 
-
 #[cfg(test)]
 mod model;
 #[cfg(test)]

@@ -16,7 +16,9 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The object, a program or a map is not usable.
-    #[error("cannot load {what}: {reason} (is the kernel 6.6 or later, with BTF, and does this process have CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN?)")]
+    #[error(
+        "cannot load {what}: {reason} (is the kernel 6.6 or later, with BTF, and does this process have CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN?)"
+    )]
     Load {
         /// Which part.
         what: String,
@@ -59,7 +61,10 @@ impl Error {
     }
 
     /// For `map_err`: names the step and the path.
-    pub fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
+    pub fn io(
+        what: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.into();
         move |source| Error::Io { what, path, source }
     }
