@@ -1,15 +1,12 @@
 //! `cargo xtask test [host|kernel|e2e]`.
 
-use std::process::Command;
+use std::{collections::BTreeSet, process::Command};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use serde_json::Value;
 
 use crate::{build, packages, sh, workspace};
-
-/// The crate whose test binaries are sorted into grades by name.
-const TESTS: &str = "xebec-tests";
 
 /// What to test.
 #[derive(clap::Args)]
@@ -35,7 +32,7 @@ pub enum Grade {
     E2e,
 }
 
-/// The grade of a test binary of `xebec-tests`.
+/// The grade of an integration test, by its name.
 fn grade(name: &str) -> Grade {
     if name.starts_with("e2e") {
         Grade::E2e
@@ -57,42 +54,37 @@ pub fn run(args: &Args) -> Result<()> {
             continue;
         }
         sh::step(format_args!("{wanted:?} tests"));
-        let mut commands = Vec::new();
+        // The whole workspace is selected each time: another selection would have other features, and build every
+        // dependency again.
+        let mut command = workspace::cargo();
+        command.args(["test", "--no-fail-fast", "--workspace"]);
+        if wanted == Grade::Host {
+            command.args(["--lib", "--bins"]);
+        }
+        command.args(of(wanted).flat_map(|name| ["--test", name]));
         match wanted {
-            Grade::Host => {
-                let mut all = workspace::cargo();
-                all.args(["test", "--no-fail-fast", "--workspace", "--exclude", TESTS]);
-                let mut rest = workspace::cargo();
-                rest.args(["test", "--no-fail-fast", "-p", TESTS, "--lib"]);
-                rest.args(of(wanted).flat_map(|name| ["--test", name]));
-                commands.extend([all, rest]);
+            Grade::Host => {}
+            Grade::Kernel | Grade::E2e if of(wanted).next().is_none() => {
+                eprintln!("there are none");
+                continue;
             }
-            Grade::Kernel | Grade::E2e if of(wanted).next().is_none() => eprintln!("there are none"),
-            Grade::Kernel | Grade::E2e => {
-                let mut command = workspace::cargo();
-                command.args(["test", "--no-fail-fast", "-p", TESTS]);
-                command.args(of(wanted).flat_map(|name| ["--test", name]));
+            Grade::Kernel => run_binaries_as_root(&mut command)?,
+            Grade::E2e => {
                 run_binaries_as_root(&mut command)?;
-                if wanted == Grade::E2e {
-                    let built = build::binaries(args.profile)?;
-                    command.env("XEBEC_BIN", &built.xebec).env("XEBEC_CNI_BIN", &built.cni);
-                }
-                commands.push(command);
+                let built = build::binaries(args.profile)?;
+                command.env("XEBEC_BIN", &built.xebec).env("XEBEC_CNI_BIN", &built.cni);
             }
         }
-        for mut command in commands {
-            command.args(&args.filter);
-            if wanted != Grade::Host {
-                // They share the machine's network, cgroups and BPF file system.
-                command.args(["--", "--test-threads=1"]);
-            }
-            if let Err(error) = sh::run(&mut command) {
-                eprintln!("error: {error:#}");
-                failed.push(format!("{wanted:?}"));
-            }
+        command.args(&args.filter);
+        if wanted != Grade::Host {
+            // They share the machine's network, cgroups and BPF file system.
+            command.args(["--", "--test-threads=1"]);
+        }
+        if let Err(error) = sh::run(&mut command) {
+            eprintln!("error: {error:#}");
+            failed.push(format!("{wanted:?}"));
         }
     }
-    failed.dedup();
     if !failed.is_empty() {
         bail!("tests failed: {}", failed.join(", "));
     }
@@ -113,18 +105,18 @@ fn run_binaries_as_root(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Names of the test binaries of `xebec-tests`.
+/// Names of the integration tests of every crate, each once.
 fn test_binaries() -> Result<Vec<String>> {
     let metadata = sh::quiet(workspace::cargo().args(["metadata", "--format-version", "1", "--no-deps"]))?;
     let metadata: Value = serde_json::from_str(&metadata).context("cannot read cargo's metadata")?;
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    Ok(list(&metadata["packages"])
+    let names: BTreeSet<String> = list(&metadata["packages"])
         .iter()
-        .filter(|package| package["name"] == TESTS)
         .flat_map(|package| list(&package["targets"]))
         .filter(|target| list(&target["kind"]).iter().any(|kind| kind == "test"))
         .filter_map(|target| target["name"].as_str().map(str::to_owned))
-        .collect())
+        .collect();
+    Ok(names.into_iter().collect())
 }
 
 #[cfg(test)]
