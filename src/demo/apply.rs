@@ -1,14 +1,12 @@
-//! Applying a manifest as `kubectl apply --server-side` does.
+//! Bringing a manifest's objects about.
 
 use anyhow::{Context, Result};
 use kube::{
     Api, Client,
-    api::{DynamicObject, Patch, PatchParams},
+    api::{DynamicObject, Patch, PatchParams, PostParams},
     discovery::{self, Scope},
 };
 use serde::Deserialize;
-
-const MANAGER: &str = "xebec-demo";
 
 /// Applies every document in order.
 pub async fn apply(client: &Client, manifest: &str) -> Result<()> {
@@ -23,8 +21,8 @@ pub async fn apply(client: &Client, manifest: &str) -> Result<()> {
     Ok(())
 }
 
-/// Applies one object; it is created if it does not exist.
-pub async fn apply_object(client: &Client, object: &DynamicObject) -> Result<()> {
+/// Creates one object, or brings the existing one to what is said of it.
+async fn apply_object(client: &Client, object: &DynamicObject) -> Result<()> {
     let name = object.metadata.name.clone().context("a document has no name")?;
     let types = object.types.clone().context("a document has no kind")?;
     let what = || format!("cannot apply {} {name}", types.kind);
@@ -34,6 +32,9 @@ pub async fn apply_object(client: &Client, object: &DynamicObject) -> Result<()>
         (Scope::Cluster, _) => Api::all_with(client.clone(), &resource),
         (Scope::Namespaced, namespace) => Api::namespaced_with(client.clone(), namespace.unwrap_or("default"), &resource),
     };
-    api.patch(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(object)).await.with_context(what)?;
-    Ok(())
+    // Asked first: creating a Service again fails on its node port before it fails on its name.
+    match api.get_opt(&name).await.with_context(what)? {
+        None => api.create(&PostParams::default(), object).await.map(drop).with_context(what),
+        Some(_) => api.patch(&name, &PatchParams::default(), &Patch::Merge(object)).await.map(drop).with_context(what),
+    }
 }

@@ -73,11 +73,7 @@ pub async fn run(client: &Client) -> Result<Vec<Line>> {
         answered(format!("pod with access=web → ClusterIP {inside}"), by_cluster_ip),
         answered(format!("pod with access=web → NodePort {outside}"), by_node_port),
         answered(format!("outside the node → NodePort {outside}"), &from_outside),
-        Line {
-            what: format!("pod without the label → ClusterIP {inside}"),
-            saw: if denied.trim() == "denied" { "denied by the policy".into() } else { format!("not denied: {}", denied.trim()) },
-            good: denied.trim() == "denied",
-        },
+        refused(format!("pod without the label → ClusterIP {inside}"), &denied),
     ])
 }
 
@@ -87,6 +83,12 @@ fn answered(what: String, names: &str) -> Line {
     let pods: BTreeSet<&str> = names.lines().filter(|line| line.starts_with("web-")).collect();
     let saw = format!("{answers} of {REQUESTS} requests answered, by {} pods", pods.len());
     Line { what, saw, good: answers == REQUESTS && pods.len() > 1 }
+}
+
+/// The shell may say more, of what it ended.
+fn refused(what: String, said: &str) -> Line {
+    let good = said.lines().any(|line| line == "denied") && !said.lines().any(|line| line == "answered");
+    Line { what, saw: if good { "denied by the policy".to_owned() } else { format!("not denied: {}", said.trim()) }, good }
 }
 
 /// What a pod's command printed, once it has ended.
@@ -156,6 +158,14 @@ mod tests {
         assert!(answered(String::new(), &all).good);
         let lost = all.replacen("web-a\n", "wget: timed out\n", 1);
         assert!(!answered(String::new(), &lost).good);
+    }
+
+    #[test]
+    fn an_answer_is_no_denial() {
+        assert!(refused(String::new(), "Terminated\ndenied\n").good);
+        assert!(refused(String::new(), "denied\nTerminated\n").good);
+        assert!(!refused(String::new(), "web-a\nanswered\n").good);
+        assert!(!refused(String::new(), "").good);
     }
 
     #[test]

@@ -71,8 +71,8 @@ pub fn run(args: &Args) -> Result<()> {
             Grade::Kernel => run_binaries_as_root(&mut command)?,
             Grade::E2e => {
                 run_binaries_as_root(&mut command)?;
-                let built = build::binaries(args.profile)?;
-                command.env("XEBEC_BIN", &built.xebec).env("XEBEC_CNI_BIN", &built.cni);
+                build::binaries(args.profile)?;
+                command.env("XEBEC_PROFILE", args.profile.name());
             }
         }
         command.args(&args.filter);

@@ -21,6 +21,9 @@ const POLL_STARTING: Duration = Duration::from_millis(50);
 const POLL_NOT_READY: Duration = Duration::from_secs(1);
 const STARTING: Duration = Duration::from_secs(30);
 
+/// How long a node that was registered before may take to become ready before it says that it is not.
+const SETTLE: Duration = Duration::from_secs(10);
+
 /// What the parts of the agent know of each other.
 pub(crate) struct Health {
     pods: RwLock<Option<Arc<PodManager>>>,
@@ -49,6 +52,14 @@ impl Default for Health {
 }
 
 impl Health {
+    /// Waits until the node is found ready, or for [`SETTLE`]: a restart of the agent alone must not show as a node that is not
+    /// ready, for which the control plane takes the node's pods out of their Services.
+    pub async fn settled(&self) {
+        let mut problems = self.problems.subscribe();
+        // Neither outcome is an error: the sender lives as long as this.
+        let _ = tokio::time::timeout(SETTLE, problems.wait_for(Vec::is_empty)).await;
+    }
+
     /// The pod manager once containerd has answered.
     pub fn pods(&self) -> Option<Arc<PodManager>> {
         self.pods.read().clone()

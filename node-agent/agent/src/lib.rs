@@ -60,11 +60,14 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Error>
         tasks.spawn({
             let (config, client, health, stop) = (config.clone(), client.clone(), health.clone(), stop.clone());
             async move {
-                let uid = match node::register(&config, &client, &health, &stop).await {
-                    Some(uid) => uid,
-                    None => return Ok(()),
+                let Some(node) = node::register(&config, &client, &health, &stop).await else { return Ok(()) };
+                let report = async {
+                    if node.adopted {
+                        health.settled().await;
+                    }
+                    node::report(&config, &client, &health, &stop).await;
                 };
-                tokio::join!(node::report(&config, &client, &health, &stop), lease::renew(&config.node_name, &uid, &client, &stop));
+                tokio::join!(report, lease::renew(&config.node_name, &node.uid, &client, &stop));
                 Ok(())
             }
         });

@@ -57,8 +57,11 @@ pub fn start(daemon: Daemon<'_>) -> Result<i32, Error> {
             Ok(())
         });
     }
-    let child = command.spawn().map_err(|source| Error::Start { program: daemon.program.display().to_string(), source })?;
-    Ok(child.id() as i32)
+    let mut child = command.spawn().map_err(|source| Error::Start { program: daemon.program.display().to_string(), source })?;
+    let pid = child.id() as i32;
+    // A starter that lives on (a test, `xebec up`) must not keep the ended process as a zombie.
+    std::thread::spawn(move || child.wait());
+    Ok(pid)
 }
 
 /// Where a part's process id is written.

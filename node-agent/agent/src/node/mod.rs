@@ -23,16 +23,23 @@ const REPORT: Duration = Duration::from_secs(5 * 60);
 const RETRY: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(7);
 
-/// Creates the Node, or adopts the one of that name; tries until it succeeds. The Node's uid, `None` if cancelled.
-pub(crate) async fn register(config: &Config, client: &kube::Client, health: &Health, cancel: &CancellationToken) -> Option<String> {
+/// A Node in the API.
+pub(crate) struct Registered {
+    pub uid: String,
+    /// It was there before, from an earlier life of this agent.
+    pub adopted: bool,
+}
+
+/// Creates the Node, or adopts the one of that name; tries until it succeeds. `None` if cancelled.
+pub(crate) async fn register(config: &Config, client: &kube::Client, health: &Health, cancel: &CancellationToken) -> Option<Registered> {
     let api: Api<Node> = Api::all(client.clone());
     let mut pause = RETRY;
     let mut said = None;
     loop {
         match try_register(&api, config, health).await {
-            Ok(uid) => {
-                info!(node = config.node_name, "node registered");
-                return Some(uid);
+            Ok(registered) => {
+                info!(node = config.node_name, adopted = registered.adopted, "node registered");
+                return Some(registered);
             }
             Err(error) => {
                 let message = error.to_string();
@@ -49,7 +56,7 @@ pub(crate) async fn register(config: &Config, client: &kube::Client, health: &He
     }
 }
 
-async fn try_register(api: &Api<Node>, config: &Config, health: &Health) -> Result<String, kube::Error> {
+async fn try_register(api: &Api<Node>, config: &Config, health: &Health) -> Result<Registered, kube::Error> {
     let labels = status::labels(&config.node_name, &config.labels);
     let annotations = json!({"volumes.kubernetes.io/controller-managed-attach-detach": "true"});
     let existing = match api.get_opt(&config.node_name).await? {
@@ -61,7 +68,7 @@ async fn try_register(api: &Api<Node>, config: &Config, health: &Health) -> Resu
             node.metadata.annotations = serde_json::from_value(annotations.clone()).ok();
             node.status = Some(current(config, health, &NodeStatus::default()));
             match api.create(&PostParams::default(), &node).await {
-                Ok(node) => return Ok(node.metadata.uid.unwrap_or_default()),
+                Ok(node) => return Ok(Registered { uid: node.metadata.uid.unwrap_or_default(), adopted: false }),
                 Err(kube::Error::Api(status)) if status.code == 409 => api.get(&config.node_name).await?,
                 Err(error) => return Err(error),
             }
@@ -72,7 +79,7 @@ async fn try_register(api: &Api<Node>, config: &Config, health: &Health) -> Resu
         let patch = json!({"metadata": {"labels": labels, "annotations": annotations}});
         api.patch(&config.node_name, &PatchParams::default(), &Patch::Merge(patch)).await?;
     }
-    Ok(existing.metadata.uid.unwrap_or_default())
+    Ok(Registered { uid: existing.metadata.uid.unwrap_or_default(), adopted: true })
 }
 
 fn current(config: &Config, health: &Health, previous: &NodeStatus) -> NodeStatus {
