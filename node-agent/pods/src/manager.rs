@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use jiff::{SignedDuration, Timestamp};
 use k8s_cri::v1 as cri_api;
-use k8s_openapi::api::core::v1::{Node as ApiNode, Pod, PodSpec, Service};
+use k8s_openapi::api::core::v1::{Node as ApiNode, Pod, PodSpec, PodStatus, Service};
 use kube::api::Api;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::{WatchStreamExt, reflector, watcher};
@@ -214,10 +214,13 @@ impl PodManager {
     fn update(&self, pod: Arc<Pod>) -> bool {
         let workers = self.node.workers.lock();
         let Some(worker) = workers.get(spec::uid(&pod)) else { return false };
+        let reported = worker.view.lock().status.clone();
         worker.desired.send_if_modified(|current| {
             // The echo of a status this node wrote asks for nothing.
             let changed = current.pod.metadata.resource_version != pod.metadata.resource_version;
-            let relevant = changed && differs_beyond_own_status(&current.pod, &pod);
+            // But a readiness that another took away is written again.
+            let contested = reported.is_some_and(|r| readiness(Some(&r)) != readiness(pod.status.as_ref()));
+            let relevant = changed && (contested || differs_beyond_own_status(&current.pod, &pod));
             current.pod = pod.clone();
             relevant
         });
@@ -388,6 +391,14 @@ impl PodManager {
 
 fn drop_managed_fields<K: kube::Resource>(object: &mut K) {
     object.meta_mut().managed_fields = None;
+}
+
+fn readiness(status: Option<&PodStatus>) -> Vec<(&str, &str)> {
+    let conditions = status.iter().flat_map(|s| s.conditions.iter().flatten());
+    let mut found: Vec<_> =
+        conditions.filter(|c| c.type_ == "Ready" || c.type_ == "ContainersReady").map(|c| (c.type_.as_str(), c.status.as_str())).collect();
+    found.sort_unstable();
+    found
 }
 
 /// Whether an update brings more than a status. Conditions count: readiness gates are written by others.

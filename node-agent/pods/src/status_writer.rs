@@ -34,27 +34,44 @@ const FOREIGN_CONDITIONS: [&str; 1] = ["DisruptionTarget"];
 const RETRY: Duration = Duration::from_millis(500);
 const MAX_RETRY: Duration = Duration::from_secs(10);
 
+/// A status to write, and what the API held when it was made.
+#[derive(Clone, Default)]
+struct Wanted {
+    status: Option<Value>,
+    api_status: Option<Value>,
+    api_version: u64,
+}
+
 pub struct StatusWriter {
-    wanted: watch::Sender<Option<Value>>,
-    /// How many statuses were handed in, and written.
+    wanted: watch::Sender<Wanted>,
+    /// What was written last.
     written: watch::Receiver<Option<Value>>,
 }
 
 impl StatusWriter {
     /// Starts the task that writes; it ends with the writer.
     pub fn start(client: kube::Client, pod: Arc<Pod>) -> StatusWriter {
-        let (wanted, mut inbox) = watch::channel(None);
-        let (done, written) = watch::channel(pod.status.as_ref().and_then(|s| serde_json::to_value(s).ok()));
+        let (wanted, mut inbox) = watch::channel(Wanted::default());
+        let (done, written) = watch::channel(None);
         let api: Api<Pod> = Api::namespaced(client, spec::namespace(&pod));
         tokio::spawn(async move {
             let mut delay = RETRY;
+            let mut last: Option<Value> = api_status(&pod);
+            let mut version = version(&pod);
             loop {
-                let status: Option<Value> = inbox.borrow_and_update().clone();
-                let before: Option<Value> = done.borrow().clone();
-                if let Some(status) = status.filter(|s| Some(s) != before.as_ref()) {
-                    match write(&api, &pod, before.as_ref(), &status).await {
-                        Ok(()) => {
+                let next = inbox.borrow_and_update().clone();
+                // Others write too (the node controller takes Ready away): what the API holds counts
+                // once it is newer than what was written from here.
+                if next.api_version > version {
+                    version = next.api_version;
+                    last = next.api_status;
+                }
+                if let Some(status) = next.status {
+                    match write(&api, &pod, last.as_ref(), &status).await {
+                        Ok(written) => {
                             delay = RETRY;
+                            version = version.max(written);
+                            last = Some(status.clone());
                             done.send_replace(Some(status));
                         }
                         Err(error) => {
@@ -79,13 +96,14 @@ impl StatusWriter {
         StatusWriter { wanted, written }
     }
 
-    /// Hands in a new status. `pod` is the object as the API has it now.
-    pub fn set(&self, _pod: &Pod, status: PodStatus) {
+    /// Hands in a new status. `pod` is the object as the watch brought it last.
+    pub fn set(&self, pod: &Pod, status: PodStatus) {
         let Ok(status) = serde_json::to_value(status) else { return };
+        let api_version = version(pod);
         self.wanted.send_if_modified(|current| {
-            let changed = current.as_ref() != Some(&status);
+            let changed = current.status.as_ref() != Some(&status) || current.api_version != api_version;
             if changed {
-                *current = Some(status);
+                *current = Wanted { status: Some(status), api_status: api_status(pod), api_version };
             }
             changed
         });
@@ -93,18 +111,27 @@ impl StatusWriter {
 
     /// Waits until the last status handed in is in the API, or the pod has left it.
     pub async fn flush(&self) {
-        let wanted = self.wanted.borrow().clone();
+        let wanted = self.wanted.borrow().status.clone();
         let mut written = self.written.clone();
         let _ = written.wait_for(|w| wanted.is_none() || *w == wanted).await;
     }
 }
 
-async fn write(api: &Api<Pod>, pod: &Pod, before: Option<&Value>, status: &Value) -> Result<(), String> {
-    let Some(patch) = patch(spec::uid(pod), before, status) else { return Ok(()) };
+fn api_status(pod: &Pod) -> Option<Value> {
+    pod.status.as_ref().and_then(|s| serde_json::to_value(s).ok())
+}
+
+fn version(pod: &Pod) -> u64 {
+    pod.metadata.resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0)
+}
+
+/// Returns the version of the object that holds the status, zero when nothing had to be written.
+async fn write(api: &Api<Pod>, pod: &Pod, before: Option<&Value>, status: &Value) -> Result<u64, String> {
+    let Some(patch) = patch(spec::uid(pod), before, status) else { return Ok(0) };
     match api.patch_status(spec::name(pod), &PatchParams::default(), &Patch::Strategic(patch)).await {
-        Ok(_) => Ok(()),
+        Ok(written) => Ok(version(&written)),
         // Gone, or another pod of the same name: nothing left to tell.
-        Err(kube::Error::Api(e)) if e.code == 404 || (e.code == 409 && e.message.contains("uid")) => Ok(()),
+        Err(kube::Error::Api(e)) if e.code == 404 || (e.code == 409 && e.message.contains("uid")) => Ok(0),
         Err(e) => Err(api_message(&e)),
     }
 }
