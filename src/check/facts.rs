@@ -51,7 +51,8 @@ impl Facts {
     /// Reads the host. Opens ports for a moment, and makes a network namespace that ends with the call.
     pub fn gather(args: &Args) -> Facts {
         let mounts = read("/proc/self/mounts");
-        let cgroup2 = mounts.lines().map(|l| l.split(' ').collect::<Vec<_>>()).find(|f| f.get(2) == Some(&"cgroup2")).map(|f| f[1].to_string());
+        let cgroup2 =
+            mounts.lines().map(|l| l.split(' ').collect::<Vec<_>>()).find(|f| f.get(2) == Some(&"cgroup2")).map(|f| f[1].to_string());
         let uname = nix::sys::utsname::uname();
         let text = |s: Result<&std::ffi::OsStr, ()>| s.map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
         Facts {
@@ -67,7 +68,10 @@ impl Facts {
             veth: veth().err(),
             taken: taken(args),
             programs_on_path: ["containerd", "containerd-shim-runc-v2", "runc", "etcd"].into_iter().filter(|p| on_path(p)).collect(),
-            sysctls: SYSCTLS.into_iter().filter_map(|name| Some((name, read(&format!("/proc/sys/{}", name.replace('.', "/"))).trim().parse().ok()?))).collect(),
+            sysctls: SYSCTLS
+                .into_iter()
+                .filter_map(|name| Some((name, read(&format!("/proc/sys/{}", name.replace('.', "/"))).trim().parse().ok()?)))
+                .collect(),
             other_cni: other_cni(),
             kube_proxy: read("/proc/net/ip_tables_names").lines().any(|t| t == "nat") && kube_proxy_chains(),
         }

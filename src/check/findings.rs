@@ -27,7 +27,8 @@ const KERNEL_MIN: (u32, u32) = (5, 15);
 /// From here on programs attach through TCX links, which are exchanged without a gap.
 const KERNEL_TCX: (u32, u32) = (6, 6);
 /// Capabilities of capability.h that the agent uses.
-const CAPABILITIES: [(u32, &str); 5] = [(1, "CAP_DAC_OVERRIDE"), (12, "CAP_NET_ADMIN"), (13, "CAP_NET_RAW"), (19, "CAP_SYS_PTRACE"), (21, "CAP_SYS_ADMIN")];
+const CAPABILITIES: [(u32, &str); 5] =
+    [(1, "CAP_DAC_OVERRIDE"), (12, "CAP_NET_ADMIN"), (13, "CAP_NET_RAW"), (19, "CAP_SYS_PTRACE"), (21, "CAP_SYS_ADMIN")];
 const CAP_SYS_RESOURCE: u32 = 24;
 
 fn good(what: &str, detail: impl Into<String>) -> Finding {
@@ -49,7 +50,12 @@ pub fn findings(facts: &Facts, args: &Args) -> Vec<Finding> {
     let mut all = vec![kernel(facts)];
     all.push(match facts.btf {
         true => good("kernel BTF", "/sys/kernel/btf/vmlinux"),
-        false => finding(Level::Lack, "kernel BTF", "/sys/kernel/btf/vmlinux is missing", "use a kernel built with CONFIG_DEBUG_INFO_BTF=y (every current distribution kernel is)"),
+        false => finding(
+            Level::Lack,
+            "kernel BTF",
+            "/sys/kernel/btf/vmlinux is missing",
+            "use a kernel built with CONFIG_DEBUG_INFO_BTF=y (every current distribution kernel is)",
+        ),
     });
     all.push(match facts.jit {
         Some(0) => finding(Level::Advice, "BPF JIT", "off: programs are interpreted", "sysctl -w net.core.bpf_jit_enable=1"),
@@ -60,13 +66,23 @@ pub fn findings(facts: &Facts, args: &Args) -> Vec<Finding> {
     for name in ["bpf", "overlay"] {
         all.push(match (facts.filesystems.contains(name), name) {
             (true, _) => good(&format!("{name} filesystem"), "known to the kernel"),
-            (false, "overlay") => finding(Level::Advice, "overlay filesystem", "unknown to the kernel: images are copied for each container", "modprobe overlay, or a kernel with CONFIG_OVERLAY_FS"),
+            (false, "overlay") => finding(
+                Level::Advice,
+                "overlay filesystem",
+                "unknown to the kernel: images are copied for each container",
+                "modprobe overlay, or a kernel with CONFIG_OVERLAY_FS",
+            ),
             (false, _) => finding(Level::Lack, "bpf filesystem", "unknown to the kernel", "use a kernel with CONFIG_BPF_SYSCALL=y"),
         });
     }
     all.push(match &facts.veth {
         None => good("veth in a network namespace", "works"),
-        Some(error) => finding(Level::Lack, "veth in a network namespace", error.clone(), "run as root; if it still fails, modprobe veth or use a kernel with CONFIG_VETH and CONFIG_NET_NS"),
+        Some(error) => finding(
+            Level::Lack,
+            "veth in a network namespace",
+            error.clone(),
+            "run as root; if it still fails, modprobe veth or use a kernel with CONFIG_VETH and CONFIG_NET_NS",
+        ),
     });
     all.extend(cgroups(facts));
     all.push(capabilities(facts));
@@ -82,7 +98,12 @@ pub fn findings(facts: &Facts, args: &Args) -> Vec<Finding> {
         ));
     }
     if facts.kube_proxy {
-        all.push(finding(Level::Advice, "kube-proxy", "its NAT rules are on this host", "stop kube-proxy and run `kube-proxy --cleanup`: xebec serves the Services itself"));
+        all.push(finding(
+            Level::Advice,
+            "kube-proxy",
+            "its NAT rules are on this host",
+            "stop kube-proxy and run `kube-proxy --cleanup`: xebec serves the Services itself",
+        ));
     }
     all
 }
@@ -91,9 +112,12 @@ fn kernel(facts: &Facts) -> Finding {
     let what = "kernel";
     match version(&facts.kernel) {
         None => finding(Level::Lack, what, format!("version {:?} is not understood", facts.kernel), "Linux is needed"),
-        Some(v) if v < KERNEL_MIN => {
-            finding(Level::Lack, what, format!("{} is older than {}.{}", facts.kernel, KERNEL_MIN.0, KERNEL_MIN.1), format!("install a kernel of at least {}.{}", KERNEL_MIN.0, KERNEL_MIN.1))
-        }
+        Some(v) if v < KERNEL_MIN => finding(
+            Level::Lack,
+            what,
+            format!("{} is older than {}.{}", facts.kernel, KERNEL_MIN.0, KERNEL_MIN.1),
+            format!("install a kernel of at least {}.{}", KERNEL_MIN.0, KERNEL_MIN.1),
+        ),
         Some(v) if v < KERNEL_TCX => finding(
             Level::Advice,
             what,
@@ -108,7 +132,12 @@ fn program(name: &str, supported: &Result<bool, String>) -> Finding {
     let what = format!("BPF {name}");
     match supported {
         Ok(true) => good(&what, "loads"),
-        Ok(false) => finding(Level::Lack, &what, "the kernel does not know this program type", "use a kernel with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and CONFIG_NET_CLS_BPF"),
+        Ok(false) => finding(
+            Level::Lack,
+            &what,
+            "the kernel does not know this program type",
+            "use a kernel with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and CONFIG_NET_CLS_BPF",
+        ),
         Err(error) => finding(Level::Lack, &what, error.clone(), "run as root (CAP_BPF and CAP_NET_ADMIN)"),
     }
 }
@@ -116,13 +145,23 @@ fn program(name: &str, supported: &Result<bool, String>) -> Finding {
 fn cgroups(facts: &Facts) -> Vec<Finding> {
     let mut all = vec![match &facts.cgroup2 {
         Some(path) => good("cgroup2", format!("mounted at {path}")),
-        None => finding(Level::Lack, "cgroup2", "not mounted: Services need it for their socket hooks", "mount -t cgroup2 none /sys/fs/cgroup/unified (or boot with systemd.unified_cgroup_hierarchy=1)"),
+        None => finding(
+            Level::Lack,
+            "cgroup2",
+            "not mounted: Services need it for their socket hooks",
+            "mount -t cgroup2 none /sys/fs/cgroup/unified (or boot with systemd.unified_cgroup_hierarchy=1)",
+        ),
     }];
     for (controller, level) in [("cpu", Level::Lack), ("memory", Level::Lack), ("pids", Level::Advice), ("cpuset", Level::Advice)] {
         let what = format!("cgroup controller {controller}");
         all.push(match facts.controllers.contains(controller) {
             true => good(&what, "there"),
-            false => finding(level, &what, "missing: such limits of pods cannot be kept", format!("enable it on the kernel command line (cgroup_enable={controller}) or in /sys/fs/cgroup/cgroup.subtree_control")),
+            false => finding(
+                level,
+                &what,
+                "missing: such limits of pods cannot be kept",
+                format!("enable it on the kernel command line (cgroup_enable={controller}) or in /sys/fs/cgroup/cgroup.subtree_control"),
+            ),
         });
     }
     all
@@ -159,7 +198,12 @@ fn ports(facts: &Facts) -> Vec<Finding> {
         .taken
         .iter()
         .map(|(proto, port, error)| {
-            finding(level(*port), &format!("port {port}/{proto}"), format!("{error}; it is for {}", use_of(*port)), format!("find its owner with `ss -lnp '( sport = :{port} )'` and stop it"))
+            finding(
+                level(*port),
+                &format!("port {port}/{proto}"),
+                format!("{error}; it is for {}", use_of(*port)),
+                format!("find its owner with `ss -lnp '( sport = :{port} )'` and stop it"),
+            )
         })
         .collect()
 }
@@ -173,7 +217,12 @@ fn packages(facts: &Facts, args: &Args) -> Vec<Finding> {
         .into_iter()
         .map(|(program, package)| match facts.programs_on_path.contains(program) {
             true => good(program, "installed"),
-            false => finding(Level::Lack, program, "not found", format!("apt-get install {package} (Debian, Ubuntu), or the package of that name of your distribution")),
+            false => finding(
+                Level::Lack,
+                program,
+                "not found",
+                format!("apt-get install {package} (Debian, Ubuntu), or the package of that name of your distribution"),
+            ),
         })
         .collect()
 }
@@ -184,7 +233,8 @@ fn limits(facts: &Facts) -> Vec<Finding> {
         .into_iter()
         .filter_map(|(name, least)| {
             let value = *facts.sysctls.get(name)?;
-            (value < least).then(|| finding(Level::Advice, name, format!("{value} is little for many pods"), format!("sysctl -w {name}={least}")))
+            (value < least)
+                .then(|| finding(Level::Advice, name, format!("{value} is little for many pods"), format!("sysctl -w {name}={least}")))
         })
         .collect()
 }

@@ -58,10 +58,8 @@ pub async fn run(client: &Client) -> Result<Vec<Line>> {
          for i in $(seq {REQUESTS}); do timeout 5 wget -q -O - http://{outside}/; done\n"
     );
     let denied_script = format!("timeout {DENIED_AFTER} wget -q -O - http://{inside}/ && echo answered || echo denied");
-    let (permitted, denied) = tokio::join!(
-        output(client, "permitted", json!({"access": "web"}), &script),
-        output(client, "denied", json!({}), &denied_script),
-    );
+    let (permitted, denied) =
+        tokio::join!(output(client, "permitted", json!({"access": "web"}), &script), output(client, "denied", json!({}), &denied_script),);
     let (permitted, denied) = (permitted?, denied?);
     let (by_cluster_ip, by_node_port) = permitted.split_once("--\n").unwrap_or((&permitted, ""));
     let from_outside = tokio::task::spawn_blocking({

@@ -106,7 +106,11 @@ mod tests {
         };
         let render = |index: usize| render(UNITS[index].1, Path::new("/opt/xebec"), &lines);
         assert!(render(0).contains("\nExecStart=/opt/xebec server --data-dir /a%%b\n"), "{}", render(0));
-        assert!(render(1).contains("\nExecStart=/opt/xebec containerd --root /c\nExecStartPost=/opt/xebec image import-pause\n"), "{}", render(1));
+        assert!(
+            render(1).contains("\nExecStart=/opt/xebec containerd --root /c\nExecStartPost=/opt/xebec image import-pause\n"),
+            "{}",
+            render(1)
+        );
         assert!(render(2).contains("\nExecStart=/opt/xebec agent --node-name \"x y\"\n"), "{}", render(2));
         assert!((0..3).all(|index| !render(index).contains(PROGRAM)));
     }

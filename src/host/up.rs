@@ -37,7 +37,9 @@ pub async fn run(args: UpArgs) -> Result<()> {
     if lacks > 0 && !args.force {
         bail!("this host lacks {lacks} thing{}: see `xebec check`; --force goes on all the same", if lacks == 1 { "" } else { "s" });
     }
-    for (dir, mode) in [(&place.data_dir, 0o755), (&place.data_dir.join("logs"), 0o755), (&place.run_dir, 0o700), (&place.agent_dir(), 0o700)] {
+    for (dir, mode) in
+        [(&place.data_dir, 0o755), (&place.data_dir.join("logs"), 0o755), (&place.run_dir, 0o700), (&place.agent_dir(), 0o700)]
+    {
         fs::DirBuilder::new().recursive(true).mode(mode).create(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     }
     let lines = command_lines(place, &node_name, &node_ip.to_string(), &cni);

@@ -76,7 +76,8 @@ fn first_light(args: &Args) -> Result<()> {
 fn measure(args: &Args, cluster: &Cluster, seconds: &[f64]) -> Result<()> {
     let layout = &cluster.layout;
     let pid = |part: &str| {
-        process::running(&process::pid_file(&layout.run_dir, part), "xebec").with_context(|| format!("the {part} does not run; see {}", layout.logs().display()))
+        process::running(&process::pid_file(&layout.run_dir, part), "xebec")
+            .with_context(|| format!("the {part} does not run; see {}", layout.logs().display()))
     };
     let containerd = layout.containerd(&cluster.binaries);
     let again = format!("{} up --name {} --no-build --no-demo --profile {} >&2", own_file()?, layout.name, args.profile.name());

@@ -44,8 +44,7 @@ pub fn build() -> Result<()> {
     let target = workspace::target().join("ebpf");
     sh::step("building ebpf/programs for bpfel-unknown-none");
     let path = std::env::join_paths(
-        std::iter::once(tools.bin.clone())
-            .chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())),
+        std::iter::once(tools.bin.clone()).chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())),
     )?;
     let mut cargo = workspace::cargo();
     cargo
@@ -61,25 +60,20 @@ pub fn build() -> Result<()> {
     sh::run(&mut cargo)?;
     let built = target.join("bpfel-unknown-none/release/xebec");
     let elf = std::fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
-    let stripped = strip::without_debug_sections(&elf)
-        .with_context(|| format!("cannot strip {}", built.display()))?;
+    let stripped = strip::without_debug_sections(&elf).with_context(|| format!("cannot strip {}", built.display()))?;
     std::fs::create_dir_all(root.join("ebpf/prebuilt"))?;
-    std::fs::write(object(), &stripped)
-        .with_context(|| format!("cannot write {}", object().display()))?;
-    std::fs::write(hashes(), hash_lines(&sources_hash()?, &stripped))
-        .with_context(|| format!("cannot write {}", hashes().display()))?;
+    std::fs::write(object(), &stripped).with_context(|| format!("cannot write {}", object().display()))?;
+    std::fs::write(hashes(), hash_lines(&sources_hash()?, &stripped)).with_context(|| format!("cannot write {}", hashes().display()))?;
     sh::step(format_args!("wrote {} ({} bytes)", object().display(), stripped.len()));
     Ok(())
 }
 
 /// What the object is built with: BTF for the verifier's messages and types, no path of this machine.
 fn rustflags(root: &Path, sysroot: &Path) -> Vec<String> {
-    let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| {
-        std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo"))
-    });
-    let mut flags: Vec<String> = ["-Cdebuginfo=2", "-Clinker=bpf-linker", "-Clink-arg=--btf", "-Ctarget-cpu=v3"]
-        .map(String::from)
-        .into();
+    let cargo_home = std::env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")));
+    let mut flags: Vec<String> = ["-Cdebuginfo=2", "-Clinker=bpf-linker", "-Clink-arg=--btf", "-Ctarget-cpu=v3"].map(String::from).into();
     let mut remap = |from: &Path, to: &str| {
         flags.push(format!("--remap-path-prefix={}={to}", from.display()));
     };
@@ -118,8 +112,7 @@ pub fn sources_hash() -> Result<String> {
     files.sort();
     let mut hash = Sha256::new();
     for file in files {
-        let content = std::fs::read(root.join(&file))
-            .with_context(|| format!("cannot read {}", file.display()))?;
+        let content = std::fs::read(root.join(&file)).with_context(|| format!("cannot read {}", file.display()))?;
         hash.update(format!("{} {}\n", file.display(), content.len()));
         hash.update(content);
     }

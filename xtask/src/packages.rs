@@ -62,11 +62,7 @@ pub const NODE: &[Need] = &[
     program("runc", "runc", "starts containers"),
     program("iproute2", "ip", "makes the node's network namespace"),
     program("util-linux", "nsenter", "enters the node's network namespace"),
-    Need {
-        package: "busybox-static",
-        sign: Sign::StaticProgram("busybox"),
-        purpose: "is the demo image",
-    },
+    Need { package: "busybox-static", sign: Sign::StaticProgram("busybox"), purpose: "is the demo image" },
 ];
 
 /// To keep the cluster's state in etcd.

@@ -2,22 +2,20 @@
 
 use serde_json::{Value, json};
 
+use crate::resource::Resource;
 use crate::{
     Document, meta,
     selector::LabelSelector,
     status::{ApiError, FieldError, conflict, invalid_kind},
     value::{child, entries, set, text},
 };
-use crate::resource::Resource;
 
 /// The `Scale` of a deployment, replica set, stateful set or replication controller.
 pub fn scale_of(doc: &Document) -> Value {
     let (metadata, spec, status) = (&doc["metadata"], &doc["spec"], &doc["status"]);
     let selector = match &spec["selector"] {
         // Replication controllers select by a plain map.
-        s if doc["kind"] == "ReplicationController" => {
-            entries(s).map(|(k, v)| format!("{k}={}", text(v))).collect::<Vec<_>>().join(",")
-        }
+        s if doc["kind"] == "ReplicationController" => entries(s).map(|(k, v)| format!("{k}={}", text(v))).collect::<Vec<_>>().join(","),
         s => LabelSelector::from_document(s).to_string(),
     };
     let mut own = json!({});

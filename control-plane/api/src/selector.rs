@@ -328,8 +328,8 @@ impl FieldSelector {
             if part.is_empty() {
                 continue;
             }
-            let (field, op, value) = split_term(part)
-                .ok_or_else(|| bad_request(format!("invalid selector: '{text}'; can't understand '{part}'")))?;
+            let (field, op, value) =
+                split_term(part).ok_or_else(|| bad_request(format!("invalid selector: '{text}'; can't understand '{part}'")))?;
             terms.push((field.to_owned(), unescape(value).map_err(bad_request)?, op != "!="));
         }
         Ok(FieldSelector { terms })
@@ -401,12 +401,9 @@ fn split_unescaped(text: &str) -> Vec<&str> {
 }
 
 fn split_term(part: &str) -> Option<(&str, &str, &str)> {
-    (0..part.len()).filter(|i| part.is_char_boundary(*i)).find_map(|i| {
-        ["!=", "==", "="]
-            .iter()
-            .find(|op| part[i..].starts_with(**op))
-            .map(|op| (&part[..i], *op, &part[i + op.len()..]))
-    })
+    (0..part.len())
+        .filter(|i| part.is_char_boundary(*i))
+        .find_map(|i| ["!=", "==", "="].iter().find(|op| part[i..].starts_with(**op)).map(|op| (&part[..i], *op, &part[i + op.len()..])))
 }
 
 fn unescape(value: &str) -> Result<String, String> {

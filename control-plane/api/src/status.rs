@@ -205,8 +205,7 @@ pub fn conflict_because(resource: &Resource, name: &str, cause: &str) -> ApiErro
 
 /// 409: the object changed since the client read it.
 pub fn conflict(resource: &Resource, name: &str) -> ApiError {
-    const CAUSE: &str =
-        "the object has been modified; please apply your changes to the latest version and try again";
+    const CAUSE: &str = "the object has been modified; please apply your changes to the latest version and try again";
     conflict_because(resource, name, CAUSE)
 }
 
@@ -214,9 +213,7 @@ pub fn conflict(resource: &Resource, name: &str) -> ApiError {
 pub fn apply_conflict(conflicts: &[(String, String)]) -> ApiError {
     let causes: Vec<Value> = conflicts
         .iter()
-        .map(|(manager, field)| {
-            json!({"reason": "FieldManagerConflict", "message": format!("conflict with {manager}"), "field": field})
-        })
+        .map(|(manager, field)| json!({"reason": "FieldManagerConflict", "message": format!("conflict with {manager}"), "field": field}))
         .collect();
     let mut managers: Vec<&str> = conflicts.iter().map(|(manager, _)| manager.as_str()).collect();
     managers.dedup();
@@ -256,10 +253,7 @@ pub fn invalid_kind(group: &str, kind: &str, name: &str, errors: &[FieldError]) 
     let qualified = if group.is_empty() { kind.to_owned() } else { format!("{kind}.{group}") };
     let mut details = details(group, kind, name);
     details.insert("causes".into(), errors.iter().map(FieldError::cause).collect());
-    ApiError {
-        details: details.into(),
-        ..ApiError::plain(422, "Invalid", format!("{qualified} {name:?} is invalid: {list}"))
-    }
+    ApiError { details: details.into(), ..ApiError::plain(422, "Invalid", format!("{qualified} {name:?} is invalid: {list}")) }
 }
 
 /// 422 of a JSON patch that does not apply.
@@ -319,10 +313,7 @@ pub fn gone(message: impl Into<String>) -> ApiError {
 
 /// 415; `accepted` are the media types the endpoint reads.
 pub fn unsupported_media_type(accepted: &[&str]) -> ApiError {
-    let message = format!(
-        "the body of the request was in an unknown format - accepted media types include: {}",
-        accepted.join(", ")
-    );
+    let message = format!("the body of the request was in an unknown format - accepted media types include: {}", accepted.join(", "));
     ApiError::plain(415, "UnsupportedMediaType", message)
 }
 
@@ -372,10 +363,7 @@ pub fn too_large_resource_version(asked: u64, current: u64) -> ApiError {
 
 /// 429.
 pub fn too_many_requests(message: &str, retry_after_seconds: u64) -> ApiError {
-    ApiError {
-        details: json!({ "retryAfterSeconds": retry_after_seconds }),
-        ..ApiError::plain(429, "TooManyRequests", message)
-    }
+    ApiError { details: json!({ "retryAfterSeconds": retry_after_seconds }), ..ApiError::plain(429, "TooManyRequests", message) }
 }
 
 /// 503.
@@ -429,10 +417,8 @@ mod tests {
         let pod = by_kind("v1", "Pod").unwrap();
         let one = [FieldError::required("spec.containers", "")];
         assert_eq!(invalid(pod, "a", &one).message, "Pod \"a\" is invalid: spec.containers: Required value");
-        let two = [
-            FieldError::invalid("metadata.name", "A", "bad"),
-            FieldError::not_supported("spec.restartPolicy", "x", &["Always", "Never"]),
-        ];
+        let two =
+            [FieldError::invalid("metadata.name", "A", "bad"), FieldError::not_supported("spec.restartPolicy", "x", &["Always", "Never"])];
         let error = invalid(pod, "a", &two);
         assert_eq!(
             error.message,

@@ -20,7 +20,8 @@ impl Dice {
     }
 }
 
-const WORDS: [&str; 12] = ["", "a", "A b", "None", "Always", "RollingUpdate", "10.0.0.1", "::", "50%", "*/5 * * * *", "metadata.name", "TCP"];
+const WORDS: [&str; 12] =
+    ["", "a", "A b", "None", "Always", "RollingUpdate", "10.0.0.1", "::", "50%", "*/5 * * * *", "metadata.name", "TCP"];
 
 /// Any value of a type, mostly sparse.
 fn any(ty: &Type, dice: &mut Dice, depth: u32) -> Value {

@@ -5,7 +5,19 @@ use std::sync::Arc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use xebec_store::Store;
 
-use crate::{bootstrap, cache::Hub, config::Config, crd, documents::Documents, error::Result, extension::{Extensions, Parts}, metrics::Metrics, pki::Pki, proxy::Proxy, rows::Rows};
+use crate::{
+    bootstrap,
+    cache::Hub,
+    config::Config,
+    crd,
+    documents::Documents,
+    error::Result,
+    extension::{Extensions, Parts},
+    metrics::Metrics,
+    pki::Pki,
+    proxy::Proxy,
+    rows::Rows,
+};
 
 /// The server's shared state.
 pub struct Core {
@@ -25,7 +37,12 @@ pub struct Core {
 }
 
 impl Core {
-    pub(crate) async fn start(config: Config, store: Arc<dyn Store>, pki: Arc<Pki>, extensions: impl FnOnce(&Parts) -> Result<Extensions>) -> Result<Arc<Core>> {
+    pub(crate) async fn start(
+        config: Config,
+        store: Arc<dyn Store>,
+        pki: Arc<Pki>,
+        extensions: impl FnOnce(&Parts) -> Result<Extensions>,
+    ) -> Result<Arc<Core>> {
         let rows = Rows::built_in();
         bootstrap::ensure(store.as_ref(), &bootstrap::Params::new(&config, &pki)).await?;
         let hub = Hub::start(store.clone(), rows.table().rows()).await?;

@@ -14,7 +14,11 @@ use xebec_api::{
 
 use crate::{
     core::Core,
-    http::{Response, negotiate::{self, Format}, respond},
+    http::{
+        Response,
+        negotiate::{self, Format},
+        respond,
+    },
     rows::Table,
 };
 
@@ -114,9 +118,11 @@ fn with_customs(table: &Table, group: &str, version: &str, mut doc: Value) -> Va
         let is_own = |schema: &Value| schema["x-kubernetes-group-version-kind"].as_array().is_some_and(|kinds| kinds.contains(&own));
         let Some(schema) = schemas.values_mut().find(|schema| is_own(schema)) else { continue };
         let mut full = custom.openapi.clone();
-        full["properties"]["apiVersion"] = json!({"type": "string", "description": "APIVersion defines the versioned schema of this representation of an object."});
+        full["properties"]["apiVersion"] =
+            json!({"type": "string", "description": "APIVersion defines the versioned schema of this representation of an object."});
         full["properties"]["kind"] = json!({"type": "string", "description": "Kind is the REST resource this object represents."});
-        full["properties"]["metadata"] = json!({"allOf": [{"$ref": "#/components/schemas/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"}]});
+        full["properties"]["metadata"] =
+            json!({"allOf": [{"$ref": "#/components/schemas/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"}]});
         full["x-kubernetes-group-version-kind"] = json!([own]);
         *schema = full;
     }
@@ -125,17 +131,22 @@ fn with_customs(table: &Table, group: &str, version: &str, mut doc: Value) -> Va
 
 /// Whether the first acceptable type is the aggregated list (client-go offers v2 and v2beta1 before plain JSON).
 fn wants_aggregated(headers: &HeaderMap) -> bool {
-    headers
-        .get_all(header::ACCEPT)
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .flat_map(|v| v.split(','))
-        .any(|range| range.contains("as=APIGroupDiscoveryList") && range.contains("v=v2") && !range.contains("v=v2beta1") && range.trim().starts_with("application/json"))
+    headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')).any(|range| {
+        range.contains("as=APIGroupDiscoveryList")
+            && range.contains("v=v2")
+            && !range.contains("v=v2beta1")
+            && range.trim().starts_with("application/json")
+    })
 }
 
 impl Documents {
     /// The encoded document of `key`, made by `make` when the table has changed since.
-    pub(crate) fn get(&self, generation: u64, key: &str, make: impl FnOnce() -> Result<Bytes, ApiError>) -> Result<(Bytes, String), ApiError> {
+    pub(crate) fn get(
+        &self,
+        generation: u64,
+        key: &str,
+        make: impl FnOnce() -> Result<Bytes, ApiError>,
+    ) -> Result<(Bytes, String), ApiError> {
         {
             let mut cache = self.cache.lock();
             if cache.0 != generation {
@@ -181,4 +192,3 @@ pub(crate) fn version() -> Value {
         "emulationMajor": "1", "emulationMinor": "36", "minCompatibilityMajor": "1", "minCompatibilityMinor": "35",
     })
 }
-

@@ -8,7 +8,9 @@ use std::path::PathBuf;
 pub enum Error {
     #[error("cannot {action} {path}: {source}. Check that the data directory exists, is writable and not full")]
     File { action: &'static str, path: PathBuf, source: std::io::Error },
-    #[error("certificate or key {path} cannot be used: {reason}. Remove the file to have it made again (for ca.crt and ca.key every certificate of the cluster has to be made again)")]
+    #[error(
+        "certificate or key {path} cannot be used: {reason}. Remove the file to have it made again (for ca.crt and ca.key every certificate of the cluster has to be made again)"
+    )]
     Pki { path: PathBuf, reason: String },
     #[error("cannot make a certificate: {0}")]
     Certificate(#[from] rcgen::Error),

@@ -3,7 +3,11 @@
 mod authenticate;
 mod nonresource;
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::{Duration, Instant}};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::FutureExt;
 use http::{HeaderMap, HeaderValue};
@@ -42,7 +46,12 @@ impl Core {
             Ok(Ok(Err(error))) => respond::error(&headers, &error),
             Ok(Err(_panic)) => {
                 tracing::error!(path = %info.path, verb = info.verb, "request handler panicked");
-                respond::error(&headers, &status::internal("an error on the server (\"This request caused apiserver to panic. Look in the logs for details.\") has prevented the request from succeeding"))
+                respond::error(
+                    &headers,
+                    &status::internal(
+                        "an error on the server (\"This request caused apiserver to panic. Look in the logs for details.\") has prevented the request from succeeding",
+                    ),
+                )
             }
             Err(_elapsed) => respond::error(&headers, &status::timeout("request did not complete within the allotted timeout")),
         };

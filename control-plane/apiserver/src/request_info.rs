@@ -135,7 +135,11 @@ impl RequestInfo {
         if !self.name.is_empty() || !matches!(self.verb, "list" | "watch" | "deletecollection") {
             return &self.name;
         }
-        self.query.get("fieldSelector").split(',').find_map(|term| term.strip_prefix("metadata.name=")).map_or("", |name| name.trim_start_matches('='))
+        self.query
+            .get("fieldSelector")
+            .split(',')
+            .find_map(|term| term.strip_prefix("metadata.name="))
+            .map_or("", |name| name.trim_start_matches('='))
     }
 
     /// Requests that last as long as the client wishes.

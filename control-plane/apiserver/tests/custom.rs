@@ -55,7 +55,10 @@ async fn once_established_it_is_like_any_kind() {
     assert_eq!(list["resources"][0]["shortNames"], json!(["wd"]));
     let openapi = cluster.get("/openapi/v3/apis/example.com/v1").await.body;
     let schema = &openapi["components"]["schemas"]["com.example.v1.Widget"];
-    assert_eq!((&schema["properties"]["spec"]["properties"]["color"]["default"], &schema["properties"]["kind"]["type"]), (&json!("red"), &json!("string")));
+    assert_eq!(
+        (&schema["properties"]["spec"]["properties"]["color"]["default"], &schema["properties"]["kind"]["type"]),
+        (&json!("red"), &json!("string"))
+    );
     let made = cluster.post(PATH, widget("a", json!({"size": 3, "nope": 1, "any": {"x": {"y": 1}}}))).await;
     assert_eq!((made.status.as_u16(), &made.body["spec"]), (201, &json!({"size": 3, "color": "red", "any": {"x": {"y": 1}}})));
     assert_eq!(made.headers["warning"].to_str().unwrap(), "299 - \"unknown field \\\"spec.nope\\\"\"");
@@ -79,7 +82,14 @@ async fn the_schema_decides() {
     assert!(message.contains("spec.color: Unsupported value: \"green\": supported values: \"red\", \"blue\""), "{message}");
     let missing = cluster.post(PATH, widget("a", json!({}))).await;
     assert!(missing.body["message"].as_str().unwrap().contains("spec.size: Required value"), "{}", missing.text);
-    let strict = cluster.call(Method::POST, &format!("{PATH}?fieldValidation=Strict"), &[("content-type", "application/json")], widget("a", json!({"size": 1, "x": 1})).to_string()).await;
+    let strict = cluster
+        .call(
+            Method::POST,
+            &format!("{PATH}?fieldValidation=Strict"),
+            &[("content-type", "application/json")],
+            widget("a", json!({"size": 1, "x": 1})).to_string(),
+        )
+        .await;
     assert_eq!(strict.status, 400, "{}", strict.text);
     assert_eq!(cluster.post(PATH, widget("a", json!({"size": 1}))).await.status, 201);
     assert_eq!(cluster.patch(&format!("{PATH}/a"), "merge-patch", json!({"spec": {"size": "x"}})).await.status, 422);
@@ -98,8 +108,14 @@ async fn status_and_scale_are_apart() {
     let made = cluster.post(PATH, doc).await.body;
     assert!(made.get("status").is_none());
     let one = format!("{PATH}/a");
-    let patched = cluster.patch(&format!("{one}/status"), "merge-patch", json!({"spec": {"size": 5}, "status": {"replicas": 2, "selector": "a=b"}})).await.body;
-    assert_eq!((&patched["spec"]["size"], &patched["status"]["replicas"], &patched["metadata"]["generation"]), (&json!(1), &json!(2), &json!(1)));
+    let patched = cluster
+        .patch(&format!("{one}/status"), "merge-patch", json!({"spec": {"size": 5}, "status": {"replicas": 2, "selector": "a=b"}}))
+        .await
+        .body;
+    assert_eq!(
+        (&patched["spec"]["size"], &patched["status"]["replicas"], &patched["metadata"]["generation"]),
+        (&json!(1), &json!(2), &json!(1))
+    );
     let scale = cluster.get(&format!("{one}/scale")).await.body;
     assert_eq!((&scale["spec"]["replicas"], &scale["status"]["selector"]), (&json!(2), &json!("a=b")));
     assert_eq!(cluster.patch(&format!("{one}/scale"), "merge-patch", json!({"spec": {"replicas": 7}})).await.body["spec"]["replicas"], 7);
@@ -119,7 +135,10 @@ async fn with_the_definition_go_the_instances() {
     let mut watch = cluster.watch(&format!("{PATH}?watch=true")).await;
     let mut gone = cluster.watch(&format!("{CRDS}?watch=true")).await;
     let answer = cluster.delete(&format!("{CRDS}/widgets.example.com"), Value::Null).await;
-    assert_eq!((answer.status.as_u16(), &answer.body["metadata"]["finalizers"]), (200, &json!(["customresourcecleanup.apiextensions.k8s.io"])));
+    assert_eq!(
+        (answer.status.as_u16(), &answer.body["metadata"]["finalizers"]),
+        (200, &json!(["customresourcecleanup.apiextensions.k8s.io"]))
+    );
     let mut deleted = 0;
     while deleted < 5 {
         deleted += usize::from(watch.next().await.unwrap()["type"] == "DELETED");

@@ -31,7 +31,8 @@ async fn ask(cluster: &Cluster, identity: Option<&Issued>, h2: bool, path: &str,
     config.alpn_protocols = if h2 { vec![b"h2".to_vec()] } else { vec![b"http/1.1".to_vec()] };
     let socket = TcpStream::connect(cluster.server.address()).await.unwrap();
     let stream = TlsConnector::from(Arc::new(config)).connect("localhost".try_into().unwrap(), socket).await.unwrap();
-    let mut request = Request::builder().uri(if h2 { format!("https://localhost{path}") } else { path.to_string() }).header("host", "localhost");
+    let mut request =
+        Request::builder().uri(if h2 { format!("https://localhost{path}") } else { path.to_string() }).header("host", "localhost");
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
@@ -62,7 +63,10 @@ async fn certificates_decide_who_asks() {
     let nobody = issue_client(ca, "nobody", &["none"]).unwrap();
     let (status, body, _) = ask(&cluster, Some(&nobody), true, "/api/v1/namespaces", &[]).await;
     assert_eq!(status, 403);
-    assert_eq!(body["message"], "namespaces is forbidden: User \"nobody\" cannot list resource \"namespaces\" in API group \"\" at the cluster scope");
+    assert_eq!(
+        body["message"],
+        "namespaces is forbidden: User \"nobody\" cannot list resource \"namespaces\" in API group \"\" at the cluster scope"
+    );
     // Signed by another authority: not broken off, but told so.
     let elsewhere = tempfile::tempdir().unwrap();
     let foreign = issue_client(&Pki::open(elsewhere.path()).unwrap().cluster_ca, "kubernetes-admin", &["system:masters"]).unwrap();

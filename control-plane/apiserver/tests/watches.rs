@@ -54,7 +54,10 @@ async fn a_revision_from_before_the_cache_is_gone() {
     let core = cluster.server.core();
     if core.hub.kind("configmaps").unwrap().subscribe(Default::default(), xebec_apiserver::cache::Start::After(1)).is_err() {
         let event = watch.next().await.unwrap();
-        assert_eq!((event["type"].as_str(), event["object"]["code"].as_i64(), event["object"]["reason"].as_str()), (Some("ERROR"), Some(410), Some("Expired")));
+        assert_eq!(
+            (event["type"].as_str(), event["object"]["code"].as_i64(), event["object"]["reason"].as_str()),
+            (Some("ERROR"), Some(410), Some("Expired"))
+        );
         assert!(watch.next().await.is_none());
     }
 }
@@ -106,7 +109,9 @@ async fn one_object_is_watched_by_name() {
 async fn a_table_watch_names_its_columns_once() {
     let cluster = start().await;
     cluster.namespace("n").await;
-    let response = cluster.raw(http::Method::GET, &format!("{PATH}?watch=true"), &[("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")], "").await;
+    let response = cluster
+        .raw(http::Method::GET, &format!("{PATH}?watch=true"), &[("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")], "")
+        .await;
     let mut watch = common::Watch::of(response);
     for name in ["a", "b"] {
         cluster.post(PATH, config_map(name, json!({}), json!({}))).await;
@@ -132,7 +137,12 @@ async fn follow(cluster: Arc<Cluster>, selector: &'static str, seed: u64, last: 
             Some(revision) => revision,
             None => {
                 let list = cluster.get(&format!("{PATH}?labelSelector={selector}")).await.body;
-                known = list["items"].as_array().unwrap().iter().map(|i| (i["metadata"]["name"].as_str().unwrap().to_string(), i.clone())).collect();
+                known = list["items"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|i| (i["metadata"]["name"].as_str().unwrap().to_string(), i.clone()))
+                    .collect();
                 list["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap()
             }
         };
@@ -140,7 +150,8 @@ async fn follow(cluster: Arc<Cluster>, selector: &'static str, seed: u64, last: 
         if known.contains_key(&last) {
             return known;
         }
-        let mut watch = cluster.watch(&format!("{PATH}?watch=true&allowWatchBookmarks=true&labelSelector={selector}&resourceVersion={from}")).await;
+        let mut watch =
+            cluster.watch(&format!("{PATH}?watch=true&allowWatchBookmarks=true&labelSelector={selector}&resourceVersion={from}")).await;
         // Clients break off now and then.
         for _ in 0..1 + random(40) {
             let Some(event) = watch.next().await else { break };
@@ -173,8 +184,9 @@ async fn whoever_lists_and_watches_ends_with_the_state_of_the_store() {
     let cluster = Arc::new(start().await);
     cluster.namespace("n").await;
     let selectors = ["", "app%3Dx", "app!%3Dx", "app"];
-    let followers: Vec<_> =
-        (0..8).map(|i| tokio::spawn(follow(cluster.clone(), selectors[i % selectors.len()], 7 + i as u64, format!("zz{}", i % selectors.len())))).collect();
+    let followers: Vec<_> = (0..8)
+        .map(|i| tokio::spawn(follow(cluster.clone(), selectors[i % selectors.len()], 7 + i as u64, format!("zz{}", i % selectors.len()))))
+        .collect();
     let writers: Vec<_> = (0..4_u64)
         .map(|w| {
             let cluster = cluster.clone();
@@ -186,7 +198,15 @@ async fn whoever_lists_and_watches_ends_with_the_state_of_the_store() {
                     match (step * 5 + w) % 4 {
                         0 => drop(cluster.delete(&path, Value::Null).await),
                         1 => drop(cluster.patch(&path, "merge-patch", json!({"metadata": {"labels": {"app": app}}})).await),
-                        2 => drop(cluster.patch(&path, "merge-patch", json!({"metadata": {"labels": {"app": null}}, "data": {"s": step.to_string()}})).await),
+                        2 => drop(
+                            cluster
+                                .patch(
+                                    &path,
+                                    "merge-patch",
+                                    json!({"metadata": {"labels": {"app": null}}, "data": {"s": step.to_string()}}),
+                                )
+                                .await,
+                        ),
                         _ => drop(cluster.post(PATH, config_map(&name, json!({"app": app}), json!({}))).await),
                     }
                 }

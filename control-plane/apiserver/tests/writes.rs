@@ -70,7 +70,12 @@ async fn update_needs_the_version_it_read() {
     assert!(version(&updated.body) > version(&made));
     let stale = cluster.put(&format!("{PATH}/a"), newer).await;
     assert_eq!((stale.status.as_u16(), stale.body["reason"].as_str().unwrap()), (409, "Conflict"));
-    assert!(stale.body["message"].as_str().unwrap().contains("the object has been modified; please apply your changes to the latest version and try again"));
+    assert!(
+        stale.body["message"]
+            .as_str()
+            .unwrap()
+            .contains("the object has been modified; please apply your changes to the latest version and try again")
+    );
     // Without a version it is unconditional for this kind, and the same content is no write.
     let mut blind = updated.body.clone();
     blind["metadata"].as_object_mut().unwrap().remove("resourceVersion");
@@ -106,7 +111,9 @@ async fn patches_of_each_kind() {
     let cluster = cluster().await;
     let path = "/apis/apps/v1/namespaces/n/deployments";
     let template = |image: &str| json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": image}, {"name": "d", "image": "y"}]}});
-    let made = cluster.post(path, json!({"metadata": {"name": "d"}, "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": template("x")}})).await;
+    let made = cluster
+        .post(path, json!({"metadata": {"name": "d"}, "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": template("x")}}))
+        .await;
     assert_eq!(made.status, 201, "{}", made.text);
     assert_eq!(made.body["metadata"]["generation"], 1);
     let one = format!("{path}/d");
@@ -119,8 +126,12 @@ async fn patches_of_each_kind() {
     let patched = cluster.patch(&one, "merge-patch", strategic).await.body;
     assert_eq!(patched["spec"]["template"]["spec"]["containers"].as_array().unwrap().len(), 1);
     // Through status only the status changes, and the generation does not count it.
-    let patched = cluster.patch(&format!("{one}/status"), "merge-patch", json!({"spec": {"replicas": 9}, "status": {"replicas": 3}})).await.body;
-    assert_eq!((&patched["spec"]["replicas"], &patched["status"]["replicas"], &patched["metadata"]["generation"]), (&json!(3), &json!(3), &json!(4)));
+    let patched =
+        cluster.patch(&format!("{one}/status"), "merge-patch", json!({"spec": {"replicas": 9}, "status": {"replicas": 3}})).await.body;
+    assert_eq!(
+        (&patched["spec"]["replicas"], &patched["status"]["replicas"], &patched["metadata"]["generation"]),
+        (&json!(3), &json!(3), &json!(4))
+    );
     let patched = cluster.patch(&one, "merge-patch", json!({"status": {"replicas": 7}})).await.body;
     assert_eq!(patched["status"]["replicas"], 3);
     // The scale is a view.
@@ -180,7 +191,10 @@ async fn deletion_options() {
         assert_eq!(answer.status.as_u16(), code, "{options}: {}", answer.text);
     }
     let gone = cluster.delete(&one, json!({"preconditions": {"uid": made["metadata"]["uid"]}})).await;
-    assert_eq!((&gone.body["kind"], &gone.body["status"], &gone.body["details"]["uid"]), (&json!("Status"), &json!("Success"), &made["metadata"]["uid"]));
+    assert_eq!(
+        (&gone.body["kind"], &gone.body["status"], &gone.body["details"]["uid"]),
+        (&json!("Status"), &json!("Success"), &made["metadata"]["uid"])
+    );
     assert_eq!(cluster.delete(&one, Value::Null).await.status, 404);
     make().await;
     let foreground = cluster.delete(&one, json!({"propagationPolicy": "Foreground"})).await;
@@ -200,7 +214,13 @@ async fn a_collection_is_deleted_by_selector() {
     let deleted = cluster.delete(&format!("{PATH}?labelSelector=half%3D1"), Value::Null).await;
     assert_eq!((deleted.status.as_u16(), deleted.body["items"].as_array().unwrap().len()), (200, 15));
     let left = cluster.get(PATH).await.body;
-    assert!(left["items"].as_array().unwrap().iter().all(|i| i["metadata"]["labels"]["half"] == "0" || i["metadata"]["name"] == "kube-root-ca.crt"));
+    assert!(
+        left["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|i| i["metadata"]["labels"]["half"] == "0" || i["metadata"]["name"] == "kube-root-ca.crt")
+    );
     assert_eq!(cluster.call(Method::DELETE, "/api/v1/configmaps", &[], "").await.status, 405);
 }
 
@@ -226,12 +246,17 @@ async fn pods_are_bound_once_and_evicted_within_budget() {
     let cluster = cluster().await;
     let pods = "/api/v1/namespaces/n/pods";
     cluster.post("/api/v1/namespaces/n/serviceaccounts", json!({"metadata": {"name": "default"}})).await;
-    let made = cluster.post(pods, json!({"metadata": {"name": "p", "labels": {"app": "x"}}, "spec": {"containers": [{"name": "c", "image": "x"}]}})).await;
+    let made = cluster
+        .post(pods, json!({"metadata": {"name": "p", "labels": {"app": "x"}}, "spec": {"containers": [{"name": "c", "image": "x"}]}}))
+        .await;
     assert_eq!(made.status, 201, "{}", made.text);
     let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "p"}, "target": {"kind": "Node", "name": "node-1"}});
     assert_eq!(cluster.post(&format!("{pods}/p/binding"), binding.clone()).await.status, 201);
     let again = cluster.post(&format!("{pods}/p/binding"), binding).await;
-    assert_eq!((again.status.as_u16(), again.body["message"].as_str().unwrap()), (409, "Operation cannot be fulfilled on pods/binding \"p\": pod p is already assigned to node \"node-1\""));
+    assert_eq!(
+        (again.status.as_u16(), again.body["message"].as_str().unwrap()),
+        (409, "Operation cannot be fulfilled on pods/binding \"p\": pod p is already assigned to node \"node-1\"")
+    );
     let bound = cluster.get(&format!("{pods}/p")).await.body;
     assert_eq!(bound["spec"]["nodeName"], "node-1");
     // Selected by its node, as a kubelet does.
@@ -244,7 +269,12 @@ async fn pods_are_bound_once_and_evicted_within_budget() {
     assert_eq!(cluster.patch(&format!("{budgets}/b/status"), "merge-patch", status(0)).await.status, 200);
     let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "p"}});
     let refused = cluster.post(&format!("{pods}/p/eviction"), eviction.clone()).await;
-    assert_eq!((refused.status.as_u16(), &refused.body["details"]["causes"][0]["reason"]), (429, &json!("DisruptionBudget")), "{}", refused.text);
+    assert_eq!(
+        (refused.status.as_u16(), &refused.body["details"]["causes"][0]["reason"]),
+        (429, &json!("DisruptionBudget")),
+        "{}",
+        refused.text
+    );
     cluster.patch(&format!("{budgets}/b/status"), "merge-patch", status(1)).await;
     assert_eq!(cluster.post(&format!("{pods}/p/eviction"), eviction).await.status, 201);
     assert!(cluster.get(&format!("{pods}/p")).await.body["metadata"]["deletionTimestamp"].is_string());
@@ -286,7 +316,9 @@ async fn bad_bodies_get_a_status() {
     let unknown = r#"{"metadata": {"name": "u"}, "nonsense": 1}"#;
     let warned = post("application/json", unknown.to_string()).await;
     assert_eq!((warned.status.as_u16(), warned.headers["warning"].to_str().unwrap()), (201, "299 - \"unknown field \\\"nonsense\\\"\""));
-    let strict = cluster.call(Method::POST, &format!("{PATH}?fieldValidation=Strict"), &[("content-type", "application/json")], unknown.to_string()).await;
+    let strict = cluster
+        .call(Method::POST, &format!("{PATH}?fieldValidation=Strict"), &[("content-type", "application/json")], unknown.to_string())
+        .await;
     assert_eq!(strict.status, 400);
     assert!(strict.body["message"].as_str().unwrap().contains("unknown field \"nonsense\""), "{}", strict.text);
     assert_eq!(cluster.call(Method::POST, &format!("{PATH}/a"), &[], "{}").await.status, 405);
@@ -315,7 +347,14 @@ async fn who_applied_a_field_is_asked_before_another_applies_it() {
     let one = format!("{PATH}/a");
     let apply = async |manager: &str, value: &str, force: bool| {
         let body = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"k": value}}).to_string();
-        cluster.call(Method::PATCH, &format!("{one}?fieldManager={manager}&force={force}"), &[("content-type", "application/apply-patch+yaml")], body).await
+        cluster
+            .call(
+                Method::PATCH,
+                &format!("{one}?fieldManager={manager}&force={force}"),
+                &[("content-type", "application/apply-patch+yaml")],
+                body,
+            )
+            .await
     };
     assert_eq!(apply("one", "1", false).await.status, 201);
     let again = apply("one", "1", false).await;
@@ -323,15 +362,23 @@ async fn who_applied_a_field_is_asked_before_another_applies_it() {
     // A whole update takes the field over, the server's own fields aside.
     let mut doc = again.body.clone();
     doc["data"]["k"] = "2".into();
-    let updated = cluster.call(Method::PUT, &one, &[("content-type", "application/json"), ("user-agent", "tool/1.0")], doc.to_string()).await.body;
-    let managers: Vec<&str> = updated["metadata"]["managedFields"].as_array().unwrap().iter().map(|e| e["manager"].as_str().unwrap()).collect();
+    let updated =
+        cluster.call(Method::PUT, &one, &[("content-type", "application/json"), ("user-agent", "tool/1.0")], doc.to_string()).await.body;
+    let managers: Vec<&str> =
+        updated["metadata"]["managedFields"].as_array().unwrap().iter().map(|e| e["manager"].as_str().unwrap()).collect();
     assert!(managers.contains(&"tool"), "{updated}");
     let refused = apply("one", "3", false).await;
-    assert_eq!((refused.status.as_u16(), &refused.body["details"]["causes"][0]["reason"]), (409, &json!("FieldManagerConflict")), "{}", refused.text);
+    assert_eq!(
+        (refused.status.as_u16(), &refused.body["details"]["causes"][0]["reason"]),
+        (409, &json!("FieldManagerConflict")),
+        "{}",
+        refused.text
+    );
     assert_eq!(apply("one", "3", true).await.body["data"]["k"], "3");
     assert_eq!(apply("", "3", true).await.status, 422);
     // An update that changes nothing is no write, whoever sends it.
     let now = cluster.get(&one).await.body;
-    let same = cluster.call(Method::PUT, &one, &[("content-type", "application/json"), ("user-agent", "other/1")], now.to_string()).await.body;
+    let same =
+        cluster.call(Method::PUT, &one, &[("content-type", "application/json"), ("user-agent", "other/1")], now.to_string()).await.body;
     assert_eq!(version(&same), version(&now));
 }

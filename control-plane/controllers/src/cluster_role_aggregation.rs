@@ -66,8 +66,11 @@ mod tests {
     #[test]
     fn rules_of_chosen_roles_are_joined_once() {
         let role = |name: &str, label: &str, verbs: &[&str]| -> Arc<ClusterRole> {
-            Arc::new(from_value(json!({"metadata": {"name": name, "labels": {"to": label}},
-                "rules": verbs.iter().map(|v| json!({"verbs": [v]})).collect::<Vec<_>>()})).unwrap())
+            Arc::new(
+                from_value(json!({"metadata": {"name": name, "labels": {"to": label}},
+                "rules": verbs.iter().map(|v| json!({"verbs": [v]})).collect::<Vec<_>>()}))
+                .unwrap(),
+            )
         };
         let sum: ClusterRole = from_value(json!({"metadata": {"name": "sum", "labels": {"to": "x"}},
             "aggregationRule": {"clusterRoleSelectors": [{"matchLabels": {"to": "x"}}]}}))

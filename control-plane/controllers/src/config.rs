@@ -19,13 +19,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Config {
-            cluster_cidrs: Vec::new(),
-            node_cidr_mask_v4: 24,
-            node_cidr_mask_v6: 64,
-            ca_pem: String::new(),
-            cluster_signer: None,
-        }
+        Config { cluster_cidrs: Vec::new(), node_cidr_mask_v4: 24, node_cidr_mask_v6: 64, ca_pem: String::new(), cluster_signer: None }
     }
 }
 

@@ -113,7 +113,12 @@ impl Controller {
         Ok(if unripe { Outcome::Again(Duration::from_secs(min_ready.unsigned_abs().into())) } else { Outcome::Done })
     }
 
-    async fn execute(&self, set: &DaemonSet, template: &k8s_openapi::api::core::v1::PodTemplateSpec, plan: plan::Plan) -> Result<(), Error> {
+    async fn execute(
+        &self,
+        set: &DaemonSet,
+        template: &k8s_openapi::api::core::v1::PodTemplateSpec,
+        plan: plan::Plan,
+    ) -> Result<(), Error> {
         let key = Key::of(set);
         let writer = PodWriter { client: &self.client, pods: &self.pods, recorder: &self.recorder, owner: set };
         let any_failed = !plan.failed.is_empty();

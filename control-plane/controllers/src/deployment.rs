@@ -17,8 +17,8 @@ use serde_json::json;
 use xebec_loops::meta::{controller_of, deleting, is_controlled_by, uid};
 use xebec_loops::pod::is_terminal;
 use xebec_loops::{
-    Cache, Error, EventType, Key, Outcome, Queue, Recorder, Selector, api_already_exists, api_message,
-    api_namespace_terminating, clock, ignore_not_found,
+    Cache, Error, EventType, Key, Outcome, Queue, Recorder, Selector, api_already_exists, api_message, api_namespace_terminating, clock,
+    ignore_not_found,
 };
 
 pub(crate) use hash::template_hash;

@@ -69,17 +69,18 @@ impl Controller {
     async fn reconcile(&self, key: Key) -> Result<Outcome, Error> {
         let Some(budget) = self.budgets.get(&key).filter(|b| !deleting(&b.metadata)) else { return Ok(Outcome::Done) };
         let selector = selector_of(&budget);
-        let pods: Vec<Arc<Pod>> = self
-            .pods
-            .in_namespace(&key.namespace)
-            .into_iter()
-            .filter(|p| selector.matches(p.metadata.labels.as_ref()))
-            .collect();
+        let pods: Vec<Arc<Pod>> =
+            self.pods.in_namespace(&key.namespace).into_iter().filter(|p| selector.matches(p.metadata.labels.as_ref())).collect();
         let now = clock::now();
         let (status, again) = match self.expected(&budget, &pods) {
             Ok((expected, desired)) => status(&budget, &pods, expected, desired, &now),
             Err(text) => {
-                self.recorder.event(&*budget, EventType::Warning, "CalculateExpectedPodCountFailed", format!("Failed to calculate the number of expected pods: {text}"));
+                self.recorder.event(
+                    &*budget,
+                    EventType::Warning,
+                    "CalculateExpectedPodCountFailed",
+                    format!("Failed to calculate the number of expected pods: {text}"),
+                );
                 let mut status = budget.status.clone().unwrap_or_default();
                 status.disruptions_allowed = Some(0);
                 set_condition(&mut status, &budget, false, "SyncFailed", &text, &now);
@@ -123,7 +124,9 @@ impl Controller {
             let key = Key::new(pod.metadata.namespace.clone().unwrap_or_default(), owner.name.clone());
             let found = match owner.kind.as_str() {
                 "ReplicaSet" => self.sets.get(&key).map(|s| self.scale_of_set(&s, &key.namespace)),
-                "StatefulSet" => self.stateful.get(&key).and_then(|s| Some((s.metadata.uid.clone()?, s.spec.as_ref()?.replicas.unwrap_or(1)))),
+                "StatefulSet" => {
+                    self.stateful.get(&key).and_then(|s| Some((s.metadata.uid.clone()?, s.spec.as_ref()?.replicas.unwrap_or(1))))
+                }
                 "ReplicationController" => {
                     self.controllers.get(&key).and_then(|s| Some((s.metadata.uid.clone()?, s.spec.as_ref()?.replicas.unwrap_or(1))))
                 }
@@ -148,7 +151,13 @@ impl Controller {
     }
 }
 
-fn status(budget: &PodDisruptionBudget, pods: &[Arc<Pod>], expected: i32, desired: i32, now: &Time) -> (PodDisruptionBudgetStatus, Option<f64>) {
+fn status(
+    budget: &PodDisruptionBudget,
+    pods: &[Arc<Pod>],
+    expected: i32,
+    desired: i32,
+    now: &Time,
+) -> (PodDisruptionBudgetStatus, Option<f64>) {
     let mut status = budget.status.clone().unwrap_or_default();
     // Evictions that were granted and are still to happen count as done.
     let mut granted = status.disrupted_pods.take().unwrap_or_default();
@@ -159,7 +168,12 @@ fn status(budget: &PodDisruptionBudget, pods: &[Arc<Pod>], expected: i32, desire
     let again = granted.values().map(|at| GRANT_SECONDS - seconds_between(at, now)).reduce(f64::min).map(|s| s.max(1.0));
     let healthy = pods
         .iter()
-        .filter(|p| is_ready(p) && !is_terminal(p) && !deleting(&p.metadata) && !granted.contains_key(p.metadata.name.as_deref().unwrap_or_default()))
+        .filter(|p| {
+            is_ready(p)
+                && !is_terminal(p)
+                && !deleting(&p.metadata)
+                && !granted.contains_key(p.metadata.name.as_deref().unwrap_or_default())
+        })
         .count() as i32;
     let allowed = if expected <= 0 { 0 } else { (healthy - desired).max(0) };
     status.disrupted_pods = (!granted.is_empty()).then_some(granted);
@@ -173,7 +187,14 @@ fn status(budget: &PodDisruptionBudget, pods: &[Arc<Pod>], expected: i32, desire
     (status, again)
 }
 
-fn set_condition(status: &mut PodDisruptionBudgetStatus, budget: &PodDisruptionBudget, value: bool, reason: &str, message: &str, now: &Time) {
+fn set_condition(
+    status: &mut PodDisruptionBudgetStatus,
+    budget: &PodDisruptionBudget,
+    value: bool,
+    reason: &str,
+    message: &str,
+    now: &Time,
+) {
     let conditions = status.conditions.get_or_insert_default();
     let value = if value { "True" } else { "False" };
     let old = conditions.iter().find(|c| c.type_ == "DisruptionAllowed");
@@ -197,12 +218,18 @@ mod tests {
     #[test]
     fn granted_evictions_count_until_they_happen_or_expire() {
         let pod = |name: &str, ready: &str| -> Arc<Pod> {
-            Arc::new(from_value(json!({"metadata": {"name": name}, "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": ready}]}})).unwrap())
+            Arc::new(
+                from_value(
+                    json!({"metadata": {"name": name}, "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": ready}]}}),
+                )
+                .unwrap(),
+            )
         };
         let pods = [pod("a", "True"), pod("b", "True"), pod("c", "True"), pod("d", "False")];
         let budget = |at: &str| -> PodDisruptionBudget {
             from_value(json!({"metadata": {"generation": 2}, "status": {"disruptedPods": {"a": at}, "currentHealthy": 0,
-                "desiredHealthy": 0, "disruptionsAllowed": 0, "expectedPods": 0}})).unwrap()
+                "desiredHealthy": 0, "disruptionsAllowed": 0, "expectedPods": 0}}))
+            .unwrap()
         };
         let now: Time = from_value(json!("2024-01-01T00:10:00Z")).unwrap();
         let (fresh, again) = status(&budget("2024-01-01T00:09:00Z"), &pods, 4, 2, &now);

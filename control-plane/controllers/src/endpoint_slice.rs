@@ -83,12 +83,8 @@ impl Controller {
                     && !deleting(&s.metadata)
             })
             .collect();
-        let zones: HashMap<String, String> = self
-            .nodes
-            .list()
-            .iter()
-            .filter_map(|n| Some((n.metadata.name.clone()?, label(&n.metadata, ZONE)?.to_owned())))
-            .collect();
+        let zones: HashMap<String, String> =
+            self.nodes.list().iter().filter_map(|n| Some((n.metadata.name.clone()?, label(&n.metadata, ZONE)?.to_owned()))).collect();
         if let Err(error) = self.execute(&key, plan::plan(&service, &pods, &zones, &existing)).await {
             if let Error::Api(e) = &error
                 && !error.is_conflict()

@@ -181,11 +181,7 @@ fn subsets(service: &Service, pods: &[Arc<Pod>]) -> (Vec<EndpointSubset>, bool) 
                     app_protocol,
                 })
                 .collect();
-            EndpointSubset {
-                addresses: pick(true),
-                not_ready_addresses: pick(false),
-                ports: (!ports.is_empty()).then_some(ports),
-            }
+            EndpointSubset { addresses: pick(true), not_ready_addresses: pick(false), ports: (!ports.is_empty()).then_some(ports) }
         })
         .collect();
     (subsets, over)
@@ -202,10 +198,12 @@ mod tests {
             "clusterIP": "10.0.0.1", "ports": [{"name": "http", "port": 80, "targetPort": "web"}]}}))
         .unwrap();
         let pod = |name: &str, ip: &str, port: i32, ready: &str| -> Arc<Pod> {
-            Arc::new(from_value(json!({"metadata": {"name": name, "namespace": "n", "uid": name},
+            Arc::new(
+                from_value(json!({"metadata": {"name": name, "namespace": "n", "uid": name},
                 "spec": {"containers": [{"name": "c", "ports": [{"name": "web", "containerPort": port}]}]},
                 "status": {"phase": "Running", "podIP": ip, "conditions": [{"type": "Ready", "status": ready}]}}))
-            .unwrap())
+                .unwrap(),
+            )
         };
         let pods = [pod("a", "10.1.0.2", 80, "True"), pod("b", "10.1.0.1", 80, "False"), pod("c", "10.1.0.3", 81, "True")];
         let (subsets, over) = subsets(&service, &pods);

@@ -326,12 +326,7 @@ impl Collector {
     }
 
     /// Reads, decides, and patches against what was read; tries again when somebody else wrote in between.
-    async fn rewrite(
-        &self,
-        api: &Api<Meta>,
-        item: &Item,
-        change: impl Fn(&ObjectMeta) -> Option<serde_json::Value>,
-    ) -> Result<(), Error> {
+    async fn rewrite(&self, api: &Api<Meta>, item: &Item, change: impl Fn(&ObjectMeta) -> Option<serde_json::Value>) -> Result<(), Error> {
         for _ in 0..5 {
             let latest = api.get_opt(&item.name).await?;
             let Some(latest) = latest.filter(|l| l.metadata.uid.as_deref() == Some(&item.uid)) else { return Ok(()) };

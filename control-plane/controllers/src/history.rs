@@ -59,11 +59,8 @@ pub fn template_of(revision: &ControllerRevision) -> Option<PodTemplateSpec> {
 /// Any refusal of the API.
 pub async fn sync(client: &kube::Client, cache: &Cache<ControllerRevision>, owner: &Owner<'_>) -> Result<Found, Error> {
     let api: Api<ControllerRevision> = Api::namespaced(client.clone(), owner.namespace);
-    let mut all: Vec<Arc<ControllerRevision>> = cache
-        .in_namespace(owner.namespace)
-        .into_iter()
-        .filter(|r| is_controlled_by(&r.metadata, &owner.reference.uid))
-        .collect();
+    let mut all: Vec<Arc<ControllerRevision>> =
+        cache.in_namespace(owner.namespace).into_iter().filter(|r| is_controlled_by(&r.metadata, &owner.reference.uid)).collect();
     all.sort_by(|a, b| {
         let order = |r: &ControllerRevision| (r.revision, r.metadata.creation_timestamp.clone(), r.metadata.name.clone());
         order(a).cmp(&order(b))
@@ -134,10 +131,8 @@ pub async fn truncate(
     live: &BTreeSet<String>,
     limit: i32,
 ) -> Result<(), Error> {
-    let unused: Vec<&Arc<ControllerRevision>> = old
-        .iter()
-        .filter(|r| !live.contains(&hash_of(r)) && !live.contains(r.metadata.name.as_deref().unwrap_or_default()))
-        .collect();
+    let unused: Vec<&Arc<ControllerRevision>> =
+        old.iter().filter(|r| !live.contains(&hash_of(r)) && !live.contains(r.metadata.name.as_deref().unwrap_or_default())).collect();
     let surplus = unused.len().saturating_sub(usize::try_from(limit).unwrap_or(0));
     for revision in unused.into_iter().take(surplus) {
         let key = Key::of(&**revision);

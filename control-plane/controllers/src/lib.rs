@@ -5,9 +5,9 @@
 
 mod cluster_role_aggregation;
 mod config;
+mod csr;
 mod daemonset;
 mod deployment;
-mod csr;
 mod discovery;
 mod disruption;
 mod endpoint_slice;

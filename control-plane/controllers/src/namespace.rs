@@ -86,8 +86,7 @@ async fn empty(client: &kube::Client, namespace: &str) -> Findings {
             return findings;
         }
     };
-    let (pods, others): (Vec<_>, Vec<_>) =
-        kinds.into_iter().filter(|k| k.namespaced).partition(|k| k.group.is_empty() && k.kind == "Pod");
+    let (pods, others): (Vec<_>, Vec<_>) = kinds.into_iter().filter(|k| k.namespaced).partition(|k| k.group.is_empty() && k.kind == "Pod");
     for kind in pods {
         empty_kind(client, namespace, &kind, &mut findings).await;
     }

@@ -52,8 +52,7 @@ fn register_root_ca(setup: &mut Setup, namespaces: &Arc<Cache<Namespace>>) {
     if setup.config.ca_pem.is_empty() {
         return;
     }
-    let (client, maps, all, config) =
-        (setup.client.clone(), setup.cache::<ConfigMap>(), namespaces.clone(), setup.config.clone());
+    let (client, maps, all, config) = (setup.client.clone(), setup.cache::<ConfigMap>(), namespaces.clone(), setup.config.clone());
     let cache = maps.clone();
     let queue = setup.control_loop("root-ca-cert-publisher", namespaces, 2, move |key| {
         let (client, cache, all, config) = (client.clone(), cache.clone(), all.clone(), config.clone());

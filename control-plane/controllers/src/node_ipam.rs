@@ -24,8 +24,7 @@ pub fn register(setup: &mut Setup) {
     let one = Arc::new(Mutex::new(()));
     let cache = nodes.clone();
     setup.control_loop("nodeipam", &nodes, 1, move |key| {
-        let (client, config, cache, recorder, one) =
-            (client.clone(), config.clone(), cache.clone(), recorder.clone(), one.clone());
+        let (client, config, cache, recorder, one) = (client.clone(), config.clone(), cache.clone(), recorder.clone(), one.clone());
         async move {
             let masks = (config.node_cidr_mask_v4, config.node_cidr_mask_v6);
             let chosen = {

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use kube::api::{Api, Patch, PatchParams};
 use kube::Resource;
+use kube::api::{Api, Patch, PatchParams};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use xebec_loops::meta::{controller_of, controller_reference, deleting, uid};
@@ -119,8 +119,7 @@ mod tests {
         let pod = |owner: Option<&str>, matches: bool, deleted: bool| -> Pod {
             let mut v: Value = json!({"metadata": {"labels": {"a": if matches { "b" } else { "c" }}}});
             if let Some(uid) = owner {
-                v["metadata"]["ownerReferences"] =
-                    json!([{"apiVersion": "v1", "kind": "X", "name": "x", "uid": uid, "controller": true}]);
+                v["metadata"]["ownerReferences"] = json!([{"apiVersion": "v1", "kind": "X", "name": "x", "uid": uid, "controller": true}]);
             }
             if deleted {
                 v["metadata"]["deletionTimestamp"] = json!("2024-01-01T00:00:00Z");

@@ -21,8 +21,7 @@ const QUARANTINE: Duration = Duration::from_secs(40);
 
 /// Registers the loop.
 pub fn register(setup: &mut Setup) {
-    let (client, pods, nodes, cancel) =
-        (setup.client.clone(), setup.cache::<Pod>(), setup.cache::<Node>(), setup.cancel.clone());
+    let (client, pods, nodes, cancel) = (setup.client.clone(), setup.cache::<Pod>(), setup.cache::<Node>(), setup.cancel.clone());
     setup.on_start(move |tasks| {
         tasks.spawn(async move {
             let mut missing: HashMap<String, Instant> = HashMap::new();
@@ -119,8 +118,11 @@ mod tests {
     #[test]
     fn the_oldest_ended_pods_go_first() {
         let pod = |name: &str, second: u32, phase: &str| -> Arc<Pod> {
-            Arc::new(from_value(json!({"metadata": {"name": name, "creationTimestamp": format!("2024-01-01T00:00:{second:02}Z")},
-                "status": {"phase": phase}})).unwrap())
+            Arc::new(
+                from_value(json!({"metadata": {"name": name, "creationTimestamp": format!("2024-01-01T00:00:{second:02}Z")},
+                "status": {"phase": phase}}))
+                .unwrap(),
+            )
         };
         let pods = [pod("c", 3, "Failed"), pod("a", 1, "Succeeded"), pod("r", 0, "Running"), pod("b", 2, "Failed")];
         let names: Vec<_> = ended_beyond(&pods, 1).iter().map(|p| p.metadata.name.clone().unwrap()).collect();

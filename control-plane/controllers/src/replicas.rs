@@ -245,10 +245,16 @@ mod tests {
             pod("not-ready", json!({"status": {"conditions": []}})),
             pod("cheap", json!({"metadata": {"annotations": {DELETION_COST: "-5"}}})),
             pod("crowded", json!({"spec": {"nodeName": "n2"}})),
-            pod("newly-ready", json!({"status": {"conditions": [
-                {"type": "Ready", "status": "True", "lastTransitionTime": "2024-01-01T23:59:00Z"}]}})),
-            pod("restarted", json!({"status": {"containerStatuses": [
-                {"name": "c", "image": "i", "imageID": "", "ready": true, "restartCount": 3}]}})),
+            pod(
+                "newly-ready",
+                json!({"status": {"conditions": [
+                {"type": "Ready", "status": "True", "lastTransitionTime": "2024-01-01T23:59:00Z"}]}}),
+            ),
+            pod(
+                "restarted",
+                json!({"status": {"containerStatuses": [
+                {"name": "c", "image": "i", "imageID": "", "ready": true, "restartCount": 3}]}}),
+            ),
             pod("young", json!({"metadata": {"creationTimestamp": "2024-01-01T23:59:00Z"}})),
             pod("old", json!({})),
         ];

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, Service, ServicePort};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use xebec_loops::pod::{is_ready, is_terminal, node_name};
 use xebec_loops::meta::deleting;
+use xebec_loops::pod::{is_ready, is_terminal, node_name};
 use xebec_loops::{Cache, Key, Queue, Selector};
 
 /// The Service's selector; matches nothing for Services whose endpoints somebody else makes.

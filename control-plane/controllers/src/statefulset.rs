@@ -86,18 +86,13 @@ impl Controller {
         let name_of = |r: &ControllerRevision| r.metadata.name.clone().unwrap_or_default();
         let update = Revision { name: name_of(&history.update), template: spec.template.clone() };
         let known = set.status.as_ref().and_then(|s| s.current_revision.clone());
-        let current = known.and_then(|n| history.old.iter().find(|r| name_of(r) == n)).map_or_else(
-            || update.clone(),
-            |r| Revision { name: name_of(r), template: history::template_of(r).unwrap_or_default() },
-        );
+        let current = known
+            .and_then(|n| history.old.iter().find(|r| name_of(r) == n))
+            .map_or_else(|| update.clone(), |r| Revision { name: name_of(r), template: history::template_of(r).unwrap_or_default() });
         let now = clock::now();
         let worked = self.execute(&set, plan::plan(&set, &pods, &current, &update, &now)).await;
-        let mine: Vec<Arc<Pod>> = self
-            .pods
-            .in_namespace(&key.namespace)
-            .into_iter()
-            .filter(|p| is_controlled_by(&p.metadata, uid(&set.metadata)))
-            .collect();
+        let mine: Vec<Arc<Pod>> =
+            self.pods.in_namespace(&key.namespace).into_iter().filter(|p| is_controlled_by(&p.metadata, uid(&set.metadata))).collect();
         let status = plan::status(&set, &mine, &current.name, &update.name, &now);
         if set.status.as_ref() != Some(&status) {
             let mut changed = (*set).clone();
@@ -167,7 +162,8 @@ impl Controller {
             }
             Err(error) if api_already_exists(&error) => Ok(()),
             Err(error) => {
-                let text = format!("create Claim {name} for Pod {pod_name} in StatefulSet {} failed error: {}", key.name, api_message(&error));
+                let text =
+                    format!("create Claim {name} for Pod {pod_name} in StatefulSet {} failed error: {}", key.name, api_message(&error));
                 self.recorder.event(set, EventType::Warning, "FailedCreate", text);
                 Err(error.into())
             }

@@ -122,6 +122,9 @@ mod tests {
         assert_eq!(with(json!([{"key": "a", "operator": "Exists"}])), Stay::Forever);
         assert_eq!(with(json!([{"key": "a", "operator": "Exists", "tolerationSeconds": 30}])), Stay::For(Duration::from_secs(20)));
         assert_eq!(with(json!([{"operator": "Exists", "tolerationSeconds": 5}])), Stay::Not);
-        assert_eq!(with(json!([{"operator": "Exists"}, {"key": "a", "operator": "Exists", "tolerationSeconds": 40}])), Stay::For(Duration::from_secs(30)));
+        assert_eq!(
+            with(json!([{"operator": "Exists"}, {"key": "a", "operator": "Exists", "tolerationSeconds": 40}])),
+            Stay::For(Duration::from_secs(30))
+        );
     }
 }

@@ -60,12 +60,7 @@ struct Index<K> {
 impl<K> Default for Cache<K> {
     fn default() -> Self {
         Cache {
-            state: RwLock::new(State {
-                objects: BTreeMap::new(),
-                indexes: HashMap::new(),
-                seen: 0,
-                ahead: HashMap::new(),
-            }),
+            state: RwLock::new(State { objects: BTreeMap::new(), indexes: HashMap::new(), seen: 0, ahead: HashMap::new() }),
             handlers: RwLock::new(Vec::new()),
             synced: watch::Sender::new(false),
         }
@@ -217,12 +212,7 @@ impl<K: Resource> Cache<K> {
             let mut state = self.state.write();
             state.seen = state.seen.max(listed);
             state.ahead.retain(|_, v| *v > listed);
-            let gone: Vec<Key> = state
-                .objects
-                .keys()
-                .filter(|k| !new.contains_key(*k) && !state.ahead.contains_key(*k))
-                .cloned()
-                .collect();
+            let gone: Vec<Key> = state.objects.keys().filter(|k| !new.contains_key(*k) && !state.ahead.contains_key(*k)).cloned().collect();
             for key in gone {
                 changes.push((state.remove(&key), None));
             }

@@ -20,7 +20,11 @@ pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
         // KEP-5471: numbers compare as numbers; what is not a number is not tolerated.
         operator @ ("Lt" | "Gt") => match (taint_value.parse::<i64>(), value.parse::<i64>()) {
             (Ok(taint), Ok(limit)) => {
-                if operator == "Lt" { taint < limit } else { taint > limit }
+                if operator == "Lt" {
+                    taint < limit
+                } else {
+                    taint > limit
+                }
             }
             _ => false,
         },

@@ -22,8 +22,7 @@ pub struct Amount {
 
 const NANO: i128 = 1_000_000_000;
 const BINARY: [(&str, u32); 6] = [("Ei", 60), ("Pi", 50), ("Ti", 40), ("Gi", 30), ("Mi", 20), ("Ki", 10)];
-const DECIMAL: [(&str, i32); 9] =
-    [("E", 18), ("P", 15), ("T", 12), ("G", 9), ("M", 6), ("k", 3), ("m", -3), ("u", -6), ("n", -9)];
+const DECIMAL: [(&str, i32); 9] = [("E", 18), ("P", 15), ("T", 12), ("G", 9), ("M", 6), ("k", 3), ("m", -3), ("u", -6), ("n", -9)];
 
 impl Amount {
     /// Nothing, in decimal style.

@@ -63,12 +63,9 @@ impl Selector {
     /// Compiles a plain map of labels (a Service's selector); absent or empty means nothing.
     pub fn from_map(labels: Option<&BTreeMap<String, String>>) -> Self {
         match labels {
-            Some(labels) if !labels.is_empty() => Selector::All(
-                labels
-                    .iter()
-                    .map(|(k, v)| Requirement { key: k.clone(), operator: Operator::In(vec![v.clone()]) })
-                    .collect(),
-            ),
+            Some(labels) if !labels.is_empty() => {
+                Selector::All(labels.iter().map(|(k, v)| Requirement { key: k.clone(), operator: Operator::In(vec![v.clone()]) }).collect())
+            }
             _ => Selector::Nothing,
         }
     }

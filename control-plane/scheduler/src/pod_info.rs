@@ -51,9 +51,7 @@ impl HostPort {
     /// Whether both cannot be bound on one node.
     pub fn conflicts(&self, other: &HostPort) -> bool {
         const ANY: &str = "0.0.0.0";
-        self.port == other.port
-            && self.protocol == other.protocol
-            && (self.ip == other.ip || self.ip == ANY || other.ip == ANY)
+        self.port == other.port && self.protocol == other.protocol && (self.ip == other.ip || self.ip == ANY || other.ip == ANY)
     }
 }
 

@@ -136,11 +136,8 @@ fn importance(a: &Arc<PodInfo>, b: &Arc<PodInfo>) -> std::cmp::Ordering {
 
 /// Pods whose eviction would break a budget, and the rest.
 fn split_by_budget(pods: &[Arc<PodInfo>], budgets: &[Arc<PodDisruptionBudget>]) -> (Vec<Arc<PodInfo>>, Vec<Arc<PodInfo>>) {
-    let mut left: BTreeMap<usize, i32> = budgets
-        .iter()
-        .enumerate()
-        .map(|(i, b)| (i, b.status.as_ref().map_or(0, |s| s.disruptions_allowed.unwrap_or(0))))
-        .collect();
+    let mut left: BTreeMap<usize, i32> =
+        budgets.iter().enumerate().map(|(i, b)| (i, b.status.as_ref().map_or(0, |s| s.disruptions_allowed.unwrap_or(0)))).collect();
     pods.iter().cloned().partition(|pod| {
         let mut violates = false;
         for (i, budget) in budgets.iter().enumerate() {

@@ -52,10 +52,9 @@ impl Wake {
     fn may_help(self, plugin: Plugin) -> bool {
         match self {
             Wake::Node => true,
-            Wake::PodGone => matches!(
-                plugin,
-                Plugin::NodePorts | Plugin::NodeResourcesFit | Plugin::PodTopologySpread | Plugin::InterPodAffinity
-            ),
+            Wake::PodGone => {
+                matches!(plugin, Plugin::NodePorts | Plugin::NodeResourcesFit | Plugin::PodTopologySpread | Plugin::InterPodAffinity)
+            }
             Wake::PodPlaced => matches!(plugin, Plugin::PodTopologySpread | Plugin::InterPodAffinity),
             Wake::Namespace => plugin == Plugin::InterPodAffinity,
         }
@@ -175,12 +174,8 @@ impl Queue {
     }
 
     fn move_where(&mut self, now: Instant, which: impl Fn(&Waiting) -> bool) {
-        let moving: Vec<String> = self
-            .pods
-            .iter()
-            .filter(|(_, w)| w.place == Place::Unschedulable && which(w))
-            .map(|(uid, _)| uid.clone())
-            .collect();
+        let moving: Vec<String> =
+            self.pods.iter().filter(|(_, w)| w.place == Place::Unschedulable && which(w)).map(|(uid, _)| uid.clone()).collect();
         for uid in moving {
             if let Some(mut w) = self.remove(&uid) {
                 let until = w.since + backoff(w.attempts);

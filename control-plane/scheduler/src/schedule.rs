@@ -126,11 +126,8 @@ fn feasible_enough(nodes: usize) -> usize {
 /// not lose it; without, because they may never come.
 pub fn fits(cluster: &Cluster, node: &NodeInfo, pod: &PodInfo, prepared: &Prepared<'_>) -> Result<(), Rejection> {
     let promised = cluster.nominated.get(&node.name);
-    let ahead: Vec<_> = promised
-        .into_iter()
-        .flat_map(|p| p.values())
-        .filter(|other| other.uid != pod.uid && other.priority >= pod.priority)
-        .collect();
+    let ahead: Vec<_> =
+        promised.into_iter().flat_map(|p| p.values()).filter(|other| other.uid != pod.uid && other.priority >= pod.priority).collect();
     if !ahead.is_empty() {
         let mut with = node.clone();
         ahead.into_iter().for_each(|other| with.add(other.clone()));

@@ -96,10 +96,7 @@ fn placed(pod: &Pod) -> Option<&str> {
 /// Whether this scheduler has to find the pod a node.
 fn waits(pod: &Pod) -> bool {
     let scheduler = pod.spec.as_ref().and_then(|s| s.scheduler_name.as_deref());
-    node_name(pod).is_none()
-        && !is_terminal(pod)
-        && !meta::deleting(&pod.metadata)
-        && scheduler.unwrap_or(SCHEDULER_NAME) == SCHEDULER_NAME
+    node_name(pod).is_none() && !is_terminal(pod) && !meta::deleting(&pod.metadata) && scheduler.unwrap_or(SCHEDULER_NAME) == SCHEDULER_NAME
 }
 
 /// Whether a change of a waiting pod may let it fit; conditions, which the scheduler itself writes, do not.
@@ -153,7 +150,8 @@ impl Shell {
         if let Some(node) = placed(&new).map(str::to_owned) {
             self.queue.remove(&uid);
             let known = self.cluster.bound.get(&uid) == Some(&node);
-            let changed = old.as_ref().is_none_or(|o| scheduling_changed(o, &new) || meta::deleting(&o.metadata) != meta::deleting(&new.metadata));
+            let changed =
+                old.as_ref().is_none_or(|o| scheduling_changed(o, &new) || meta::deleting(&o.metadata) != meta::deleting(&new.metadata));
             if !known || changed {
                 self.cluster.place(Arc::new(PodInfo::new(new)), &node);
                 self.queue.wake(Wake::PodPlaced, now);
@@ -220,8 +218,7 @@ impl Shell {
     }
 
     fn bind(&self, waiting: Waiting, node: String) {
-        let (client, recorder, send, writers) =
-            (self.client.clone(), self.recorder.clone(), self.send.clone(), self.writers.clone());
+        let (client, recorder, send, writers) = (self.client.clone(), self.recorder.clone(), self.send.clone(), self.writers.clone());
         tokio::spawn(async move {
             let _writer = writers.acquire_owned().await;
             let pod = waiting.pod.clone();
@@ -235,8 +232,7 @@ impl Shell {
                 },
                 target: ObjectReference { kind: Some("Node".into()), name: Some(node.clone()), ..Default::default() },
             };
-            let answer: Result<serde_json::Value, _> =
-                api.create_subresource("binding", &pod.name, &PostParams::default(), &binding).await;
+            let answer: Result<serde_json::Value, _> = api.create_subresource("binding", &pod.name, &PostParams::default(), &binding).await;
             match answer {
                 Ok(_) => {
                     let text = format!("Successfully assigned {}/{} to {node}", pod.namespace, pod.name);
@@ -267,9 +263,7 @@ impl Shell {
         self.recorder.event_on(reference(&*pod.pod), EventType::Warning, "FailedScheduling", "Scheduling", text);
         let old = condition(&pod.pod, "PodScheduled");
         let had = pod.pod.status.as_ref().and_then(|s| s.nominated_node_name.clone());
-        let same = old.is_some_and(|c| {
-            c.status == "False" && c.reason.as_deref() == Some(reason) && c.message.as_deref() == Some(text)
-        });
+        let same = old.is_some_and(|c| c.status == "False" && c.reason.as_deref() == Some(reason) && c.message.as_deref() == Some(text));
         if same && (nominated.is_none() || nominated == had) {
             return;
         }

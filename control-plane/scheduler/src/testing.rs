@@ -29,8 +29,7 @@ pub fn node_from(value: Value) -> NodeInfo {
 
 pub fn node_with(name: &str, allocatable: Value, pods: Vec<PodInfo>) -> NodeInfo {
     let labels = json!({"kubernetes.io/hostname": name});
-    let mut node =
-        node_from(json!({"metadata": {"name": name, "labels": labels}, "status": {"allocatable": allocatable}}));
+    let mut node = node_from(json!({"metadata": {"name": name, "labels": labels}, "status": {"allocatable": allocatable}}));
     for (i, mut pod) in pods.into_iter().enumerate() {
         if pod.uid.is_empty() {
             pod.uid = format!("{name}-{i}");

@@ -22,12 +22,7 @@ pub(crate) trait Source: Send + Sync + 'static {
 
     /// Changes to the prefix from `from` on, up to `to` at most, whole revisions, a reasonable amount;
     /// and the last revision covered, at least `from`.
-    fn history(
-        &self,
-        prefix: &str,
-        from: Revision,
-        to: Revision,
-    ) -> impl Future<Output = Result<(Vec<WatchBatch>, Revision)>> + Send;
+    fn history(&self, prefix: &str, from: Revision, to: Revision) -> impl Future<Output = Result<(Vec<WatchBatch>, Revision)>> + Send;
 }
 
 struct Cursor<S> {
@@ -40,18 +35,8 @@ struct Cursor<S> {
     ready: VecDeque<WatchBatch>,
 }
 
-pub(crate) fn stream<S: Source>(
-    source: Arc<S>,
-    prefix: String,
-    from: Revision,
-) -> BoxStream<'static, Result<WatchBatch>> {
-    let cursor = Cursor {
-        source,
-        prefix,
-        next: from,
-        from,
-        ready: VecDeque::new(),
-    };
+pub(crate) fn stream<S: Source>(source: Arc<S>, prefix: String, from: Revision) -> BoxStream<'static, Result<WatchBatch>> {
+    let cursor = Cursor { source, prefix, next: from, from, ready: VecDeque::new() };
     stream::try_unfold(cursor, |mut cursor| async move {
         let batch = cursor.advance().await?;
         Ok(Some((batch, cursor)))
@@ -65,36 +50,19 @@ impl<S: Source> Cursor<S> {
             return Ok(batch);
         }
         let mut revision = self.source.revision();
-        let current = *revision
-            .wait_for(|current| *current >= self.next)
-            .await
-            .map_err(|_| StoreError::closed())?;
-        let (batches, reached) =
-            match self
-                .source
-                .ring()
-                .since(&self.prefix, self.next, current, STEP)
-            {
-                Some(found) => found,
-                None => match self.source.history(&self.prefix, self.next, current).await {
-                    Err(StoreError::Compacted { .. }) if self.next > self.from => {
-                        return Err(StoreError::Lagged {
-                            last: self.next - 1,
-                        });
-                    }
-                    other => other?,
-                },
-            };
+        let current = *revision.wait_for(|current| *current >= self.next).await.map_err(|_| StoreError::closed())?;
+        let (batches, reached) = match self.source.ring().since(&self.prefix, self.next, current, STEP) {
+            Some(found) => found,
+            None => match self.source.history(&self.prefix, self.next, current).await {
+                Err(StoreError::Compacted { .. }) if self.next > self.from => {
+                    return Err(StoreError::Lagged { last: self.next - 1 });
+                }
+                other => other?,
+            },
+        };
         self.ready = batches.into();
-        if self
-            .ready
-            .back()
-            .is_none_or(|batch| batch.revision < reached)
-        {
-            self.ready.push_back(WatchBatch {
-                revision: reached,
-                events: Vec::new(),
-            });
+        if self.ready.back().is_none_or(|batch| batch.revision < reached) {
+            self.ready.push_back(WatchBatch { revision: reached, events: Vec::new() });
         }
         self.next = reached + 1;
         self.ready.pop_front().ok_or_else(StoreError::closed)

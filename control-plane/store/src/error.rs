@@ -6,23 +6,13 @@ use crate::Revision;
 pub enum StoreError {
     /// History before `compacted` is gone; list again and watch from there.
     #[error("revision {requested} has been compacted, the oldest readable revision is {oldest}")]
-    Compacted {
-        requested: Revision,
-        oldest: Revision,
-    },
+    Compacted { requested: Revision, oldest: Revision },
     /// The revision asked for has not happened yet.
     #[error("revision {requested} is in the future, the store is at {current}")]
-    FutureRevision {
-        requested: Revision,
-        current: Revision,
-    },
+    FutureRevision { requested: Revision, current: Revision },
     /// The value is larger than the backend takes.
     #[error("value of {key:?} has {size} bytes, at most {limit} can be stored")]
-    TooLarge {
-        key: String,
-        size: usize,
-        limit: usize,
-    },
+    TooLarge { key: String, size: usize, limit: usize },
     /// A watcher was too slow and was cut off; resume by revision.
     #[error("watcher fell behind and was cut off after revision {last}")]
     Lagged { last: Revision },
@@ -35,9 +25,7 @@ pub enum StoreError {
     )]
     Corrupted { path: String, reason: String },
     /// Another process has the file open.
-    #[error(
-        "store file {path} is in use by another process. Stop that server first, or give this one its own --data-dir"
-    )]
+    #[error("store file {path} is in use by another process. Stop that server first, or give this one its own --data-dir")]
     InUse { path: String },
     /// Anything else the backend said.
     #[error("store: {0}")]

@@ -29,18 +29,12 @@ fn check(txn: &Txn, max_value: usize) -> Result<()> {
             return Err(StoreError::Backend("a key must not be empty".into()));
         }
         if !keys.insert(key) {
-            return Err(StoreError::Backend(format!(
-                "key {key:?} is written twice in one transaction"
-            )));
+            return Err(StoreError::Backend(format!("key {key:?} is written twice in one transaction")));
         }
         if let Op::Put { value, .. } = op
             && value.len() > max_value
         {
-            return Err(StoreError::TooLarge {
-                key: key.clone(),
-                size: value.len(),
-                limit: max_value,
-            });
+            return Err(StoreError::TooLarge { key: key.clone(), size: value.len(), limit: max_value });
         }
     }
     Ok(())
@@ -90,11 +84,7 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError::Compacted`] (here or as a stream item) if `from` is compacted,
     /// [`StoreError::Lagged`] if the reader fell behind compaction later.
-    async fn watch(
-        &self,
-        prefix: &str,
-        from: Revision,
-    ) -> Result<BoxStream<'static, Result<WatchBatch>>>;
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<BoxStream<'static, Result<WatchBatch>>>;
 
     /// Forgets history before `revision`: reads at it and later, and watches from the one after it, still work.
     /// Compacting what is compacted already is no error.

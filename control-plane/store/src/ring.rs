@@ -24,11 +24,7 @@ struct Inner {
 impl Ring {
     /// `current` is the last revision before anything is pushed.
     pub fn new(current: Revision) -> Self {
-        Self(RwLock::new(Inner {
-            batches: VecDeque::new(),
-            bytes: 0,
-            first: current + 1,
-        }))
+        Self(RwLock::new(Inner { batches: VecDeque::new(), bytes: 0, first: current + 1 }))
     }
 
     /// Appends batches; every revision must come, in order.
@@ -49,22 +45,12 @@ impl Ring {
 
     /// Forgets everything: the changes up to `current` cannot be had any more.
     pub fn reset(&self, current: Revision) {
-        *self.0.write() = Inner {
-            batches: VecDeque::new(),
-            bytes: 0,
-            first: current + 1,
-        };
+        *self.0.write() = Inner { batches: VecDeque::new(), bytes: 0, first: current + 1 };
     }
 
     /// What happened to the prefix in `from..=to`, at most `limit` batches, and the last revision covered.
     /// `None` if the ring does not reach back so far.
-    pub fn since(
-        &self,
-        prefix: &str,
-        from: Revision,
-        to: Revision,
-        limit: usize,
-    ) -> Option<(Vec<WatchBatch>, Revision)> {
+    pub fn since(&self, prefix: &str, from: Revision, to: Revision, limit: usize) -> Option<(Vec<WatchBatch>, Revision)> {
         let inner = self.0.read();
         let skip = usize::try_from(from.checked_sub(inner.first)?).ok()?;
         let mut found = Vec::new();
@@ -72,17 +58,9 @@ impl Ring {
             if batch.revision > to {
                 break;
             }
-            let events: Vec<Event> = batch
-                .events
-                .iter()
-                .filter(|e| key(e).starts_with(prefix))
-                .cloned()
-                .collect();
+            let events: Vec<Event> = batch.events.iter().filter(|e| key(e).starts_with(prefix)).cloned().collect();
             if !events.is_empty() {
-                found.push(WatchBatch {
-                    revision: batch.revision,
-                    events,
-                });
+                found.push(WatchBatch { revision: batch.revision, events });
                 if found.len() == limit {
                     return Some((found, batch.revision));
                 }

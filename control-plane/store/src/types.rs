@@ -93,12 +93,6 @@ pub struct WatchBatch {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    Put {
-        kv: KeyValue,
-        prev: Option<KeyValue>,
-    },
-    Delete {
-        key: String,
-        prev: Option<KeyValue>,
-    },
+    Put { kv: KeyValue, prev: Option<KeyValue> },
+    Delete { key: String, prev: Option<KeyValue> },
 }

@@ -21,10 +21,7 @@ impl Fixture for File {
     async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = embedded::open(folder.path().join("store.redb"), Options::default()).unwrap();
-        Self {
-            store: Some(Arc::new(store)),
-            folder,
-        }
+        Self { store: Some(Arc::new(store)), folder }
     }
 
     fn store(&self) -> Arc<dyn Store> {
@@ -33,9 +30,7 @@ impl Fixture for File {
 
     async fn restart(&mut self) {
         self.store.take().expect("open").close();
-        self.store = Some(Arc::new(
-            reopen(&self.folder.path().join("store.redb")).await,
-        ));
+        self.store = Some(Arc::new(reopen(&self.folder.path().join("store.redb")).await));
     }
 }
 
@@ -44,9 +39,7 @@ async fn reopen(path: &std::path::Path) -> Embedded {
     let deadline = Instant::now() + suite::DEADLINE;
     loop {
         match embedded::open(path, Options::default()) {
-            Err(StoreError::InUse { .. }) if Instant::now() < deadline => {
-                tokio::time::sleep(Duration::from_millis(5)).await
-            }
+            Err(StoreError::InUse { .. }) if Instant::now() < deadline => tokio::time::sleep(Duration::from_millis(5)).await,
             other => return other.expect("open again"),
         }
     }
@@ -58,18 +51,10 @@ suite!(File);
 async fn a_second_process_is_refused_and_the_file_is_private() {
     let fixture = File::new().await;
     let path = fixture.folder.path().join("store.redb");
-    assert_eq!(
-        std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-        0o600
-    );
-    let refused = embedded::open(&path, Options::default())
-        .map(|_| ())
-        .unwrap_err();
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let refused = embedded::open(&path, Options::default()).map(|_| ()).unwrap_err();
     assert!(matches!(refused, StoreError::InUse { .. }), "{refused}");
-    assert!(
-        refused.to_string().contains("in use by another process"),
-        "{refused}"
-    );
+    assert!(refused.to_string().contains("in use by another process"), "{refused}");
 }
 
 #[tokio::test]
@@ -100,38 +85,16 @@ async fn a_file_that_cannot_be_trusted_is_refused() {
         }
     }
     assert!(flips > 100, "{flips} pages of values");
-    for (name, contents) in [
-        ("half", half),
-        ("tiny", tiny),
-        ("text", text),
-        ("zeros", zeros),
-        ("header", header),
-        ("flipped", flipped),
-    ] {
+    for (name, contents) in [("half", half), ("tiny", tiny), ("text", text), ("zeros", zeros), ("header", header), ("flipped", flipped)] {
         let path = folder.path().join(name);
         std::fs::write(&path, &contents).unwrap();
-        let refused = embedded::open(&path, Options::default())
-            .map(|_| ())
-            .expect_err(name);
-        assert!(
-            matches!(refused, StoreError::Corrupted { .. }),
-            "{name}: {refused:?}"
-        );
+        let refused = embedded::open(&path, Options::default()).map(|_| ()).expect_err(name);
+        assert!(matches!(refused, StoreError::Corrupted { .. }), "{name}: {refused:?}");
         let message = refused.to_string();
-        assert!(
-            message.contains(name) && message.contains("restore a backup"),
-            "{message}"
-        );
+        assert!(message.contains(name) && message.contains("restore a backup"), "{message}");
         assert!(!message.contains("(open)"), "{message}");
     }
-    assert_eq!(
-        embedded::open(&good, Options::default())
-            .unwrap()
-            .count("/k/")
-            .await
-            .unwrap(),
-        2000
-    );
+    assert_eq!(embedded::open(&good, Options::default()).unwrap().count("/k/").await.unwrap(), 2000);
 }
 
 #[tokio::test]
@@ -140,34 +103,22 @@ async fn a_store_of_another_program_is_refused() {
     let path = folder.path().join("foreign");
     let db = redb::Database::create(&path).unwrap();
     let write = db.begin_write().unwrap();
-    write
-        .open_table(redb::TableDefinition::<u64, u64>::new("bitcoins"))
-        .unwrap();
+    write.open_table(redb::TableDefinition::<u64, u64>::new("bitcoins")).unwrap();
     write.commit().unwrap();
     drop(db);
-    let refused = embedded::open(&path, Options::default())
-        .map(|_| ())
-        .unwrap_err();
+    let refused = embedded::open(&path, Options::default()).map(|_| ()).unwrap_err();
     assert!(refused.to_string().contains("another program"), "{refused}");
 }
 
 #[tokio::test]
 async fn the_file_is_bounded_by_the_live_set() {
     let folder = tempfile::tempdir().unwrap();
-    let options = Options {
-        retain_revisions: 200,
-        ..Options::default()
-    };
+    let options = Options { retain_revisions: 200, ..Options::default() };
     let store = embedded::open(folder.path().join("s"), options).unwrap();
     let lease = "l".repeat(2000);
     let round = async |n: u32| {
         for chunk in 0..n {
-            let txns = (0..50).map(|i| {
-                commit(
-                    &store,
-                    vec![put(&format!("/leases/{i}"), &format!("{chunk}{lease}"))],
-                )
-            });
+            let txns = (0..50).map(|i| commit(&store, vec![put(&format!("/leases/{i}"), &format!("{chunk}{lease}"))]));
             futures::future::join_all(txns).await;
         }
         store.size().await.unwrap()
@@ -176,12 +127,7 @@ async fn the_file_is_bounded_by_the_live_set() {
     let before = round(40).await;
     let after = round(200).await;
     assert!(after <= before * 3 / 2, "{before} bytes grew to {after}");
-    let old = store
-        .range(RangeRequest {
-            revision: Some(2),
-            ..Default::default()
-        })
-        .await;
+    let old = store.range(RangeRequest { revision: Some(2), ..Default::default() }).await;
     assert!(matches!(old, Err(StoreError::Compacted { .. })), "{old:?}");
     assert_eq!(store.count("/leases/").await.unwrap(), 50);
 }
@@ -189,10 +135,7 @@ async fn the_file_is_bounded_by_the_live_set() {
 #[tokio::test]
 async fn old_history_is_forgotten() {
     let folder = tempfile::tempdir().unwrap();
-    let options = Options {
-        retain_for: Duration::ZERO,
-        ..Options::default()
-    };
+    let options = Options { retain_for: Duration::ZERO, ..Options::default() };
     let store = embedded::open(folder.path().join("s"), options).unwrap();
     commit(&store, vec![put("/a", "1")]).await;
     commit(&store, vec![put("/a", "2")]).await;
@@ -200,13 +143,7 @@ async fn old_history_is_forgotten() {
     // Each commit is a chance for the writer to note a revision and to forget what is before it.
     loop {
         commit(&store, vec![put("/a", "3")]).await;
-        match store
-            .range(RangeRequest {
-                revision: Some(2),
-                ..Default::default()
-            })
-            .await
-        {
+        match store.range(RangeRequest { revision: Some(2), ..Default::default() }).await {
             Err(StoreError::Compacted { .. }) => break,
             other => assert!(Instant::now() < deadline, "{other:?}"),
         }
@@ -226,20 +163,14 @@ async fn a_reader_that_fell_behind_compaction_is_cut_off() {
         commit(&*store, vec![put("/other", &large)]).await;
         commit(&*store, vec![put("/w/a", "1")]).await;
     }
-    store
-        .compact(store.revision().await.unwrap())
-        .await
-        .unwrap();
+    store.compact(store.revision().await.unwrap()).await.unwrap();
     let cut = loop {
         match suite::next(&mut slow).await {
             Ok(_) => {}
             Err(error) => break error,
         }
     };
-    assert!(
-        matches!(cut, StoreError::Lagged { last } if last >= first),
-        "{cut:?}"
-    );
+    assert!(matches!(cut, StoreError::Lagged { last } if last >= first), "{cut:?}");
 }
 
 #[tokio::test]
@@ -248,22 +179,10 @@ async fn closing_ends_calls_and_watches() {
     let store = fixture.store();
     let mut stream = store.watch("/", 2).await.unwrap();
     fixture.store.as_ref().unwrap().close();
-    assert!(matches!(
-        suite::next(&mut stream).await,
-        Err(StoreError::Unavailable(_))
-    ));
-    assert!(matches!(
-        store.get("/a").await,
-        Err(StoreError::Unavailable(_))
-    ));
-    let txn = xebec_store::Txn {
-        compares: vec![],
-        ops: vec![put("/a", "1")],
-    };
-    assert!(matches!(
-        store.txn(txn).await,
-        Err(StoreError::Unavailable(_))
-    ));
+    assert!(matches!(suite::next(&mut stream).await, Err(StoreError::Unavailable(_))));
+    assert!(matches!(store.get("/a").await, Err(StoreError::Unavailable(_))));
+    let txn = xebec_store::Txn { compares: vec![], ops: vec![put("/a", "1")] };
+    assert!(matches!(store.txn(txn).await, Err(StoreError::Unavailable(_))));
 }
 
 /// Not a test of its own: the victim of the next one, which runs it in a process to kill.
@@ -272,16 +191,7 @@ async fn victim() {
     let Ok(path) = std::env::var("XEBEC_STORE_VICTIM") else {
         return;
     };
-    let store = Arc::new(
-        embedded::open(
-            path,
-            Options {
-                retain_revisions: 100,
-                ..Options::default()
-            },
-        )
-        .unwrap(),
-    );
+    let store = Arc::new(embedded::open(path, Options { retain_revisions: 100, ..Options::default() }).unwrap());
     let writers = (0..8).map(|writer| {
         let store = store.clone();
         tokio::spawn(async move {
@@ -294,9 +204,7 @@ async fn victim() {
                 ];
                 commit(&*store, ops).await;
                 // One write: lines of several threads do not mix.
-                std::io::stdout()
-                    .write_all(format!("\nack {writer} {i}\n").as_bytes())
-                    .unwrap();
+                std::io::stdout().write_all(format!("\nack {writer} {i}\n").as_bytes()).unwrap();
             }
         })
     });
@@ -337,10 +245,7 @@ async fn acknowledged_writes_survive_sigkill() {
             let found = keys(&store, &format!("/kill/{writer}"), None).await;
             let found: u64 = found[0].1.parse().unwrap();
             let last = last.expect("each writer wrote");
-            assert!(
-                found == last || found == last + 1,
-                "round {round}, writer {writer}: {found}, acknowledged {last}"
-            );
+            assert!(found == last || found == last + 1, "round {round}, writer {writer}: {found}, acknowledged {last}");
         }
         acknowledged = [None; 8];
         store.close();
@@ -367,9 +272,5 @@ async fn an_empty_file_becomes_a_store() {
     std::fs::File::create(&path).unwrap();
     let store = embedded::open(&path, Options::default()).unwrap();
     assert_eq!(store.revision().await.unwrap(), 1);
-    assert_eq!(
-        std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-        0o600,
-        "made private"
-    );
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600, "made private");
 }

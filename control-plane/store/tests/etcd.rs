@@ -26,20 +26,10 @@ impl Process {
     fn start(scheme: &'static str, arguments: &[&str]) -> Self {
         let free = || TcpListener::bind("127.0.0.1:0").unwrap();
         let (client, peer) = (free(), free());
-        let (client_port, peer_port) = (
-            client.local_addr().unwrap().port(),
-            peer.local_addr().unwrap().port(),
-        );
+        let (client_port, peer_port) = (client.local_addr().unwrap().port(), peer.local_addr().unwrap().port());
         drop((client, peer));
         let arguments = arguments.iter().map(|a| (*a).to_owned()).collect();
-        let mut process = Self {
-            child: None,
-            folder: tempfile::tempdir().unwrap(),
-            client_port,
-            peer_port,
-            arguments,
-            scheme,
-        };
+        let mut process = Self { child: None, folder: tempfile::tempdir().unwrap(), client_port, peer_port, arguments, scheme };
         process.run();
         process
     }
@@ -49,30 +39,10 @@ impl Process {
         let client = self.endpoint();
         let log = std::fs::File::create(self.folder.path().join("log")).unwrap();
         let child = Command::new("etcd")
-            .args([
-                "--data-dir".into(),
-                self.folder.path().join("data").display().to_string(),
-            ])
-            .args([
-                "--listen-client-urls",
-                &client,
-                "--advertise-client-urls",
-                &client,
-            ])
-            .args([
-                "--listen-peer-urls",
-                &peer,
-                "--initial-advertise-peer-urls",
-                &peer,
-            ])
-            .args([
-                "--initial-cluster",
-                &format!("default={peer}"),
-                "--heartbeat-interval",
-                "20",
-                "--election-timeout",
-                "200",
-            ])
+            .args(["--data-dir".into(), self.folder.path().join("data").display().to_string()])
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &format!("default={peer}"), "--heartbeat-interval", "20", "--election-timeout", "200"])
             .args(&self.arguments)
             .stdout(Stdio::null())
             .stderr(log)
@@ -108,11 +78,7 @@ struct Server {
 impl Fixture for Server {
     async fn new() -> Self {
         let process = Process::start("http", &["--max-request-bytes", "4194304"]);
-        let store = Arc::new(
-            etcd::connect(&[process.endpoint()], None)
-                .await
-                .expect("connect"),
-        );
+        let store = Arc::new(etcd::connect(&[process.endpoint()], None).await.expect("connect"));
         Self { store, process }
     }
 
@@ -132,10 +98,7 @@ impl Fixture for Server {
 async fn settled(store: &dyn Store) {
     let deadline = std::time::Instant::now() + suite::DEADLINE;
     while let Err(error) = store.revision().await {
-        assert!(
-            std::time::Instant::now() < deadline,
-            "etcd stays away: {error}"
-        );
+        assert!(std::time::Instant::now() < deadline, "etcd stays away: {error}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -153,14 +116,7 @@ async fn one_watch_outlives_lost_connections() {
         for i in 0..10 {
             let number = round * 10 + i;
             let name = if number % 2 == 0 { "even" } else { "odd" };
-            commit(
-                &*server.store,
-                vec![
-                    put(&format!("/w/{name}"), &number.to_string()),
-                    put("/x", "1"),
-                ],
-            )
-            .await;
+            commit(&*server.store, vec![put(&format!("/w/{name}"), &number.to_string()), put("/x", "1")]).await;
         }
         // In turn with everything read, and with some of it on the way.
         if round % 2 == 0 {
@@ -174,10 +130,7 @@ async fn one_watch_outlives_lost_connections() {
         expect(&mut stream, start, &mut seen).await;
     }
     for number in (0..40).step_by(2) {
-        assert_eq!(
-            short(&next(&mut other).await.unwrap()),
-            [format!("+/w/even={number}")]
-        );
+        assert_eq!(short(&next(&mut other).await.unwrap()), [format!("+/w/even={number}")]);
     }
 }
 
@@ -187,11 +140,7 @@ async fn expect(
     seen: &mut u64,
 ) {
     let batch = next(stream).await.unwrap();
-    assert_eq!(
-        batch.revision,
-        start + 1 + *seen,
-        "neither lost nor repeated"
-    );
+    assert_eq!(batch.revision, start + 1 + *seen, "neither lost nor repeated");
     assert!(short(&batch)[0].ends_with(&format!("={seen}")));
     *seen += 1;
 }
@@ -199,9 +148,7 @@ async fn expect(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_that_missed_compacted_history_is_cut_off() {
     let server = Server::new().await;
-    let elsewhere = etcd::connect(&[server.process.endpoint()], None)
-        .await
-        .unwrap();
+    let elsewhere = etcd::connect(&[server.process.endpoint()], None).await.unwrap();
     let first = commit(&elsewhere, vec![put("/w/a", "0")]).await;
     let mut slow = server.store.watch("/w/", first).await.unwrap();
     next(&mut slow).await.unwrap();
@@ -221,10 +168,7 @@ async fn a_watch_that_missed_compacted_history_is_cut_off() {
             Err(error) => break error,
         }
     };
-    assert!(
-        matches!(cut, StoreError::Lagged { last } if last >= first),
-        "{cut:?}"
-    );
+    assert!(matches!(cut, StoreError::Lagged { last } if last >= first), "{cut:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -238,26 +182,11 @@ async fn acknowledged_writes_survive_sigkill() {
                     let mut acknowledged = None;
                     for i in 0u64.. {
                         let ops = vec![
-                            put(
-                                &format!("/kill/{writer}"),
-                                &(round * 1_000_000 + i).to_string(),
-                            ),
-                            Op::Put {
-                                key: format!("/pad/{writer}"),
-                                value: Bytes::from(vec![b'p'; 3000]),
-                                ttl: None,
-                            },
+                            put(&format!("/kill/{writer}"), &(round * 1_000_000 + i).to_string()),
+                            Op::Put { key: format!("/pad/{writer}"), value: Bytes::from(vec![b'p'; 3000]), ttl: None },
                         ];
-                        match store
-                            .txn(Txn {
-                                compares: vec![],
-                                ops,
-                            })
-                            .await
-                        {
-                            Ok(TxnResponse::Committed { .. }) => {
-                                acknowledged = Some(round * 1_000_000 + i)
-                            }
+                        match store.txn(Txn { compares: vec![], ops }).await {
+                            Ok(TxnResponse::Committed { .. }) => acknowledged = Some(round * 1_000_000 + i),
                             Ok(other) => panic!("{other:?}"),
                             Err(StoreError::Unavailable(_)) => return acknowledged,
                             Err(other) => panic!("not a lost connection: {other:?}"),
@@ -281,14 +210,8 @@ async fn acknowledged_writes_survive_sigkill() {
         settled(&*server.store).await;
         for (writer, last) in acknowledged.into_iter().enumerate() {
             let Some(last) = last else { continue };
-            let found: u64 = keys(&*server.store, &format!("/kill/{writer}"), None).await[0]
-                .1
-                .parse()
-                .unwrap();
-            assert!(
-                found == last || found == last + 1,
-                "writer {writer}: {found}, acknowledged {last}"
-            );
+            let found: u64 = keys(&*server.store, &format!("/kill/{writer}"), None).await[0].1.parse().unwrap();
+            assert!(found == last || found == last + 1, "writer {writer}: {found}, acknowledged {last}");
         }
     }
 }
@@ -298,24 +221,9 @@ async fn the_size_limit_of_etcd_is_reported() {
     let process = Process::start("http", &[]);
     let store = etcd::connect(&[process.endpoint()], None).await.unwrap();
     for size in [(3 << 19) + 1, 5 << 19] {
-        let ops = vec![
-            put("/small", "1"),
-            Op::Put {
-                key: "/large".into(),
-                value: Bytes::from(vec![b'x'; size]),
-                ttl: None,
-            },
-        ];
-        let refused = store
-            .txn(Txn {
-                compares: vec![],
-                ops,
-            })
-            .await;
-        assert!(
-            matches!(&refused, Err(StoreError::TooLarge { key, size: told, .. }) if key == "/large" && *told == size),
-            "{refused:?}"
-        );
+        let ops = vec![put("/small", "1"), Op::Put { key: "/large".into(), value: Bytes::from(vec![b'x'; size]), ttl: None }];
+        let refused = store.txn(Txn { compares: vec![], ops }).await;
+        assert!(matches!(&refused, Err(StoreError::TooLarge { key, size: told, .. }) if key == "/large" && *told == size), "{refused:?}");
     }
     assert_eq!(store.count("/").await.unwrap(), 0);
 }
@@ -325,21 +233,12 @@ async fn long_leases_are_shared() {
     let server = Server::new().await;
     let ttl = Duration::from_secs(3600);
     for i in 0..20 {
-        commit(
-            &*server.store,
-            vec![put_ttl(&format!("/events/{i}"), "x", ttl)],
-        )
-        .await;
+        commit(&*server.store, vec![put_ttl(&format!("/events/{i}"), "x", ttl)]).await;
     }
-    let mut client = etcd_client::Client::connect([server.process.endpoint()], None)
-        .await
-        .unwrap();
+    let mut client = etcd_client::Client::connect([server.process.endpoint()], None).await.unwrap();
     let leases = client.leases().await.unwrap();
     assert_eq!(leases.leases().len(), 1);
-    let left = client
-        .lease_time_to_live(leases.leases()[0].id(), None)
-        .await
-        .unwrap();
+    let left = client.lease_time_to_live(leases.leases()[0].id(), None).await.unwrap();
     assert!(left.granted_ttl() >= 3600);
 }
 
@@ -353,10 +252,7 @@ async fn tls_with_client_certificates() {
     let issue = |names: Vec<String>| {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::new(names).unwrap();
-        params.extended_key_usages = vec![
-            rcgen::ExtendedKeyUsagePurpose::ServerAuth,
-            rcgen::ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth, rcgen::ExtendedKeyUsagePurpose::ClientAuth];
         let cert = params.signed_by(&key, &ca).unwrap();
         (cert.pem(), key.serialize_pem())
     };
@@ -365,36 +261,17 @@ async fn tls_with_client_certificates() {
     std::fs::write(path("ca"), ca.pem()).unwrap();
     std::fs::write(path("cert"), cert).unwrap();
     std::fs::write(path("key"), key).unwrap();
-    let arguments = [
-        "--cert-file",
-        &path("cert"),
-        "--key-file",
-        &path("key"),
-        "--trusted-ca-file",
-        &path("ca"),
-        "--client-cert-auth",
-    ];
+    let arguments = ["--cert-file", &path("cert"), "--key-file", &path("key"), "--trusted-ca-file", &path("ca"), "--client-cert-auth"];
     let process = Process::start("https", &arguments);
 
     let (cert, key) = issue(vec!["client".into()]);
-    let tls = Tls {
-        ca: ca.pem().into_bytes(),
-        identity: Some((cert.into_bytes(), key.into_bytes())),
-    };
-    let store = etcd::connect(&[process.endpoint()], Some(tls))
-        .await
-        .unwrap();
+    let tls = Tls { ca: ca.pem().into_bytes(), identity: Some((cert.into_bytes(), key.into_bytes())) };
+    let store = etcd::connect(&[process.endpoint()], Some(tls)).await.unwrap();
     let revision = commit(&store, vec![put("/a", "1")]).await;
     let mut stream = store.watch("/", revision).await.unwrap();
     assert_eq!(short(&next(&mut stream).await.unwrap()), ["+/a=1"]);
 
-    let nameless = Tls {
-        ca: ca.pem().into_bytes(),
-        identity: None,
-    };
-    let refused = etcd::connect(&[process.endpoint()], Some(nameless))
-        .await
-        .map(|_| ())
-        .unwrap_err();
+    let nameless = Tls { ca: ca.pem().into_bytes(), identity: None };
+    let refused = etcd::connect(&[process.endpoint()], Some(nameless)).await.map(|_| ()).unwrap_err();
     assert!(matches!(refused, StoreError::Unavailable(_)), "{refused:?}");
 }

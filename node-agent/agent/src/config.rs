@@ -101,8 +101,7 @@ impl Config {
 
     pub(crate) async fn client(&self) -> Result<kube::Client, Error> {
         let config = self.kube_config().await?;
-        kube::Client::try_from(config)
-            .map_err(|error| Error::Kubeconfig { path: self.kubeconfig.clone(), reason: error.to_string() })
+        kube::Client::try_from(config).map_err(|error| Error::Kubeconfig { path: self.kubeconfig.clone(), reason: error.to_string() })
     }
 
     /// The dataplane's settings, for running it and for taking it down.

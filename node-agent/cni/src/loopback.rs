@@ -12,23 +12,13 @@ use crate::wire::{Env, Failure};
 pub fn call(env: &Env, version: &str) -> Result<Value, Failure> {
     match env.command.as_str() {
         "ADD" => {
-            set_up(&env.netns).map_err(|e| {
-                Failure::new(
-                    100,
-                    "cannot bring up lo of the sandbox",
-                    format!("{}: {e}", env.netns),
-                )
-            })?;
+            set_up(&env.netns).map_err(|e| Failure::new(100, "cannot bring up lo of the sandbox", format!("{}: {e}", env.netns)))?;
             Ok(result(version, &env.netns))
         }
         "CHECK" => match flags(&env.netns) {
             Ok(f) if f & libc::IFF_UP != 0 => Ok(Value::Null),
             Ok(_) => Err(Failure::plain(100, "lo of the sandbox is down")),
-            Err(e) => Err(Failure::new(
-                100,
-                "cannot read lo of the sandbox",
-                format!("{}: {e}", env.netns),
-            )),
+            Err(e) => Err(Failure::new(100, "cannot read lo of the sandbox", format!("{}: {e}", env.netns))),
         },
         // lo goes with its namespace.
         "DEL" | "STATUS" | "GC" => Ok(Value::Null),
@@ -37,10 +27,7 @@ pub fn call(env: &Env, version: &str) -> Result<Value, Failure> {
 }
 
 fn result(version: &str, netns: &str) -> Value {
-    let mut ips = vec![
-        json!({"address": "127.0.0.1/8", "interface": 0}),
-        json!({"address": "::1/128", "interface": 0}),
-    ];
+    let mut ips = vec![json!({"address": "127.0.0.1/8", "interface": 0}), json!({"address": "::1/128", "interface": 0})];
     if version.starts_with("0.") {
         ips[0]["version"] = json!("4");
         ips[1]["version"] = json!("6");
@@ -89,11 +76,7 @@ fn lo(netns: &str) -> io::Result<(OwnedFd, libc::ifreq)> {
 }
 
 fn cvt(code: libc::c_int) -> io::Result<()> {
-    if code < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if code < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]

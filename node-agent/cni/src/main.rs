@@ -23,14 +23,7 @@ fn main() -> ExitCode {
     let read = std::io::stdin().take(4 << 20).read_to_end(&mut input);
     let (version, answer) = match read {
         Ok(_) => run(&env, &input),
-        Err(e) => (
-            "1.0.0".into(),
-            Err(Failure::new(
-                5,
-                "cannot read the configuration from stdin",
-                e,
-            )),
-        ),
+        Err(e) => ("1.0.0".into(), Err(Failure::new(5, "cannot read the configuration from stdin", e))),
     };
     let (text, code) = match answer {
         Ok(Value::Null) => (String::new(), ExitCode::SUCCESS),
@@ -48,11 +41,7 @@ fn run(env: &Env, input: &[u8]) -> (String, Result<Value, Failure>) {
     if env.command == "VERSION" {
         let version = serde_json::from_slice::<Value>(input)
             .ok()
-            .and_then(|c| {
-                c.get("cniVersion")
-                    .and_then(Value::as_str)
-                    .map(str::to_owned)
-            })
+            .and_then(|c| c.get("cniVersion").and_then(Value::as_str).map(str::to_owned))
             .unwrap_or_else(|| "1.0.0".into());
         let answer = json!({"cniVersion": version, "supportedVersions": VERSIONS});
         return (version, Ok(answer));
@@ -60,29 +49,15 @@ fn run(env: &Env, input: &[u8]) -> (String, Result<Value, Failure>) {
     let config: Value = match serde_json::from_slice(input) {
         Ok(v @ Value::Object(_)) => v,
         Ok(_) => {
-            return (
-                "1.0.0".into(),
-                Err(Failure::plain(6, "the configuration is not a JSON object")),
-            );
+            return ("1.0.0".into(), Err(Failure::plain(6, "the configuration is not a JSON object")));
         }
         Err(e) => {
-            return (
-                "1.0.0".into(),
-                Err(Failure::new(6, "the configuration is not valid JSON", e)),
-            );
+            return ("1.0.0".into(), Err(Failure::new(6, "the configuration is not valid JSON", e)));
         }
     };
-    let version = config
-        .get("cniVersion")
-        .and_then(Value::as_str)
-        .unwrap_or("0.3.1")
-        .to_owned();
+    let version = config.get("cniVersion").and_then(Value::as_str).unwrap_or("0.3.1").to_owned();
     if !VERSIONS.contains(&version.as_str()) {
-        let failure = Failure::new(
-            1,
-            "incompatible CNI version",
-            format!("{version} is asked for, known are {VERSIONS:?}"),
-        );
+        let failure = Failure::new(1, "incompatible CNI version", format!("{version} is asked for, known are {VERSIONS:?}"));
         return ("1.0.0".into(), Err(failure));
     }
     let answer = match config.get("type").and_then(Value::as_str) {
@@ -95,24 +70,13 @@ fn run(env: &Env, input: &[u8]) -> (String, Result<Value, Failure>) {
 /// Sends the call to the agent and returns what it says.
 fn forward(env: &Env, config: &Value) -> Result<Value, Failure> {
     let Some(socket) = config.get("socket").and_then(Value::as_str) else {
-        return Err(Failure::plain(
-            7,
-            "the configuration names no agent socket (key \"socket\")",
-        ));
+        return Err(Failure::plain(7, "the configuration names no agent socket (key \"socket\")"));
     };
     wire::exchange(socket, &env.request(config)).map_err(|e| match env.command.as_str() {
         // CNI 1.1: 50 says that the plugin cannot serve ADD now.
-        "STATUS" => Failure::new(
-            50,
-            "the xebec agent does not answer",
-            format!("{socket}: {e}"),
-        ),
+        "STATUS" => Failure::new(50, "the xebec agent does not answer", format!("{socket}: {e}")),
         // 11: try again later.
-        _ => Failure::new(
-            11,
-            "the xebec agent does not answer, try again later",
-            format!("{socket}: {e}"),
-        ),
+        _ => Failure::new(11, "the xebec agent does not answer, try again later", format!("{socket}: {e}")),
     })?
 }
 
@@ -136,12 +100,7 @@ mod tests {
         let (_, answer) = run(&env("VERSION"), br#"{"cniVersion":"1.0.0"}"#);
         let answer = answer.unwrap();
         assert_eq!(answer["cniVersion"], "1.0.0");
-        assert!(
-            answer["supportedVersions"]
-                .as_array()
-                .unwrap()
-                .contains(&json!("1.1.0"))
-        );
+        assert!(answer["supportedVersions"].as_array().unwrap().contains(&json!("1.1.0")));
     }
 
     #[test]
@@ -152,24 +111,15 @@ mod tests {
             let error = answer.unwrap_err().to_json(&version);
             assert_eq!(error["code"], code, "{command}");
             assert_eq!(error["cniVersion"], "1.0.0");
-            assert!(
-                error["details"]
-                    .as_str()
-                    .unwrap()
-                    .contains("/nonexistent/cni.sock")
-            );
+            assert!(error["details"].as_str().unwrap().contains("/nonexistent/cni.sock"));
         }
     }
 
     #[test]
     fn broken_input_gets_the_specified_codes() {
-        for (input, code) in [
-            (&b"{"[..], 6),
-            (b"[]", 6),
-            (b"", 6),
-            (br#"{"cniVersion":"9.0.0","socket":"/x"}"#, 1),
-            (br#"{"cniVersion":"1.0.0"}"#, 7),
-        ] {
+        for (input, code) in
+            [(&b"{"[..], 6), (b"[]", 6), (b"", 6), (br#"{"cniVersion":"9.0.0","socket":"/x"}"#, 1), (br#"{"cniVersion":"1.0.0"}"#, 7)]
+        {
             let (version, answer) = run(&env("ADD"), input);
             assert_eq!(answer.unwrap_err().to_json(&version)["code"], code);
         }

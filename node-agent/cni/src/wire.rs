@@ -58,11 +58,7 @@ pub struct Failure {
 
 impl Failure {
     pub fn new(code: u64, msg: &str, details: impl Display) -> Failure {
-        Failure {
-            code,
-            msg: msg.into(),
-            details: details.to_string(),
-        }
+        Failure { code, msg: msg.into(), details: details.to_string() }
     }
 
     pub fn plain(code: u64, msg: &str) -> Failure {
@@ -83,10 +79,7 @@ pub fn exchange(socket: &str, request: &Value) -> io::Result<Result<Value, Failu
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;
     if line.is_empty() {
-        return Err(io::Error::new(
-            io::ErrorKind::UnexpectedEof,
-            "the connection ended without an answer",
-        ));
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the connection ended without an answer"));
     }
     let answer: Value = serde_json::from_str(&line)?;
     Ok(parse(&answer))
@@ -97,16 +90,8 @@ fn parse(answer: &Value) -> Result<Value, Failure> {
         None | Some(Value::Null) => Ok(answer.get("result").cloned().unwrap_or(Value::Null)),
         Some(error) => Err(Failure {
             code: error.get("code").and_then(Value::as_u64).unwrap_or(999),
-            msg: error
-                .get("msg")
-                .and_then(Value::as_str)
-                .unwrap_or("the agent gave no reason")
-                .into(),
-            details: error
-                .get("details")
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-                .into(),
+            msg: error.get("msg").and_then(Value::as_str).unwrap_or("the agent gave no reason").into(),
+            details: error.get("details").and_then(Value::as_str).unwrap_or_default().into(),
         }),
     }
 }
@@ -122,17 +107,11 @@ mod tests {
         let _ = std::fs::remove_file(&path);
         let listener = UnixListener::bind(&path).unwrap();
         let agent = std::thread::spawn(move || {
-            let answers = [
-                r#"{"result":{"ips":[]}}"#,
-                r#"{"error":{"code":100,"msg":"full"}}"#,
-                "",
-            ];
+            let answers = [r#"{"result":{"ips":[]}}"#, r#"{"error":{"code":100,"msg":"full"}}"#, ""];
             answers.map(|answer| {
                 let (mut peer, _) = listener.accept().unwrap();
                 let mut line = String::new();
-                BufReader::new(peer.try_clone().unwrap())
-                    .read_line(&mut line)
-                    .unwrap();
+                BufReader::new(peer.try_clone().unwrap()).read_line(&mut line).unwrap();
                 if !answer.is_empty() {
                     peer.write_all(format!("{answer}\n").as_bytes()).unwrap();
                 }
@@ -141,16 +120,10 @@ mod tests {
         });
         let socket = path.to_str().unwrap();
         let request = json!({"command": "ADD"});
-        assert_eq!(
-            exchange(socket, &request).unwrap().unwrap(),
-            json!({"ips": []})
-        );
+        assert_eq!(exchange(socket, &request).unwrap().unwrap(), json!({"ips": []}));
         let failure = exchange(socket, &request).unwrap().unwrap_err();
         assert_eq!((failure.code, failure.msg.as_str()), (100, "full"));
-        assert_eq!(
-            exchange(socket, &request).unwrap_err().kind(),
-            io::ErrorKind::UnexpectedEof
-        );
+        assert_eq!(exchange(socket, &request).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         assert!(agent.join().unwrap().iter().all(|seen| *seen == request));
         std::fs::remove_file(&path).unwrap();
     }

@@ -37,13 +37,7 @@ pub struct Config {
 
 impl Config {
     /// A configuration with nothing but what every node needs; the other fields are empty.
-    pub fn new(
-        node_name: impl Into<String>,
-        cgroup: PathBuf,
-        pin_dir: PathBuf,
-        state_dir: PathBuf,
-        cni_socket: PathBuf,
-    ) -> Self {
+    pub fn new(node_name: impl Into<String>, cgroup: PathBuf, pin_dir: PathBuf, state_dir: PathBuf, cni_socket: PathBuf) -> Self {
         Config {
             node_name: node_name.into(),
             node_ips: Vec::new(),

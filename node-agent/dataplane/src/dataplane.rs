@@ -54,8 +54,7 @@ impl Dataplane {
     /// Loads or adopts the pinned programs, maps and links, takes over the uplinks and opens the CNI socket.
     /// It does not wait for the API server: the watches start in [`Dataplane::run`].
     pub async fn start(config: Config, client: kube::Client) -> Result<Arc<Dataplane>, Error> {
-        std::fs::create_dir_all(&config.state_dir)
-            .map_err(Error::io("create", &config.state_dir))?;
+        std::fs::create_dir_all(&config.state_dir).map_err(Error::io("create", &config.state_dir))?;
         forward(&Sysctls::new(&config.state_dir))?;
         let netlink = Netlink::here().map_err(Error::netlink("open a socket"))?;
         mount::ensure(&config.pin_dir, &mount_record(&config))?;
@@ -65,9 +64,7 @@ impl Dataplane {
 
         let records = Records::new(&config.state_dir);
         let sandboxes = adopt(&mut engine, &netlink, &records).await?;
-        engine.devices = uplink::detect(&netlink, &config.uplinks, &config.node_ips)
-            .await
-            .map_err(Error::netlink("read devices"))?;
+        engine.devices = uplink::detect(&netlink, &config.uplinks, &config.node_ips).await.map_err(Error::netlink("read devices"))?;
         engine.programs.attach_sockets(&config.cgroup)?;
         if let Some(error) = engine.attach_uplinks().into_iter().next() {
             return Err(error);
@@ -187,9 +184,7 @@ impl Dataplane {
     fn collect(&self) {
         for old in Pins::new(&self.config.pin_dir).other_maps() {
             let removed = std::fs::read_dir(&old).and_then(|entries| {
-                entries
-                    .flatten()
-                    .try_for_each(|e| std::fs::remove_file(e.path()))?;
+                entries.flatten().try_for_each(|e| std::fs::remove_file(e.path()))?;
                 std::fs::remove_dir(&old)
             });
             if let Err(error) = removed {
@@ -228,15 +223,7 @@ impl Dataplane {
 
     /// MTU of pods' devices.
     pub(crate) fn mtu(&self) -> u32 {
-        let smallest = || {
-            self.engine
-                .lock()
-                .devices
-                .uplinks
-                .values()
-                .map(|u| u.mtu)
-                .min()
-        };
+        let smallest = || self.engine.lock().devices.uplinks.values().map(|u| u.mtu).min();
         self.config.mtu.or_else(smallest).unwrap_or(1500)
     }
 
@@ -261,11 +248,7 @@ impl Dataplane {
     pub fn status(&self) -> Status {
         let ready = *self.ready.borrow();
         let engine = self.engine.lock();
-        let mut waiting_for: Vec<String> = engine
-            .unsynced()
-            .iter()
-            .map(|w| format!("the first list of {w:?}"))
-            .collect();
+        let mut waiting_for: Vec<String> = engine.unsynced().iter().map(|w| format!("the first list of {w:?}")).collect();
         if waiting_for.is_empty() && !engine.is_reconciled() {
             waiting_for.push("the maps to be written".into());
         }
@@ -276,27 +259,15 @@ impl Dataplane {
         Status {
             ready,
             waiting_for,
-            uplinks: engine
-                .devices
-                .uplinks
-                .values()
-                .map(|u| u.name.clone())
-                .collect(),
-            node_addresses: engine
-                .node_addresses(&self.config.node_ips)
-                .into_iter()
-                .collect(),
+            uplinks: engine.devices.uplinks.values().map(|u| u.name.clone()).collect(),
+            node_addresses: engine.node_addresses(&self.config.node_ips).into_iter().collect(),
             pod_cidrs: engine.ipam.ranges(),
             leases: engine.ipam.leases(),
             capacity: engine.ipam.capacity(),
             endpoints: engine.state.policies.endpoints(),
             maps: fill
                 .into_iter()
-                .map(|(name, entries)| MapFill {
-                    name: name.into(),
-                    entries,
-                    max_entries: engine.maps.max_entries(name),
-                })
+                .map(|(name, entries)| MapFill { name: name.into(), entries, max_entries: engine.maps.max_entries(name) })
                 .collect(),
             drops: metrics::by_reason(&engine.maps.drops()),
             forwards: metrics::by_path(&engine.maps.forwards()),
@@ -305,10 +276,7 @@ impl Dataplane {
     }
 
     /// Registers drops by reason, forwarded packets by path and map fill; values are read at each scrape.
-    pub fn register_metrics(
-        self: &Arc<Self>,
-        registry: &mut prometheus_client::registry::Registry,
-    ) {
+    pub fn register_metrics(self: &Arc<Self>, registry: &mut prometheus_client::registry::Registry) {
         registry.register_collector(Box::new(metrics::Collector::new(self)));
     }
 }
@@ -331,10 +299,7 @@ fn forward_v6(sysctls: &Sysctls) -> Result<(), Error> {
     for entry in std::fs::read_dir(conf).into_iter().flatten().flatten() {
         let device = entry.file_name().to_string_lossy().into_owned();
         let accepts = std::fs::read_to_string(entry.path().join("accept_ra")).unwrap_or_default();
-        if !matches!(device.as_str(), "all" | "lo")
-            && !device.starts_with(pod::PREFIX)
-            && accepts.trim() == "1"
-        {
+        if !matches!(device.as_str(), "all" | "lo") && !device.starts_with(pod::PREFIX) && accepts.trim() == "1" {
             sysctls.set(&format!("net/ipv6/conf/{device}/accept_ra"), "2")?;
         }
     }
@@ -346,28 +311,17 @@ fn forward_v6(sysctls: &Sysctls) -> Result<(), Error> {
 
 /// What programs must know before they are attached.
 fn facts() -> Result<abi::Config, Error> {
-    let cookie = loader::netns_cookie().map_err(Error::netlink(
-        "read the cookie of the network namespace (kernel 5.14 or later)",
-    ))?;
+    let cookie = loader::netns_cookie().map_err(Error::netlink("read the cookie of the network namespace (kernel 5.14 or later)"))?;
     let (min, max) = nat_ports();
-    Ok(abi::Config {
-        node_netns_cookie: cookie,
-        nat_port_min: min,
-        nat_port_max: max,
-        flags: 0,
-    })
+    Ok(abi::Config { node_netns_cookie: cookie, nat_port_min: min, nat_port_max: max, flags: 0 })
 }
 
 /// Ports for translated sources: above the range the node's own sockets take theirs from, else below it and
 /// above the NodePorts.
 fn nat_ports() -> (u16, u16) {
     const NODE_PORTS_END: u16 = 32767;
-    let text =
-        std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    let ports: Vec<u16> = text
-        .split_whitespace()
-        .filter_map(|p| p.parse().ok())
-        .collect();
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let ports: Vec<u16> = text.split_whitespace().filter_map(|p| p.parse().ok()).collect();
     let default = (abi::Config::NAT_PORT_MIN, abi::Config::NAT_PORT_MAX);
     match ports[..] {
         [first, last] if last >= default.0 => match (first, last) {
@@ -387,19 +341,12 @@ fn nat_ports() -> (u16, u16) {
 
 /// Finds the sandboxes again whose devices are alive; ends leases of those that are not, and removes devices
 /// nobody has a record of (an ADD that was cut off before it began to count).
-async fn adopt(
-    engine: &mut Engine,
-    netlink: &Netlink,
-    records: &Records,
-) -> Result<BTreeMap<String, Sandbox>, Error> {
+async fn adopt(engine: &mut Engine, netlink: &Netlink, records: &Records) -> Result<BTreeMap<String, Sandbox>, Error> {
     let (found, broken) = records.all()?;
     for path in broken {
         tracing::error!(path = %path.display(), "a sandbox record cannot be read and is ignored; its device is removed");
     }
-    let links = netlink
-        .links()
-        .await
-        .map_err(Error::netlink("read devices"))?;
+    let links = netlink.links().await.map_err(Error::netlink("read devices"))?;
     let index = |name: &str| links.iter().find(|l| l.name == name).map(|l| l.index);
     let mut alive = BTreeMap::new();
     for sandbox in found {
@@ -408,30 +355,17 @@ async fn adopt(
             records.remove(&owner)?;
             continue;
         };
-        engine
-            .programs
-            .attach_device((&sandbox.host_name, index), Hook::POD)?;
+        engine.programs.attach_device((&sandbox.host_name, index), Hook::POD)?;
         engine.ipam.adopt(&owner, &sandbox.ips);
         engine.adopt_endpoint(sandbox.local(index));
         alive.insert(owner, sandbox);
     }
     let names: BTreeSet<&str> = alive.values().map(|s| s.host_name.as_str()).collect();
-    for link in links
-        .iter()
-        .filter(|l| l.name.starts_with(pod::PREFIX) && !names.contains(l.name.as_str()))
-    {
+    for link in links.iter().filter(|l| l.name.starts_with(pod::PREFIX) && !names.contains(l.name.as_str())) {
         tracing::warn!(device = %link.name, "removing a pod device without a record");
-        netlink
-            .delete(link.index)
-            .await
-            .map_err(Error::netlink(format!("delete device {}", link.name)))?;
+        netlink.delete(link.index).await.map_err(Error::netlink(format!("delete device {}", link.name)))?;
     }
-    for device in engine
-        .programs
-        .attached_devices(Hook::POD)
-        .into_iter()
-        .filter(|d| !names.contains(d.as_str()))
-    {
+    for device in engine.programs.attached_devices(Hook::POD).into_iter().filter(|d| !names.contains(d.as_str())) {
         engine.programs.detach_device(&device, Hook::POD)?;
     }
     tracing::info!(sandboxes = alive.len(), "adopted");

@@ -29,14 +29,7 @@ pub enum Watch {
 }
 
 impl Watch {
-    const ALL: [Watch; 6] = [
-        Watch::Services,
-        Watch::EndpointSlices,
-        Watch::Pods,
-        Watch::Namespaces,
-        Watch::NetworkPolicies,
-        Watch::Node,
-    ];
+    const ALL: [Watch; 6] = [Watch::Services, Watch::EndpointSlices, Watch::Pods, Watch::Namespaces, Watch::NetworkPolicies, Watch::Node];
 }
 
 /// Inputs, tables, maps, programs, leases.
@@ -92,10 +85,7 @@ impl Engine {
 
     /// Watches still without an answer.
     pub fn unsynced(&self) -> Vec<Watch> {
-        Watch::ALL
-            .into_iter()
-            .filter(|w| !self.synced.contains(w))
-            .collect()
+        Watch::ALL.into_iter().filter(|w| !self.synced.contains(w)).collect()
     }
 
     /// The maps hold the desired state, or did once and failures are being retried.
@@ -111,53 +101,21 @@ impl Engine {
 
     /// Node addresses: of its devices, and those it was told.
     pub fn node_addresses(&self, given: &[IpAddr]) -> BTreeSet<IpAddr> {
-        self.devices
-            .addresses
-            .iter()
-            .chain(given)
-            .copied()
-            .filter(|ip| !ip.is_loopback())
-            .collect()
+        self.devices.addresses.iter().chain(given).copied().filter(|ip| !ip.is_loopback()).collect()
     }
 
     /// Puts together what depends on the node: its object, its devices, the configuration.
-    pub fn apply_node(
-        &mut self,
-        name: &str,
-        given: &[IpAddr],
-        pod_cidrs: &[IpNet],
-        cluster_cidrs: &[IpNet],
-    ) {
-        let ranges: Vec<IpNet> = if pod_cidrs.is_empty() {
-            self.node.pod_cidrs.clone()
-        } else {
-            pod_cidrs.to_vec()
-        };
+    pub fn apply_node(&mut self, name: &str, given: &[IpAddr], pod_cidrs: &[IpNet], cluster_cidrs: &[IpNet]) {
+        let ranges: Vec<IpNet> = if pod_cidrs.is_empty() { self.node.pod_cidrs.clone() } else { pod_cidrs.to_vec() };
         // A Node object that lost its ranges (or is gone) leaves pods where they are.
         if !ranges.is_empty() {
             self.ipam.set_ranges(&ranges);
         }
-        let direct: BTreeSet<IpNet> = self
-            .ipam
-            .ranges()
-            .iter()
-            .chain(cluster_cidrs)
-            .map(IpNet::trunc)
-            .collect();
+        let direct: BTreeSet<IpNet> = self.ipam.ranges().iter().chain(cluster_cidrs).map(IpNet::trunc).collect();
         self.state.set_no_masquerade(&direct);
-        self.state.set_uplinks(
-            self.devices
-                .uplinks
-                .iter()
-                .map(|(i, u)| (*i, u.entry))
-                .collect(),
-        );
+        self.state.set_uplinks(self.devices.uplinks.iter().map(|(i, u)| (*i, u.entry)).collect());
         let addresses = self.node_addresses(given);
-        self.state.set_node(NodeFacts {
-            name: name.to_owned(),
-            zone: self.node.zone.clone(),
-            addresses,
-        });
+        self.state.set_node(NodeFacts { name: name.to_owned(), zone: self.node.zone.clone(), addresses });
     }
 
     /// Writes the difference between desired and actual contents. Before the first full sync it does nothing:
@@ -225,15 +183,8 @@ impl Engine {
         if self.state.policies.is_in_force(id) {
             return Ok(());
         }
-        let reason = self
-            .errors
-            .first()
-            .cloned()
-            .unwrap_or_else(|| "the API has not been read yet".into());
-        Err(Error::Map {
-            what: format!("put endpoint {id} in force"),
-            reason,
-        })
+        let reason = self.errors.first().cloned().unwrap_or_else(|| "the API has not been read yet".into());
+        Err(Error::Map { what: format!("put endpoint {id} in force"), reason })
     }
 
     /// An endpoint found at start.
@@ -251,39 +202,20 @@ impl Engine {
     }
 
     fn set_host_ports(&mut self, endpoint: &LocalEndpoint, present: bool) {
-        let ports = if present {
-            endpoint.last_seen.host_ports.clone()
-        } else {
-            Vec::new()
-        };
-        self.state
-            .services
-            .set_host_ports(endpoint.pod.clone(), ports, endpoint.ips.clone());
+        let ports = if present { endpoint.last_seen.host_ports.clone() } else { Vec::new() };
+        self.state.services.set_host_ports(endpoint.pod.clone(), ports, endpoint.ips.clone());
     }
 
     /// Attaches the uplink programs where they are due and removes them where they are not.
     pub fn attach_uplinks(&mut self) -> Vec<Error> {
         let mut errors = Vec::new();
         for (index, uplink) in &self.devices.uplinks {
-            if let Err(e) = self
-                .programs
-                .attach_device((&uplink.name, *index), Hook::UPLINK)
-            {
+            if let Err(e) = self.programs.attach_device((&uplink.name, *index), Hook::UPLINK) {
                 errors.push(e);
             }
         }
-        let names: BTreeSet<String> = self
-            .devices
-            .uplinks
-            .values()
-            .map(|u| u.name.replace('.', "_"))
-            .collect();
-        for gone in self
-            .programs
-            .attached_devices(Hook::UPLINK)
-            .into_iter()
-            .filter(|n| !names.contains(n))
-        {
+        let names: BTreeSet<String> = self.devices.uplinks.values().map(|u| u.name.replace('.', "_")).collect();
+        for gone in self.programs.attached_devices(Hook::UPLINK).into_iter().filter(|n| !names.contains(n)) {
             if let Err(e) = self.programs.detach_device(&gone, Hook::UPLINK) {
                 errors.push(e);
             }
@@ -294,19 +226,8 @@ impl Engine {
     /// Endpoints and backends that connections may belong to; none before the full sync, when they may only be
     /// unknown.
     pub fn alive(&self) -> Option<(BTreeSet<u32>, BTreeSet<u32>)> {
-        let backends = || {
-            self.state
-                .services
-                .tables
-                .backends
-                .have()
-                .keys()
-                .copied()
-                .collect()
-        };
-        self.unsynced()
-            .is_empty()
-            .then(|| (self.state.policies.endpoint_ids(), backends()))
+        let backends = || self.state.services.tables.backends.have().keys().copied().collect();
+        self.unsynced().is_empty().then(|| (self.state.policies.endpoint_ids(), backends()))
     }
 
     /// Entries and places of each map.

@@ -10,8 +10,7 @@ use crate::Error;
 
 /// Writes a JSON document, mode 0600, through a temporary file beside it; readers see the old or the new one.
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Error> {
-    let bytes = serde_json::to_vec(value)
-        .map_err(|e| Error::io("encode", path)(std::io::Error::other(e)))?;
+    let bytes = serde_json::to_vec(value).map_err(|e| Error::io("encode", path)(std::io::Error::other(e)))?;
     write(path, &bytes, 0o600)
 }
 
@@ -24,12 +23,7 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
     temporary.push(".new");
     let temporary = Path::new(&temporary);
     let write = || {
-        let mut file = std::fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(mode)
-            .open(temporary)?;
+        let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(temporary)?;
         file.write_all(bytes)?;
         file.sync_data()
     };

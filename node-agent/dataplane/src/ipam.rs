@@ -15,9 +15,7 @@ pub enum IpamError {
     #[error("the node has no podCIDR yet (is its Node object registered and a range assigned?)")]
     NoRange,
     /// Every address has an owner.
-    #[error(
-        "all {size} addresses of {range} are leased; delete pods of this node or give it a larger podCIDR"
-    )]
+    #[error("all {size} addresses of {range} are leased; delete pods of this node or give it a larger podCIDR")]
     Full {
         /// The range without a free address.
         range: IpNet,
@@ -48,11 +46,7 @@ struct Range {
 impl Range {
     fn new(net: IpNet) -> Range {
         let bits = net.max_prefix_len() - net.prefix_len();
-        let size = if bits >= 16 {
-            MAX_ADDRESSES
-        } else {
-            1u64 << bits
-        };
+        let size = if bits >= 16 { MAX_ADDRESSES } else { 1u64 << bits };
         let whole = bits <= 16;
         // Of an IPv4 range with more than two addresses, the first names the network and the last is its
         // broadcast address; of an IPv6 range the first is the routers' anycast address (RFC 4291, 2.6.1).
@@ -61,13 +55,7 @@ impl Range {
             IpNet::V6(_) if bits >= 1 => (1, size),
             IpNet::V4(_) | IpNet::V6(_) => (0, size),
         };
-        Range {
-            net,
-            used: vec![0; size.div_ceil(64) as usize],
-            next: first,
-            first,
-            end,
-        }
+        Range { net, used: vec![0; size.div_ceil(64) as usize], next: first, first, end }
     }
 
     fn offset(&self, address: IpAddr) -> Option<u64> {
@@ -79,9 +67,7 @@ impl Range {
             (IpAddr::V6(n), IpAddr::V6(a)) => u128::from(a) - u128::from(n),
             (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => return None,
         };
-        u64::try_from(offset)
-            .ok()
-            .filter(|o| (self.first..self.end).contains(o))
+        u64::try_from(offset).ok().filter(|o| (self.first..self.end).contains(o))
     }
 
     fn address(&self, offset: u64) -> IpAddr {
@@ -97,23 +83,13 @@ impl Range {
 
     fn set(&mut self, offset: u64, used: bool) {
         let word = &mut self.used[(offset / 64) as usize];
-        if used {
-            *word |= 1 << (offset % 64)
-        } else {
-            *word &= !(1 << (offset % 64))
-        }
+        if used { *word |= 1 << (offset % 64) } else { *word &= !(1 << (offset % 64)) }
     }
 
     fn take(&mut self) -> Option<IpAddr> {
-        let offset = (self.next..self.end)
-            .chain(self.first..self.next)
-            .find(|o| !self.is_used(*o))?;
+        let offset = (self.next..self.end).chain(self.first..self.next).find(|o| !self.is_used(*o))?;
         self.set(offset, true);
-        self.next = if offset + 1 < self.end {
-            offset + 1
-        } else {
-            self.first
-        };
+        self.next = if offset + 1 < self.end { offset + 1 } else { self.first };
         Some(self.address(offset))
     }
 }
@@ -121,12 +97,7 @@ impl Range {
 impl Ipam {
     /// Uses these ranges from now on. Leases stay with their owners, also those outside the new ranges.
     pub fn set_ranges(&mut self, nets: &[IpNet]) {
-        if self
-            .ranges
-            .iter()
-            .map(|r| r.net)
-            .eq(nets.iter().map(IpNet::trunc))
-        {
+        if self.ranges.iter().map(|r| r.net).eq(nets.iter().map(IpNet::trunc)) {
             return;
         }
         self.ranges = nets.iter().map(|n| Range::new(n.trunc())).collect();
@@ -150,23 +121,14 @@ impl Ipam {
         let mut taken: Vec<IpAddr> = Vec::new();
         for v4 in [true, false] {
             let mut full = None;
-            for range in self
-                .ranges
-                .iter_mut()
-                .filter(|r| r.net.addr().is_ipv4() == v4)
-            {
+            for range in self.ranges.iter_mut().filter(|r| r.net.addr().is_ipv4() == v4) {
                 match range.take() {
                     Some(address) => {
                         taken.push(address);
                         full = None;
                         break;
                     }
-                    None => {
-                        full = Some(IpamError::Full {
-                            range: range.net,
-                            size: range.end - range.first,
-                        })
-                    }
+                    None => full = Some(IpamError::Full { range: range.net, size: range.end - range.first }),
                 }
             }
             if let Some(error) = full {
@@ -218,11 +180,7 @@ impl Ipam {
             let ranges = self.ranges.iter().filter(|r| r.net.addr().is_ipv4() == v4);
             ranges.map(|r| r.end - r.first).reduce(|a, b| a + b)
         };
-        [of(true), of(false)]
-            .into_iter()
-            .flatten()
-            .min()
-            .unwrap_or(0)
+        [of(true), of(false)].into_iter().flatten().min().unwrap_or(0)
     }
 
     /// The ranges in use.
@@ -246,13 +204,7 @@ mod tests {
     #[test]
     fn both_families_are_leased_together() {
         let mut ipam = ipam(&["10.244.0.0/24", "fd00:1::/64"]);
-        assert_eq!(
-            ipam.lease("a").unwrap(),
-            [
-                "10.244.0.1".parse::<IpAddr>().unwrap(),
-                "fd00:1::1".parse().unwrap()
-            ]
-        );
+        assert_eq!(ipam.lease("a").unwrap(), ["10.244.0.1".parse::<IpAddr>().unwrap(), "fd00:1::1".parse().unwrap()]);
         assert_eq!(ipam.capacity(), 254);
     }
 
@@ -261,19 +213,11 @@ mod tests {
         let mut ipam = ipam(&["10.0.0.0/24", "fd00::/127"]);
         ipam.lease("a").unwrap();
         let error = ipam.lease("b").unwrap_err();
-        assert_eq!(
-            error,
-            IpamError::Full {
-                range: "fd00::/127".parse().unwrap(),
-                size: 1
-            }
-        );
+        assert_eq!(error, IpamError::Full { range: "fd00::/127".parse().unwrap(), size: 1 });
         assert!(error.to_string().contains("fd00::/127"));
         ipam.release("a");
         for owner in 0..254 {
-            ipam.lease(&owner.to_string())
-                .map(|_| ())
-                .unwrap_or_default();
+            ipam.lease(&owner.to_string()).map(|_| ()).unwrap_or_default();
             ipam.release(&owner.to_string());
         }
         assert_eq!(ipam.leases(), 0);

@@ -38,44 +38,19 @@ impl prometheus_client::collector::Collector for Collector {
             (engine.maps.drops(), engine.maps.forwards())
         };
         let status = dataplane.status();
-        counters(
-            &mut encoder,
-            ("xebec_dropped", "dropped", "reason"),
-            &drops,
-            reason,
-        )?;
-        counters(
-            &mut encoder,
-            ("xebec_forwarded", "passed on", "path"),
-            &forwards,
-            path,
-        )?;
+        counters(&mut encoder, ("xebec_dropped", "dropped", "reason"), &drops, reason)?;
+        counters(&mut encoder, ("xebec_forwarded", "passed on", "path"), &forwards, path)?;
 
-        let mut fill = encoder.encode_descriptor(
-            "xebec_map_entries",
-            "Entries in a BPF map",
-            None,
-            MetricType::Gauge,
-        )?;
+        let mut fill = encoder.encode_descriptor("xebec_map_entries", "Entries in a BPF map", None, MetricType::Gauge)?;
         for map in &status.maps {
             gauge(&mut fill, ("map", &map.name), map.entries)?;
         }
-        let mut places = encoder.encode_descriptor(
-            "xebec_map_max_entries",
-            "Entries a BPF map can hold",
-            None,
-            MetricType::Gauge,
-        )?;
+        let mut places = encoder.encode_descriptor("xebec_map_max_entries", "Entries a BPF map can hold", None, MetricType::Gauge)?;
         for map in &status.maps {
             gauge(&mut places, ("map", &map.name), map.max_entries)?;
         }
         let leases = ConstGauge::new(status.leases as i64);
-        leases.encode(encoder.encode_descriptor(
-            "xebec_ipam_leases",
-            "Pod addresses with an owner",
-            None,
-            MetricType::Gauge,
-        )?)?;
+        leases.encode(encoder.encode_descriptor("xebec_ipam_leases", "Pod addresses with an owner", None, MetricType::Gauge)?)?;
         let capacity = ConstGauge::new(i64::try_from(status.capacity).unwrap_or(i64::MAX));
         capacity.encode(encoder.encode_descriptor(
             "xebec_ipam_capacity",
@@ -87,10 +62,7 @@ impl prometheus_client::collector::Collector for Collector {
 }
 
 fn reason(number: usize) -> Option<&'static str> {
-    u32::try_from(number)
-        .ok()
-        .and_then(DropReason::from_number)
-        .map(DropReason::label)
+    u32::try_from(number).ok().and_then(DropReason::from_number).map(DropReason::label)
 }
 
 fn path(number: usize) -> Option<&'static str> {
@@ -107,19 +79,13 @@ pub fn by_path(counts: &[DropCount]) -> BTreeMap<String, u64> {
     named(counts, path)
 }
 
-fn named(
-    counts: &[DropCount],
-    name: impl Fn(usize) -> Option<&'static str>,
-) -> BTreeMap<String, u64> {
+fn named(counts: &[DropCount], name: impl Fn(usize) -> Option<&'static str>) -> BTreeMap<String, u64> {
     let occurred = counts.iter().enumerate().filter(|(_, c)| c.packets > 0);
-    occurred
-        .filter_map(|(number, c)| Some((name(number)?.to_owned(), c.packets)))
-        .collect()
+    occurred.filter_map(|(number, c)| Some((name(number)?.to_owned(), c.packets))).collect()
 }
 
 fn gauge(encoder: &mut MetricEncoder, label: (&str, &str), value: u64) -> fmt::Result {
-    ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX))
-        .encode(encoder.encode_family(&[label])?)
+    ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(encoder.encode_family(&[label])?)
 }
 
 fn counters(
@@ -128,13 +94,7 @@ fn counters(
     counts: &[DropCount],
     text: impl Fn(usize) -> Option<&'static str>,
 ) -> fmt::Result {
-    for (unit, of) in [
-        (
-            "packets",
-            (|c: &DropCount| c.packets) as fn(&DropCount) -> u64,
-        ),
-        ("bytes", |c| c.bytes),
-    ] {
+    for (unit, of) in [("packets", (|c: &DropCount| c.packets) as fn(&DropCount) -> u64), ("bytes", |c| c.bytes)] {
         let help = format!("{unit} {what}, by {label}");
         let name = format!("{name}_{unit}");
         let mut family = encoder.encode_descriptor(&name, &help, None, MetricType::Counter)?;

@@ -71,9 +71,7 @@ pub struct Records {
 impl Records {
     /// Below the state directory.
     pub fn new(state_dir: &Path) -> Records {
-        Records {
-            dir: state_dir.join("sandboxes"),
-        }
+        Records { dir: state_dir.join("sandboxes") }
     }
 
     fn path(&self, owner: &str) -> PathBuf {

@@ -15,11 +15,7 @@ pub struct Table<K, V> {
 
 impl<K, V> Default for Table<K, V> {
     fn default() -> Self {
-        Table {
-            want: BTreeMap::new(),
-            have: BTreeMap::new(),
-            touched: BTreeSet::new(),
-        }
+        Table { want: BTreeMap::new(), have: BTreeMap::new(), touched: BTreeSet::new() }
     }
 }
 
@@ -28,9 +24,7 @@ impl<K: Ord + Copy, V: PartialEq + Clone> Table<K, V> {
     pub fn load(&mut self, have: BTreeMap<K, V>) {
         self.have = have;
         let keys = self.want.keys().chain(self.have.keys()).copied();
-        self.touched = keys
-            .filter(|k| self.want.get(k) != self.have.get(k))
-            .collect();
+        self.touched = keys.filter(|k| self.want.get(k) != self.have.get(k)).collect();
     }
 
     /// Wants an entry.
@@ -58,12 +52,7 @@ impl<K: Ord + Copy, V: PartialEq + Clone> Table<K, V> {
 
     /// Wants exactly these entries.
     pub fn replace(&mut self, want: BTreeMap<K, V>) {
-        let gone: Vec<K> = self
-            .want
-            .keys()
-            .filter(|k| !want.contains_key(k))
-            .copied()
-            .collect();
+        let gone: Vec<K> = self.want.keys().filter(|k| !want.contains_key(k)).copied().collect();
         for key in gone {
             self.unset(&key);
         }
@@ -98,11 +87,7 @@ impl<K: Ord + Copy, V: PartialEq + Clone> Table<K, V> {
 
     /// Forgets marks of keys that do not differ.
     pub fn settle(&mut self) {
-        let Table {
-            want,
-            have,
-            touched,
-        } = self;
+        let Table { want, have, touched } = self;
         touched.retain(|k| want.get(k) != have.get(k));
     }
 
@@ -130,11 +115,7 @@ mod tests {
         t.replace(BTreeMap::from([(1, 'a'), (3, 'c')]));
         assert_eq!(t.changes(), (vec![(3, 'c')], vec![2]));
         t.written(3, Some('c'));
-        assert_eq!(
-            t.changes(),
-            (vec![], vec![2]),
-            "the delete was not confirmed and comes again"
-        );
+        assert_eq!(t.changes(), (vec![], vec![2]), "the delete was not confirmed and comes again");
         t.written(2, None);
         t.settle();
         assert!(t.touched.is_empty());

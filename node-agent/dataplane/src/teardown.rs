@@ -23,9 +23,7 @@ pub async fn teardown(config: &Config) -> Vec<Error> {
     errors.extend(Sysctls::new(&config.state_dir).restore());
     let sandboxes = config.state_dir.join("sandboxes");
     match std::fs::remove_dir_all(&sandboxes) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            errors.push(Error::io("remove", &sandboxes)(e))
-        }
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => errors.push(Error::io("remove", &sandboxes)(e)),
         Ok(()) | Err(_) => {}
     }
     errors

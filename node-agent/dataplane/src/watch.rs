@@ -19,17 +19,12 @@ use crate::compile::rules;
 use crate::engine::{Engine, Watch};
 
 /// Starts every watch; the tasks end with `cancel`.
-pub fn start(
-    dataplane: &Arc<Dataplane>,
-    cancel: &CancellationToken,
-    tasks: &mut tokio::task::JoinSet<()>,
-) {
+pub fn start(dataplane: &Arc<Dataplane>, cancel: &CancellationToken, tasks: &mut tokio::task::JoinSet<()>) {
     let client = &dataplane.client;
     let all = watcher::Config::default;
     // As kube-proxy: other proxies' Services and headless ones never leave the API server.
     let services = all().labels("!service.kubernetes.io/service-proxy-name");
-    let slices =
-        all().labels("!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless");
+    let slices = all().labels("!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless");
     let own_node = all().fields(&format!("metadata.name={}", dataplane.config.node_name));
     tasks.spawn(follow::<Service>(
         dataplane.clone(),
@@ -38,11 +33,7 @@ pub fn start(
         services,
         Feed {
             watch: Watch::Services,
-            set: |e, key, service| {
-                e.state
-                    .services
-                    .set_service(key, service.and_then(|s| input::service(&s)))
-            },
+            set: |e, key, service| e.state.services.set_service(key, service.and_then(|s| input::service(&s))),
             keys: |e| e.state.services.service_keys(),
         },
     ));
@@ -53,11 +44,7 @@ pub fn start(
         slices,
         Feed {
             watch: Watch::EndpointSlices,
-            set: |e, key, slice| {
-                e.state
-                    .services
-                    .set_slice(key, slice.and_then(|s| input::slice(&s)))
-            },
+            set: |e, key, slice| e.state.services.set_slice(key, slice.and_then(|s| input::slice(&s))),
             keys: |e| e.state.services.slice_keys(),
         },
     ));
@@ -79,19 +66,8 @@ pub fn start(
         all(),
         Feed {
             watch: Watch::Namespaces,
-            set: |e, key, namespace| {
-                e.state
-                    .policies
-                    .set_namespace(&key.name, namespace.map(|n| input::namespace(&n)))
-            },
-            keys: |e| {
-                e.state
-                    .policies
-                    .namespace_keys()
-                    .iter()
-                    .map(|n| Key::new("", n))
-                    .collect()
-            },
+            set: |e, key, namespace| e.state.policies.set_namespace(&key.name, namespace.map(|n| input::namespace(&n))),
+            keys: |e| e.state.policies.namespace_keys().iter().map(|n| Key::new("", n)).collect(),
         },
     ));
     tasks.spawn(follow::<NetworkPolicy>(
@@ -101,11 +77,7 @@ pub fn start(
         all(),
         Feed {
             watch: Watch::NetworkPolicies,
-            set: |e, key, policy| {
-                e.state
-                    .policies
-                    .set_policy(key, policy.map(|p| rules::policy(&p)))
-            },
+            set: |e, key, policy| e.state.policies.set_policy(key, policy.map(|p| rules::policy(&p))),
             keys: |e| e.state.policies.policy_keys(),
         },
     ));
@@ -117,11 +89,7 @@ pub fn start(
         Feed {
             watch: Watch::Node,
             // A Node that was deleted is made again by the agent; until then the last one stands.
-            set: |e, _, node| {
-                e.node = node
-                    .map(|n| input::node(&n))
-                    .unwrap_or_else(|| e.node.clone())
-            },
+            set: |e, _, node| e.node = node.map(|n| input::node(&n)).unwrap_or_else(|| e.node.clone()),
             keys: |_| Vec::new(),
         },
     ));
@@ -134,13 +102,8 @@ struct Feed<K> {
     keys: fn(&Engine) -> Vec<Key>,
 }
 
-async fn follow<K>(
-    dataplane: Arc<Dataplane>,
-    cancel: CancellationToken,
-    api: Api<K>,
-    config: watcher::Config,
-    feed: Feed<K>,
-) where
+async fn follow<K>(dataplane: Arc<Dataplane>, cancel: CancellationToken, api: Api<K>, config: watcher::Config, feed: Feed<K>)
+where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
     let stream = watcher(api, config).default_backoff();
@@ -187,9 +150,7 @@ async fn follow<K>(
                 listed.clear();
                 engine.mark_synced(feed.watch);
             }
-            watcher::Event::Apply(object) => {
-                (feed.set)(&mut engine, Key::of(&object), Some(object))
-            }
+            watcher::Event::Apply(object) => (feed.set)(&mut engine, Key::of(&object), Some(object)),
             watcher::Event::Delete(object) => (feed.set)(&mut engine, Key::of(&object), None),
         }
         drop(engine);

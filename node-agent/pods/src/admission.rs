@@ -28,7 +28,9 @@ const SAFE_SYSCTLS: [&str; 13] = [
 
 /// `Some` is why the pod is refused. `others` are the pods that run here already.
 pub fn refuse(pod: &Pod, node: Option<&Node>, others: &[&Pod], max_pods: usize, unsafe_sysctls: &[String]) -> Option<Ended> {
-    let rejected = |reason: &str, message: String| Some(Ended { reason: reason.into(), message: format!("Pod was rejected: {message}"), rejected: true });
+    let rejected = |reason: &str, message: String| {
+        Some(Ended { reason: reason.into(), message: format!("Pod was rejected: {message}"), rejected: true })
+    };
     if let Some(name) = forbidden_sysctl(pod, unsafe_sysctls) {
         return rejected("SysctlForbidden", format!("forbidden sysctl: \"{name}\" not allowlisted"));
     }
@@ -38,7 +40,10 @@ pub fn refuse(pod: &Pod, node: Option<&Node>, others: &[&Pod], max_pods: usize, 
     }
     let node = node?;
     if let Some(os) = spec::spec(pod).os.as_ref().filter(|os| os.name != "linux") {
-        return rejected("PodOSNotSupported", format!("pod.Spec.OS.Name {:?} doesn't match the node's operating system \"linux\"", os.name));
+        return rejected(
+            "PodOSNotSupported",
+            format!("pod.Spec.OS.Name {:?} doesn't match the node's operating system \"linux\"", os.name),
+        );
     }
     let allocatable = node.status.as_ref().and_then(|s| s.allocatable.as_ref());
     for (resource, wanted) in resources::pod_requests(pod) {
@@ -73,7 +78,8 @@ fn forbidden_sysctl<'a>(pod: &'a Pod, allowed: &[String]) -> Option<&'a str> {
             None => name == *p,
         });
         // A host-network or host-IPC pod would set the node's own.
-        let shared = (name.starts_with("net.") && spec::host_network(pod)) || (name.starts_with("kernel.") && spec::spec(pod).host_ipc.unwrap_or(false));
+        let shared = (name.starts_with("net.") && spec::host_network(pod))
+            || (name.starts_with("kernel.") && spec::spec(pod).host_ipc.unwrap_or(false));
         (SAFE_SYSCTLS.contains(&name.as_str()) || listed) && !shared
     };
     asked.iter().map(|s| s.name.as_str()).find(|name| !known(name))
@@ -87,7 +93,9 @@ fn host_ports(pod: &Pod) -> Vec<HostPort> {
     spec::containers(pod)
         .iter()
         .flat_map(|(_, c)| c.ports.iter().flatten())
-        .filter_map(|p| Some((any(p.host_ip.as_deref()), p.protocol.clone().unwrap_or_else(|| "TCP".into()), p.host_port.filter(|n| *n > 0)?)))
+        .filter_map(|p| {
+            Some((any(p.host_ip.as_deref()), p.protocol.clone().unwrap_or_else(|| "TCP".into()), p.host_port.filter(|n| *n > 0)?))
+        })
         .collect()
 }
 
@@ -125,7 +133,13 @@ fn requirement(r: &NodeSelectorRequirement, value: Option<&str>) -> bool {
     let values = r.values.as_deref().unwrap_or_default();
     let number = |text: &str| text.parse::<i64>().ok();
     let compare = |greater: bool| match (value.and_then(number), values.first().and_then(|v| number(v))) {
-        (Some(have), Some(bound)) => if greater { have > bound } else { have < bound },
+        (Some(have), Some(bound)) => {
+            if greater {
+                have > bound
+            } else {
+                have < bound
+            }
+        }
         (Some(_) | None, _) => false,
     };
     match r.operator.as_str() {
@@ -172,14 +186,20 @@ mod tests {
 
     #[test]
     fn affinity_and_selector() {
-        let affinity = |terms: Value| json!({"containers": [], "affinity": {"nodeAffinity": {
-            "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}});
+        let affinity = |terms: Value| {
+            json!({"containers": [], "affinity": {"nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}})
+        };
         let expression = |op: &str, values: Value| json!([{"matchExpressions": [{"key": "size", "operator": op, "values": values}]}]);
         assert_eq!(reason(json!({"containers": [], "nodeSelector": {"zone": "a"}}), &[]), None);
         assert_eq!(reason(json!({"containers": [], "nodeSelector": {"zone": "b"}}), &[]).as_deref(), Some("NodeAffinity"));
         for (terms, fits) in [
-            (expression("In", json!(["5"])), true), (expression("NotIn", json!(["5"])), false), (expression("Gt", json!(["4"])), true),
-            (expression("Lt", json!(["5"])), false), (expression("Exists", json!([])), true), (json!([{}]), false),
+            (expression("In", json!(["5"])), true),
+            (expression("NotIn", json!(["5"])), false),
+            (expression("Gt", json!(["4"])), true),
+            (expression("Lt", json!(["5"])), false),
+            (expression("Exists", json!([])), true),
+            (json!([{}]), false),
             (json!([{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n"]}]}]), true),
         ] {
             assert_eq!(reason(affinity(terms.clone()), &[]).is_none(), fits, "{terms}");

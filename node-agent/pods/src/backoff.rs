@@ -52,11 +52,8 @@ impl BackOff {
     /// Counts a new try: the first is free, each later one doubles the delay.
     pub fn next(&mut self, limits: Limits, key: &str, event: Timestamp, now: Timestamp) {
         let entry = self.entries.entry(key.to_owned()).or_insert(Entry { delay: SignedDuration::ZERO, updated: now });
-        entry.delay = if entry.delay.is_zero() || expired(limits, event, entry) {
-            limits.initial
-        } else {
-            (entry.delay * 2).min(limits.max)
-        };
+        entry.delay =
+            if entry.delay.is_zero() || expired(limits, event, entry) { limits.initial } else { (entry.delay * 2).min(limits.max) };
         entry.updated = now;
     }
 

@@ -63,7 +63,9 @@ impl Cgroups {
             }
             if hierarchy.has("memory") {
                 match hierarchy.controllers {
-                    Some(_) => set(&dir, "memory.limit_in_bytes", &(if limits.memory_limit > 0 { limits.memory_limit } else { -1 }).to_string())?,
+                    Some(_) => {
+                        set(&dir, "memory.limit_in_bytes", &(if limits.memory_limit > 0 { limits.memory_limit } else { -1 }).to_string())?
+                    }
                     None => {
                         set(&dir, "memory.max", &if limits.memory_limit > 0 { limits.memory_limit.to_string() } else { "max".into() })?;
                     }

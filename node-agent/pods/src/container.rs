@@ -93,10 +93,7 @@ fn annotations(pod: &Pod, container: &Container, restart_count: i32) -> HashMap<
         (labels::CONTAINER_HASH.to_owned(), spec::container_hash(container)),
         (labels::RESTART_COUNT.to_owned(), restart_count.to_string()),
         (labels::TERMINATION_MESSAGE_PATH.to_owned(), termination_path(container).to_owned()),
-        (
-            labels::TERMINATION_MESSAGE_POLICY.to_owned(),
-            container.termination_message_policy.clone().unwrap_or_else(|| "File".into()),
-        ),
+        (labels::TERMINATION_MESSAGE_POLICY.to_owned(), container.termination_message_policy.clone().unwrap_or_else(|| "File".into())),
         (labels::USER_IMAGE.to_owned(), container.image.clone().unwrap_or_default()),
     ]);
     if let Some(seconds) = spec::spec(pod).termination_grace_period_seconds {
@@ -210,7 +207,8 @@ mod tests {
 
     #[test]
     fn non_root() {
-        let spec = |context: Value| json!({"securityContext": {"runAsNonRoot": true}, "containers": [{"name": "c", "securityContext": context}]});
+        let spec =
+            |context: Value| json!({"securityContext": {"runAsNonRoot": true}, "containers": [{"name": "c", "securityContext": context}]});
         assert!(build(spec(json!({}))).unwrap_err().contains("image will run as root"));
         assert!(build(spec(json!({"runAsUser": 0}))).unwrap_err().contains("breaks non-root policy"));
         assert!(build(spec(json!({"runAsUser": 5}))).is_ok());
@@ -223,7 +221,9 @@ mod tests {
 
     #[test]
     fn privileges() {
-        let context = |v: Value| build(json!({"containers": [{"name": "c", "securityContext": v}]})).unwrap().linux.unwrap().security_context.unwrap();
+        let context = |v: Value| {
+            build(json!({"containers": [{"name": "c", "securityContext": v}]})).unwrap().linux.unwrap().security_context.unwrap()
+        };
         assert!(context(json!({"allowPrivilegeEscalation": false})).no_new_privs);
         assert!(!context(json!({})).no_new_privs);
         let privileged = context(json!({"privileged": true}));

@@ -35,7 +35,8 @@ pub fn pod_dns(pod: &Pod, cluster_dns: &[IpAddr], cluster_domain: &str, node: &D
     let mut config = match policy {
         "None" => DnsConfig::default(),
         _ if cluster && !cluster_dns.is_empty() => {
-            let own = [format!("{}.svc.{cluster_domain}", spec::namespace(pod)), format!("svc.{cluster_domain}"), cluster_domain.to_owned()];
+            let own =
+                [format!("{}.svc.{cluster_domain}", spec::namespace(pod)), format!("svc.{cluster_domain}"), cluster_domain.to_owned()];
             DnsConfig {
                 servers: cluster_dns.iter().map(IpAddr::to_string).collect(),
                 searches: unique(own.into_iter().chain(node.searches.iter().cloned())),

@@ -248,7 +248,12 @@ mod tests {
                 {"name": "N", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]}))
         .unwrap();
         let expected = [
-            ("P_A", "from-map"), ("P_k", "over"), ("A", "1"), ("B", "1v10.0.0.9$(NONE)"), ("S", "secret"), ("N", "p"),
+            ("P_A", "from-map"),
+            ("P_k", "over"),
+            ("A", "1"),
+            ("B", "1v10.0.0.9$(NONE)"),
+            ("S", "secret"),
+            ("N", "p"),
             ("SVC_SERVICE_HOST", "10.0.0.9"),
         ];
         assert_eq!(env, expected.map(|(k, v)| (k.to_owned(), v.to_owned())));
@@ -271,7 +276,9 @@ mod tests {
             .unwrap()
         };
         let all = [
-            service("default", "kubernetes", "10.96.0.1"), service("n", "my-svc", "10.96.0.5"), service("n", "headless", "None"),
+            service("default", "kubernetes", "10.96.0.1"),
+            service("n", "my-svc", "10.96.0.5"),
+            service("n", "headless", "None"),
             service("other", "far", "10.96.0.7"),
         ];
         let vars = service_variables(&pod(json!({"name": "c"})), all.iter());

@@ -120,7 +120,14 @@ impl Worker {
         let mut others = Vec::new();
         for container in observed.containers.iter().filter(|c| c.may_run()) {
             let kind = spec::container(pod, &container.name).map_or(Kind::Regular, |(kind, _)| kind);
-            self.node.recorder.container(pod, kind, &container.name, Level::Normal, "Killing", format!("Stopping container {}", container.name));
+            self.node.recorder.container(
+                pod,
+                kind,
+                &container.name,
+                Level::Normal,
+                "Killing",
+                format!("Stopping container {}", container.name),
+            );
             if kind == Kind::Sidecar { sidecars.push(container) } else { others.push(container) }
         }
         futures::future::join_all(others.into_iter().map(|c| self.stop_container(pod, observed, c, grace))).await;
@@ -148,14 +155,29 @@ impl Worker {
         let from_label = || container.pre_stop.as_deref().and_then(|text| serde_json::from_str::<LifecycleHandler>(text).ok());
         let hook = from_spec.or_else(from_label).filter(|_| grace > 0 && container.is_running());
         if let Some(hook) = hook.filter(|_| self.hooked.lock().insert(container.id.clone())) {
-            let target = hooks::Target { cri: &self.node.cri, pod, container_id: &container.id, name: &container.name, pod_ip: self.pod_ip(pod, observed) };
+            let target = hooks::Target {
+                cri: &self.node.cri,
+                pod,
+                container_id: &container.id,
+                name: &container.name,
+                pod_ip: self.pod_ip(pod, observed),
+            };
             match tokio::time::timeout(total, hooks::run(&target, &hook)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(message)) => {
                     let kind = spec::container(pod, &container.name).map_or(Kind::Regular, |(kind, _)| kind);
-                    self.node.recorder.container(pod, kind, &container.name, Level::Warning, "FailedPreStopHook", format!("PreStopHook failed: {message}"));
+                    self.node.recorder.container(
+                        pod,
+                        kind,
+                        &container.name,
+                        Level::Warning,
+                        "FailedPreStopHook",
+                        format!("PreStopHook failed: {message}"),
+                    );
                 }
-                Err(_) => tracing::warn!(pod = %spec::full_name(pod), container = container.name, "preStop hook did not end within the grace period"),
+                Err(_) => {
+                    tracing::warn!(pod = %spec::full_name(pod), container = container.name, "preStop hook did not end within the grace period")
+                }
             }
         }
         let left = total.saturating_sub(started.elapsed()).max(MIN_GRACE);

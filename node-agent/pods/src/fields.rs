@@ -121,9 +121,16 @@ mod tests {
     fn fields() {
         let (pod, place) = sample();
         for (path, value) in [
-            ("metadata.name", "p"), ("metadata.uid", "u"), ("metadata.labels['a']", "1"), ("metadata.labels['zz']", ""),
-            ("metadata.labels", "a=\"1\"\nb=\"2\\\"x\""), ("metadata.annotations", "k=\"v\\nw\""), ("spec.nodeName", "node"),
-            ("status.podIP", "10.0.0.1"), ("status.podIPs", "10.0.0.1,fd00::1"), ("status.hostIP", "192.0.2.1"),
+            ("metadata.name", "p"),
+            ("metadata.uid", "u"),
+            ("metadata.labels['a']", "1"),
+            ("metadata.labels['zz']", ""),
+            ("metadata.labels", "a=\"1\"\nb=\"2\\\"x\""),
+            ("metadata.annotations", "k=\"v\\nw\""),
+            ("spec.nodeName", "node"),
+            ("status.podIP", "10.0.0.1"),
+            ("status.podIPs", "10.0.0.1,fd00::1"),
+            ("status.hostIP", "192.0.2.1"),
             ("spec.serviceAccountName", "sa"),
         ] {
             assert_eq!(field(&pod, path, &place).unwrap(), value, "{path}");
@@ -137,11 +144,8 @@ mod tests {
         let (pod, place) = sample();
         let own = spec::spec(&pod).containers.first();
         let value = |resource: &str, divisor: &str| {
-            let selector = ResourceFieldSelector {
-                container_name: None,
-                divisor: Some(Quantity(divisor.into())),
-                resource: resource.into(),
-            };
+            let selector =
+                ResourceFieldSelector { container_name: None, divisor: Some(Quantity(divisor.into())), resource: resource.into() };
             super::resource(&pod, own, &selector, &place)
         };
         assert_eq!(value("limits.cpu", "0").unwrap(), "2");

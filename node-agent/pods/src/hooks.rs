@@ -27,7 +27,10 @@ pub async fn run(target: &Target<'_>, hook: &LifecycleHandler) -> Result<(), Str
             return Ok(());
         }
         let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-        return Err(format!("Exec lifecycle hook ({quoted}) for Container \"{}\" failed - error: command exited with {}, message: {text:?}", target.name, output.exit_code));
+        return Err(format!(
+            "Exec lifecycle hook ({quoted}) for Container \"{}\" failed - error: command exited with {}, message: {text:?}",
+            target.name, output.exit_code
+        ));
     }
     let container = spec::container(target.pod, target.name).map(|(_, c)| c.into_owned());
     if let Some(get) = &hook.http_get {

@@ -60,7 +60,8 @@ impl Images {
         let wanted = container.image.as_deref().unwrap_or("");
         let soon = |waiting: Waiting, seconds: i64| Failed { waiting, retry_at: after(seconds) };
         let Some(reference) = with_tag(wanted) else {
-            let message = format!("Failed to apply default image tag \"{wanted}\": couldn't parse image name \"{wanted}\": invalid reference format");
+            let message =
+                format!("Failed to apply default image tag \"{wanted}\": couldn't parse image name \"{wanted}\": invalid reference format");
             event(Level::Warning, "InspectFailed", message.clone());
             event(Level::Warning, "Failed", "Error: InvalidImageName".into());
             return Err(soon(Waiting { reason: "InvalidImageName".into(), message }, 60));
@@ -111,7 +112,8 @@ impl Images {
             }
             Err(error) => {
                 let now = Timestamp::now();
-                let reason = if error.contains("connection refused") && error.contains("registry") { "RegistryUnavailable" } else { "ErrImagePull" };
+                let reason =
+                    if error.contains("connection refused") && error.contains("registry") { "RegistryUnavailable" } else { "ErrImagePull" };
                 let mut tries = self.tries.lock();
                 tries.backoff.next(KUBELET, &key, now, now);
                 tries.errors.insert(key, format!("{reason}: {error}"));
@@ -165,7 +167,8 @@ pub fn with_tag(image: &str) -> Option<String> {
     };
     let mut parts = repository.split('/').peekable();
     let first = parts.clone().next().unwrap_or("");
-    let has_domain = repository.contains('/') && (first.contains(['.', ':']) || first == "localhost" || first.chars().any(|c| c.is_ascii_uppercase()));
+    let has_domain =
+        repository.contains('/') && (first.contains(['.', ':']) || first == "localhost" || first.chars().any(|c| c.is_ascii_uppercase()));
     if has_domain {
         parts.next();
         if !first.chars().all(|c| c.is_ascii_alphanumeric() || ".-:[]".contains(c)) {
@@ -184,7 +187,8 @@ pub fn with_tag(image: &str) -> Option<String> {
         let rest = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
         (1..=128).contains(&t.len()) && t.chars().all(rest) && !t.starts_with(['.', '-'])
     };
-    let good_digest = |d: &str| d.split_once(':').is_some_and(|(a, h)| !a.is_empty() && h.len() >= 32 && h.chars().all(|c| c.is_ascii_hexdigit()));
+    let good_digest =
+        |d: &str| d.split_once(':').is_some_and(|(a, h)| !a.is_empty() && h.len() >= 32 && h.chars().all(|c| c.is_ascii_hexdigit()));
     match (tag, digest) {
         (Some(t), _) if !good_tag(t) => None,
         (_, Some(d)) if !good_digest(d) => None,
@@ -275,7 +279,9 @@ fn auth_config(auth: DockerAuth, registry: &str) -> cri_api::AuthConfig {
         ..Default::default()
     };
     let decoded = base64::engine::general_purpose::STANDARD.decode(auth.auth.trim()).ok();
-    if let Some((user, password)) = decoded.and_then(|b| String::from_utf8(b).ok()).and_then(|t| t.split_once(':').map(|(u, p)| (u.to_owned(), p.to_owned()))) {
+    if let Some((user, password)) =
+        decoded.and_then(|b| String::from_utf8(b).ok()).and_then(|t| t.split_once(':').map(|(u, p)| (u.to_owned(), p.to_owned())))
+    {
         config.username = user;
         config.password = password;
     }
@@ -316,9 +322,20 @@ mod tests {
     #[test]
     fn references() {
         for (image, expected) in [
-            ("busybox", Some("busybox:latest")), ("busybox:1.36", Some("busybox:1.36")), ("localhost:5000/a/b", Some("localhost:5000/a/b:latest")),
-            ("registry.k8s.io/pause:3.9", Some("registry.k8s.io/pause:3.9")), ("xebec.local/demo", Some("xebec.local/demo:latest")),
-            ("", None), ("Busybox", None), ("a b", None), ("a:b:c", None), ("a//b", None), ("a:", None), ("/a", None), ("a@sha256:12", None), ("not:a/valid:ref!", None),
+            ("busybox", Some("busybox:latest")),
+            ("busybox:1.36", Some("busybox:1.36")),
+            ("localhost:5000/a/b", Some("localhost:5000/a/b:latest")),
+            ("registry.k8s.io/pause:3.9", Some("registry.k8s.io/pause:3.9")),
+            ("xebec.local/demo", Some("xebec.local/demo:latest")),
+            ("", None),
+            ("Busybox", None),
+            ("a b", None),
+            ("a:b:c", None),
+            ("a//b", None),
+            ("a:", None),
+            ("/a", None),
+            ("a@sha256:12", None),
+            ("not:a/valid:ref!", None),
         ] {
             assert_eq!(with_tag(image).as_deref(), expected, "{image}");
         }
@@ -342,7 +359,8 @@ mod tests {
             data: Some([(".dockerconfigjson".to_owned(), k8s_openapi::ByteString(config.to_string().into_bytes()))].into()),
             ..Default::default()
         };
-        let users = |image: &str| -> Vec<String> { credentials(std::slice::from_ref(&secret), image).into_iter().map(|a| a.username).collect() };
+        let users =
+            |image: &str| -> Vec<String> { credentials(std::slice::from_ref(&secret), image).into_iter().map(|a| a.username).collect() };
         assert_eq!(users("busybox:1"), ["u"]);
         assert_eq!(users("my.example.com/team/x:1"), ["t", "a"]);
         assert_eq!(users("my.example.com/other"), ["a"]);

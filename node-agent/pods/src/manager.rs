@@ -249,7 +249,11 @@ impl PodManager {
         let sandboxes = self.cri.list_pod_sandbox(cri_api::ListPodSandboxRequest::default()).await;
         let containers = self.cri.list_containers(cri_api::ListContainersRequest::default()).await;
         let mut orphans: HashMap<String, HashMap<String, String>> = HashMap::new();
-        for labels in sandboxes.iter().flat_map(|s| s.items.iter().map(|i| &i.labels)).chain(containers.iter().flat_map(|c| c.containers.iter().map(|i| &i.labels))) {
+        for labels in sandboxes
+            .iter()
+            .flat_map(|s| s.items.iter().map(|i| &i.labels))
+            .chain(containers.iter().flat_map(|c| c.containers.iter().map(|i| &i.labels)))
+        {
             if let Some(uid) = owner_uid(labels).filter(|uid| !known(uid)) {
                 orphans.insert(uid.clone(), labels.clone());
             }
@@ -363,7 +367,11 @@ impl PodManager {
     pub fn healthy(&self) -> Result<(), String> {
         let age = Timestamp::now().duration_since(*self.listed.lock());
         if age > RELIST_OVERDUE {
-            return Err(format!("PLEG is not healthy: pleg was last seen active {}s ago; threshold is {}s", age.as_secs(), RELIST_OVERDUE.as_secs()));
+            return Err(format!(
+                "PLEG is not healthy: pleg was last seen active {}s ago; threshold is {}s",
+                age.as_secs(),
+                RELIST_OVERDUE.as_secs()
+            ));
         }
         Ok(())
     }

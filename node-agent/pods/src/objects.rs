@@ -141,7 +141,13 @@ pub fn api_message(error: &kube::Error) -> String {
 
 async fn read<T>(client: &kube::Client, reads: &Reads<T>, namespace: &str, name: &str) -> Result<Option<Arc<T>>, String>
 where
-    T: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
+    T: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + DeserializeOwned
+        + std::fmt::Debug
+        + Send
+        + Sync
+        + 'static,
 {
     let key = (namespace.to_owned(), name.to_owned());
     let shared = {

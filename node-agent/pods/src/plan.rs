@@ -17,15 +17,34 @@ const KEEP_INSTANCES: usize = 2;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Mount volumes and, with an attempt number, run a sandbox.
-    SetUp { sandbox: Option<u32> },
+    SetUp {
+        sandbox: Option<u32>,
+    },
     /// Pull the image, create and start.
-    Start { name: String, kind: Kind, restart_count: i32 },
+    Start {
+        name: String,
+        kind: Kind,
+        restart_count: i32,
+    },
     /// Stop one container of a pod that goes on.
-    Kill { id: String, name: String, kind: Kind, message: String, grace: Option<i64> },
+    Kill {
+        id: String,
+        name: String,
+        kind: Kind,
+        message: String,
+        grace: Option<i64>,
+    },
     /// Stop every container, sidecars last, within `grace` seconds, then the sandboxes.
-    StopPod { grace: i64 },
-    RemoveContainer { id: String, log_path: String },
-    RemoveSandbox { id: String },
+    StopPod {
+        grace: i64,
+    },
+    RemoveContainer {
+        id: String,
+        log_path: String,
+    },
+    RemoveSandbox {
+        id: String,
+    },
     /// Unmount volumes, remove the pod's cgroup and directory.
     TearDown,
     /// The final delete, grace 0.
@@ -269,7 +288,13 @@ fn init_containers(pod: &Pod, observed: &Observed, memory: &Memory, plan: &mut P
             Run::Running { .. } => {
                 let view = memory.probes.get(&latest.id);
                 if let Some((FailedProbe::Startup, grace)) = view.and_then(|v| v.failed) {
-                    kill(plan, latest, Kind::Sidecar, format!("Init container {} failed startup probe, will be restarted", container.name), grace);
+                    kill(
+                        plan,
+                        latest,
+                        Kind::Sidecar,
+                        format!("Init container {} failed startup probe, will be restarted", container.name),
+                        grace,
+                    );
                 } else if memory.started(&latest.id, container.startup_probe.is_some()) {
                     if last {
                         done = true;
@@ -277,9 +302,21 @@ fn init_containers(pod: &Pod, observed: &Observed, memory: &Memory, plan: &mut P
                         found.push(index + 1);
                     }
                     if latest.hash != spec::container_hash(container) {
-                        kill(plan, latest, Kind::Sidecar, format!("Init container {} definition changed, will be restarted", container.name), None);
+                        kill(
+                            plan,
+                            latest,
+                            Kind::Sidecar,
+                            format!("Init container {} definition changed, will be restarted", container.name),
+                            None,
+                        );
                     } else if let Some((FailedProbe::Liveness, grace)) = view.and_then(|v| v.failed) {
-                        kill(plan, latest, Kind::Sidecar, format!("Init container {} failed liveness probe, will be restarted", container.name), grace);
+                        kill(
+                            plan,
+                            latest,
+                            Kind::Sidecar,
+                            format!("Init container {} failed liveness probe, will be restarted", container.name),
+                            grace,
+                        );
                     }
                 }
             }
@@ -380,8 +417,11 @@ fn start(pod: &Pod, observed: &Observed, memory: &Memory, now: Timestamp, plan: 
         let key = backoff_key(&name, &spec::container_hash(&container));
         let event = Timestamp::from_nanosecond(i128::from(finished_at)).unwrap_or(now);
         if let Some(until) = memory.crash_backoff.blocked_until(KUBELET, &key, event, now) {
-            let message =
-                format!("back-off {} restarting failed container={name} pod={}", go_duration(memory.crash_backoff.delay(&key)), spec::full_name(pod));
+            let message = format!(
+                "back-off {} restarting failed container={name} pod={}",
+                go_duration(memory.crash_backoff.delay(&key)),
+                spec::full_name(pod)
+            );
             plan.waiting.push((name, kind, Waiting { reason: "CrashLoopBackOff".into(), message }));
             sooner(&mut plan.wake_at, until);
             return;

@@ -99,9 +99,14 @@ fn a_failed_set_up_waits_for_its_retry() {
 
 #[test]
 fn restart_policies() {
-    for (policy, code, restarted) in
-        [("Always", 0, true), ("Always", 1, true), ("OnFailure", 0, false), ("OnFailure", 1, true), ("Never", 0, false), ("Never", 1, false)]
-    {
+    for (policy, code, restarted) in [
+        ("Always", 0, true),
+        ("Always", 1, true),
+        ("OnFailure", 0, false),
+        ("OnFailure", 1, true),
+        ("Never", 0, false),
+        ("Never", 1, false),
+    ] {
         let pod = one(policy);
         let plan = plan(&pod, &seen(vec![container(&pod, "c", 0, exited(code, -100))]), &ready(), at(0));
         if restarted {
@@ -186,8 +191,10 @@ fn a_new_sandbox_runs_init_containers_again() {
 
 #[test]
 fn sidecars_start_before_and_run_beside() {
-    let pod = pod(json!({"restartPolicy": "Never", "initContainers": [{"name": "s", "restartPolicy": "Always", "startupProbe": {}}, {"name": "i"}],
-        "containers": [{"name": "c"}]}));
+    let pod = pod(
+        json!({"restartPolicy": "Never", "initContainers": [{"name": "s", "restartPolicy": "Always", "startupProbe": {}}, {"name": "i"}],
+        "containers": [{"name": "c"}]}),
+    );
     let side = || container(&pod, "s", 0, running());
     let mut memory = ready();
     assert_eq!(steps(&pod, &seen(vec![side()]), &memory), [], "not started yet");
@@ -195,9 +202,11 @@ fn sidecars_start_before_and_run_beside() {
     assert_eq!(steps(&pod, &seen(vec![side()]), &memory), [start("i", Kind::Init, 0)]);
     let initialized = vec![container(&pod, "i", 0, exited(0, -9)), side()];
     assert_eq!(steps(&pod, &seen(initialized), &memory), [start("c", Kind::Regular, 0)]);
-    let crashed = vec![container(&pod, "c", 0, running()), container(&pod, "i", 0, exited(0, -9)), container(&pod, "s", 0, exited(1, -900))];
+    let crashed =
+        vec![container(&pod, "c", 0, running()), container(&pod, "i", 0, exited(0, -9)), container(&pod, "s", 0, exited(1, -900))];
     assert_eq!(steps(&pod, &seen(crashed), &memory), [start("s", Kind::Sidecar, 1)], "whatever the pod's policy");
-    let over = plan(&pod, &seen(vec![container(&pod, "c", 0, exited(0, -9)), container(&pod, "i", 0, exited(0, -9)), side()]), &memory, at(0));
+    let over =
+        plan(&pod, &seen(vec![container(&pod, "c", 0, exited(0, -9)), container(&pod, "i", 0, exited(0, -9)), side()]), &memory, at(0));
     assert!(over.finished, "sidecars do not keep a pod alive");
     assert_eq!(over.steps, [Step::StopPod { grace: 30 }]);
 }
@@ -264,7 +273,9 @@ fn a_terminal_pod_never_runs_again() {
 fn old_instances_are_removed() {
     let pod = one("Always");
     let all = vec![
-        container(&pod, "c", 3, running()), container(&pod, "c", 2, exited(1, -9)), container(&pod, "c", 1, exited(1, -19)),
+        container(&pod, "c", 3, running()),
+        container(&pod, "c", 2, exited(1, -9)),
+        container(&pod, "c", 1, exited(1, -19)),
         container(&pod, "c", 0, exited(1, -29)),
     ];
     let removed: Vec<Step> = steps(&pod, &seen(all), &ready());

@@ -235,7 +235,11 @@ impl Job {
                 Ok(outcome) => outcome,
                 Err(error) => {
                     // Not asked, so not answered: such a run counts neither way.
-                    self.event(Level::Warning, "Unhealthy", format!("{} probe errored and resulted in unknown state: {error}", which.label()));
+                    self.event(
+                        Level::Warning,
+                        "Unhealthy",
+                        format!("{} probe errored and resulted in unknown state: {error}", which.label()),
+                    );
                     continue;
                 }
             };
@@ -351,7 +355,9 @@ impl Job {
                 Ok(Ok(true)) => Outcome::Success,
                 Ok(Ok(false)) => Outcome::Failure(format!("service unhealthy (responded with \"NOT_SERVING\") for service {service:?}")),
                 Ok(Err(error)) => Outcome::Failure(error),
-                Err(_) => Outcome::Failure(format!("timeout: failed to connect service \"{}:{port}\" within {}s", self.pod_ip, timeout.as_secs())),
+                Err(_) => {
+                    Outcome::Failure(format!("timeout: failed to connect service \"{}:{port}\" within {}s", self.pod_ip, timeout.as_secs()))
+                }
             });
         }
         Err("missing probe handler".into())
@@ -408,7 +414,8 @@ mod tests {
 
     #[test]
     fn a_restarted_agent_believes_the_status_of_the_same_instance() {
-        let container: Container = serde_json::from_value(serde_json::json!({"name": "c", "readinessProbe": {}, "startupProbe": {}})).unwrap();
+        let container: Container =
+            serde_json::from_value(serde_json::json!({"name": "c", "readinessProbe": {}, "startupProbe": {}})).unwrap();
         let pod: Pod = serde_json::from_value(serde_json::json!({"status": {"containerStatuses": [
             {"name": "c", "image": "", "imageID": "", "restartCount": 0, "containerID": "containerd://1", "ready": true, "started": true}]}}))
         .unwrap();

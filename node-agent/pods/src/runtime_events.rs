@@ -13,11 +13,8 @@ use tokio_util::sync::CancellationToken;
 use crate::manager::PodManager;
 
 /// The containerd namespace of CRI.
-const FILTERS: [&str; 3] = [
-    "namespace==k8s.io,topic==\"/tasks/exit\"",
-    "namespace==k8s.io,topic==\"/tasks/start\"",
-    "namespace==k8s.io,topic==\"/tasks/oom\"",
-];
+const FILTERS: [&str; 3] =
+    ["namespace==k8s.io,topic==\"/tasks/exit\"", "namespace==k8s.io,topic==\"/tasks/start\"", "namespace==k8s.io,topic==\"/tasks/oom\""];
 const RETRY: Duration = Duration::from_secs(1);
 const CATCH_UP: Duration = Duration::from_millis(500);
 

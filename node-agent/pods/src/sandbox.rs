@@ -142,14 +142,22 @@ mod tests {
 
     fn build(spec: serde_json::Value) -> cri::PodSandboxConfig {
         let pod: Pod =
-            serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n", "uid": "u", "labels": {"app": "x"}}, "spec": spec})).unwrap();
-        let inputs = Inputs { attempt: 2, hostname: "p".into(), dns: cri::DnsConfig::default(), log_directory: "/l".into(), kubepods: "/x/kubepods" };
+            serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n", "uid": "u", "labels": {"app": "x"}}, "spec": spec}))
+                .unwrap();
+        let inputs = Inputs {
+            attempt: 2,
+            hostname: "p".into(),
+            dns: cri::DnsConfig::default(),
+            log_directory: "/l".into(),
+            kubepods: "/x/kubepods",
+        };
         config(&pod, inputs)
     }
 
     #[test]
     fn plain_pod() {
-        let config = build(json!({"containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": 8080}, {"containerPort": 81}]}]}));
+        let config =
+            build(json!({"containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": 8080}, {"containerPort": 81}]}]}));
         let linux = config.linux.unwrap();
         assert_eq!(linux.cgroup_parent, "/x/kubepods/besteffort/podu");
         assert_eq!((config.labels["app"].as_str(), config.labels[labels::POD_UID].as_str()), ("x", "u"));
@@ -161,8 +169,10 @@ mod tests {
 
     #[test]
     fn host_namespaces_and_groups() {
-        let config = build(json!({"hostNetwork": true, "hostPID": true, "hostIPC": true, "containers": [{"name": "c", "securityContext": {"privileged": true}}],
-            "securityContext": {"fsGroup": 7, "supplementalGroups": [8], "runAsGroup": 5, "sysctls": [{"name": "net.core/somaxconn", "value": "1"}]}}));
+        let config = build(
+            json!({"hostNetwork": true, "hostPID": true, "hostIPC": true, "containers": [{"name": "c", "securityContext": {"privileged": true}}],
+            "securityContext": {"fsGroup": 7, "supplementalGroups": [8], "runAsGroup": 5, "sysctls": [{"name": "net.core/somaxconn", "value": "1"}]}}),
+        );
         let linux = config.linux.unwrap();
         assert_eq!(linux.sysctls["net.core.somaxconn"], "1");
         let security = linux.security_context.unwrap();

@@ -97,7 +97,8 @@ impl PodManager {
         let pod = self.find(&target.namespace, &target.pod, target.uid.as_deref())?;
         // The container's own spec says whether it has a terminal.
         let tty = self.target_container(&pod, target)?.tty.unwrap_or(false);
-        let request = cri_api::AttachRequest { container_id: id, tty, stdin: options.stdin, stdout: options.stdout, stderr: options.stderr && !tty };
+        let request =
+            cri_api::AttachRequest { container_id: id, tty, stdin: options.stdin, stdout: options.stdout, stderr: options.stderr && !tty };
         Ok(self.cri.attach(request).await?.url)
     }
 
@@ -109,7 +110,9 @@ impl PodManager {
     pub async fn port_forward_url(&self, target: &StreamTarget, ports: Vec<u16>) -> Result<String, Error> {
         let pod = self.find(&target.namespace, &target.pod, target.uid.as_deref())?;
         let observed = self.observed(spec::uid(&pod)).await?;
-        let sandbox = observed.ready_sandbox().ok_or_else(|| Error::BadRequest(format!("failed to find sandbox for pod {:?}: it does not run", spec::name(&pod))))?;
+        let sandbox = observed
+            .ready_sandbox()
+            .ok_or_else(|| Error::BadRequest(format!("failed to find sandbox for pod {:?}: it does not run", spec::name(&pod))))?;
         let request = cri_api::PortForwardRequest { pod_sandbox_id: sandbox.id.clone(), port: ports.into_iter().map(i32::from).collect() };
         Ok(self.cri.port_forward(request).await?.url)
     }
@@ -271,7 +274,8 @@ fn container_stats(pod: &Pod, stats: &cri_api::ContainerStats) -> Value {
         },
     });
     if let Some(layer) = &stats.writable_layer {
-        value["rootfs"] = json!({ "time": time(layer.timestamp), "usedBytes": number(&layer.used_bytes), "inodesUsed": number(&layer.inodes_used) });
+        value["rootfs"] =
+            json!({ "time": time(layer.timestamp), "usedBytes": number(&layer.used_bytes), "inodesUsed": number(&layer.inodes_used) });
     }
     value
 }
@@ -308,9 +312,10 @@ mod tests {
 
     #[test]
     fn why_there_is_no_log() {
-        let pod: Pod = serde_json::from_value(json!({"status": {"containerStatuses": [{"name": "c", "image": "", "imageID": "", "ready": false,
+        let pod: Pod =
+            serde_json::from_value(json!({"status": {"containerStatuses": [{"name": "c", "image": "", "imageID": "", "ready": false,
             "restartCount": 0, "state": {"waiting": {"reason": "ErrImagePull", "message": "m"}}}]}}))
-        .unwrap();
+            .unwrap();
         assert_eq!(waiting_reason(&pod, "c"), "image can't be pulled: m");
         assert_eq!(waiting_reason(&pod, "other"), "ContainerCreating");
     }

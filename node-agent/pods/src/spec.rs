@@ -86,15 +86,59 @@ pub fn ephemeral_target<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
 /// An ephemeral container has a container's fields and one more.
 fn as_container(ephemeral: &EphemeralContainer) -> Container {
     let EphemeralContainer {
-        args, command, env, env_from, image, image_pull_policy, lifecycle, liveness_probe, name, ports, readiness_probe,
-        resize_policy, resources, restart_policy, restart_policy_rules, security_context, startup_probe, stdin, stdin_once,
-        target_container_name: _, termination_message_path, termination_message_policy, tty, volume_devices, volume_mounts,
+        args,
+        command,
+        env,
+        env_from,
+        image,
+        image_pull_policy,
+        lifecycle,
+        liveness_probe,
+        name,
+        ports,
+        readiness_probe,
+        resize_policy,
+        resources,
+        restart_policy,
+        restart_policy_rules,
+        security_context,
+        startup_probe,
+        stdin,
+        stdin_once,
+        target_container_name: _,
+        termination_message_path,
+        termination_message_policy,
+        tty,
+        volume_devices,
+        volume_mounts,
         working_dir,
     } = ephemeral.clone();
     Container {
-        args, command, env, env_from, image, image_pull_policy, lifecycle, liveness_probe, name, ports, readiness_probe,
-        resize_policy, resources, restart_policy, restart_policy_rules, security_context, startup_probe, stdin, stdin_once,
-        termination_message_path, termination_message_policy, tty, volume_devices, volume_mounts, working_dir,
+        args,
+        command,
+        env,
+        env_from,
+        image,
+        image_pull_policy,
+        lifecycle,
+        liveness_probe,
+        name,
+        ports,
+        readiness_probe,
+        resize_policy,
+        resources,
+        restart_policy,
+        restart_policy_rules,
+        security_context,
+        startup_probe,
+        stdin,
+        stdin_once,
+        termination_message_path,
+        termination_message_policy,
+        tty,
+        volume_devices,
+        volume_mounts,
+        working_dir,
     }
 }
 
@@ -156,7 +200,10 @@ pub fn host_name(pod: &Pod, cluster_domain: &str) -> Result<HostName, String> {
     if spec.set_hostname_as_fqdn.unwrap_or(false) && !domain.is_empty() {
         kernel = format!("{host}.{domain}");
         if kernel.len() > 64 {
-            return Err(format!("failed to construct FQDN from pod hostname and cluster domain, FQDN {kernel} is too long ({} characters long, max is 64 characters)", kernel.len()));
+            return Err(format!(
+                "failed to construct FQDN from pod hostname and cluster domain, FQDN {kernel} is too long ({} characters long, max is 64 characters)",
+                kernel.len()
+            ));
         }
     }
     Ok(HostName { host, domain, kernel })

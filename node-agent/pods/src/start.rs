@@ -107,7 +107,8 @@ impl Worker {
         event(Level::Normal, "Started", "Container started".into());
         let hook = container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref());
         if let Some(hook) = hook {
-            let target = hooks::Target { cri: &self.node.cri, pod, container_id: &id, name: &container.name, pod_ip: self.pod_ip(pod, observed) };
+            let target =
+                hooks::Target { cri: &self.node.cri, pod, container_id: &id, name: &container.name, pod_ip: self.pod_ip(pod, observed) };
             if let Err(message) = hooks::run(&target, hook).await {
                 event(Level::Warning, "FailedPostStartHook", format!("PostStartHook failed: {message}"));
                 event(Level::Normal, "Killing", "FailedPostStartHook".into());
@@ -174,7 +175,10 @@ impl Worker {
             match self.node.objects.secret(spec::namespace(pod), &reference.name).await {
                 Ok(Some(secret)) => found.push(secret.as_ref().clone()),
                 Ok(None) | Err(_) => {
-                    let message = format!("Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.", reference.name);
+                    let message = format!(
+                        "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
+                        reference.name
+                    );
                     self.node.recorder.pod(pod, Level::Warning, "FailedToRetrieveImagePullSecret", message);
                 }
             }
@@ -197,7 +201,9 @@ impl Worker {
             // In place: containers that run hold a mount of this very file.
             if fs::read_to_string(&path).is_ok_and(|old| old == text) { Ok(()) } else { fs::write(&path, text) }
         });
-        written.and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o644))).map_err(|e| format!("{}: {e}", path.display()))?;
+        written
+            .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o644)))
+            .map_err(|e| format!("{}: {e}", path.display()))?;
         Ok(Some(file_mount("/etc/hosts", path)))
     }
 

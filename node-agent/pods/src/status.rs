@@ -2,8 +2,8 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    Container as ContainerSpec, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP,
-    Pod, PodCondition, PodIP, PodStatus, VolumeMountStatus,
+    Container as ContainerSpec, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
+    HostIP, Pod, PodCondition, PodIP, PodStatus, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -156,7 +156,14 @@ impl Context<'_> {
         Waiting { reason: reason.into(), message: String::new() }
     }
 
-    fn seen(&self, container: &ContainerSpec, latest: &Container, held: Option<&Waiting>, old: Option<&ContainerStatus>, status: &mut ContainerStatus) {
+    fn seen(
+        &self,
+        container: &ContainerSpec,
+        latest: &Container,
+        held: Option<&Waiting>,
+        old: Option<&ContainerStatus>,
+        status: &mut ContainerStatus,
+    ) {
         status.container_id = Some(format!("containerd://{}", latest.id));
         status.restart_count = latest.restart_count;
         if !latest.image.is_empty() {

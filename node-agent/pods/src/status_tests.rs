@@ -65,7 +65,10 @@ fn one(policy: &str) -> Pod {
 fn a_pod_about_to_run() {
     let status = status(&one("Always"), &Observed::default(), &Memory::default(), false);
     assert_eq!(status.phase.as_deref(), Some("Pending"));
-    assert_eq!((status.host_ip.as_deref(), status.pod_ip.as_deref(), status.qos_class.as_deref()), (Some("192.0.2.1"), None, Some("BestEffort")));
+    assert_eq!(
+        (status.host_ip.as_deref(), status.pod_ip.as_deref(), status.qos_class.as_deref()),
+        (Some("192.0.2.1"), None, Some("BestEffort"))
+    );
     assert_eq!(status.observed_generation, Some(3));
     let c = &status.container_statuses.as_ref().unwrap()[0];
     assert_eq!(c.state.as_ref().unwrap().waiting.as_ref().unwrap().reason.as_deref(), Some("ContainerCreating"));
@@ -73,10 +76,19 @@ fn a_pod_about_to_run() {
     let verdicts: Vec<(&str, &str)> = status.conditions.iter().flatten().map(|c| (c.type_.as_str(), c.status.as_str())).collect();
     assert_eq!(
         verdicts,
-        [("PodReadyToStartContainers", "False"), ("Initialized", "True"), ("Ready", "False"), ("ContainersReady", "False"), ("PodScheduled", "True")]
+        [
+            ("PodReadyToStartContainers", "False"),
+            ("Initialized", "True"),
+            ("Ready", "False"),
+            ("ContainersReady", "False"),
+            ("PodScheduled", "True")
+        ]
     );
     let ready = condition_of(&status, "Ready");
-    assert_eq!((ready.reason.as_deref(), ready.message.as_deref()), (Some("ContainersNotReady"), Some("containers with unready status: [c]")));
+    assert_eq!(
+        (ready.reason.as_deref(), ready.message.as_deref()),
+        (Some("ContainersNotReady"), Some("containers with unready status: [c]"))
+    );
 }
 
 #[test]
@@ -102,8 +114,11 @@ fn transition_times_are_kept_while_nothing_changes() {
 #[test]
 fn ends_by_policy() {
     for (policy, code, finished, phase) in [
-        ("Always", 1, false, "Running"), ("OnFailure", 1, false, "Running"), ("OnFailure", 0, true, "Succeeded"),
-        ("Never", 0, true, "Succeeded"), ("Never", 1, true, "Failed"),
+        ("Always", 1, false, "Running"),
+        ("OnFailure", 1, false, "Running"),
+        ("OnFailure", 0, true, "Succeeded"),
+        ("Never", 0, true, "Succeeded"),
+        ("Never", 1, true, "Failed"),
     ] {
         let mut observed = seen(vec![container("c", 0, exited(code))]);
         observed.sandboxes[0].ready = !finished;
@@ -144,7 +159,8 @@ fn image_errors_show_before_a_container_exists() {
 
 #[test]
 fn readiness_follows_probes_and_gates() {
-    let mut probed = pod(json!({"containers": [{"name": "c", "readinessProbe": {}, "startupProbe": {}}], "readinessGates": [{"conditionType": "g"}]}));
+    let mut probed =
+        pod(json!({"containers": [{"name": "c", "readinessProbe": {}, "startupProbe": {}}], "readinessGates": [{"conditionType": "g"}]}));
     let observed = seen(vec![container("c", 0, running())]);
     let mut memory = Memory::default();
     let ready = |pod: &Pod, memory: &Memory| condition_of(&status(pod, &observed, memory, false), "Ready").clone();
@@ -163,7 +179,10 @@ fn init_containers_hold_the_rest() {
     let running_init = status(&pod, &seen(vec![container("i", 0, running())]), &Memory::default(), false);
     assert_eq!(running_init.phase.as_deref(), Some("Pending"));
     let initialized = condition_of(&running_init, "Initialized");
-    assert_eq!((initialized.reason.as_deref(), initialized.message.as_deref()), (Some("ContainersNotInitialized"), Some("containers with incomplete status: [i]")));
+    assert_eq!(
+        (initialized.reason.as_deref(), initialized.message.as_deref()),
+        (Some("ContainersNotInitialized"), Some("containers with incomplete status: [i]"))
+    );
     let waiting = running_init.container_statuses.unwrap()[0].state.clone().unwrap().waiting.unwrap();
     assert_eq!(waiting.reason.as_deref(), Some("PodInitializing"));
     let mut failed = seen(vec![container("i", 0, exited(1))]);
@@ -173,7 +192,8 @@ fn init_containers_hold_the_rest() {
 
 #[test]
 fn sidecars_count_for_readiness_not_for_the_end() {
-    let pod = pod(json!({"restartPolicy": "Never", "initContainers": [{"name": "s", "restartPolicy": "Always"}], "containers": [{"name": "c"}]}));
+    let pod =
+        pod(json!({"restartPolicy": "Never", "initContainers": [{"name": "s", "restartPolicy": "Always"}], "containers": [{"name": "c"}]}));
     let both = seen(vec![container("c", 0, running()), container("s", 0, running())]);
     assert_eq!(condition_of(&status(&pod, &both, &Memory::default(), false), "Ready").status, "True");
     let mut over = seen(vec![container("c", 0, exited(0)), container("s", 0, exited(137))]);
@@ -185,7 +205,10 @@ fn sidecars_count_for_readiness_not_for_the_end() {
 fn rejected_and_ended_pods_fail_with_their_reason() {
     let ended = |rejected| Memory { ended: Some(Ended { reason: "OutOfcpu".into(), message: "m".into(), rejected }), ..Default::default() };
     let rejected = status(&one("Always"), &Observed::default(), &ended(true), true);
-    assert_eq!((rejected.phase.as_deref(), rejected.reason.as_deref(), rejected.container_statuses), (Some("Failed"), Some("OutOfcpu"), None));
+    assert_eq!(
+        (rejected.phase.as_deref(), rejected.reason.as_deref(), rejected.container_statuses),
+        (Some("Failed"), Some("OutOfcpu"), None)
+    );
     let late = status(&one("Always"), &seen(vec![container("c", 0, running())]), &ended(false), true);
     assert_eq!((late.phase.as_deref(), late.message.as_deref()), (Some("Failed"), Some("m")));
     assert!(late.container_statuses.is_some());
@@ -200,8 +223,10 @@ fn a_deleted_pod_that_never_ran_fails() {
 #[test]
 fn a_container_that_vanished_is_told_from_the_api() {
     let mut pod = one("Always");
-    pod.status = serde_json::from_value(json!({"phase": "Running", "containerStatuses": [{"name": "c", "image": "i:1", "imageID": "x", "ready": true,
-        "restartCount": 2, "containerID": "containerd://gone", "state": {"running": {}}}]}))
+    pod.status = serde_json::from_value(
+        json!({"phase": "Running", "containerStatuses": [{"name": "c", "image": "i:1", "imageID": "x", "ready": true,
+        "restartCount": 2, "containerID": "containerd://gone", "state": {"running": {}}}]}),
+    )
     .unwrap();
     let status = status(&pod, &seen(vec![]), &Memory::default(), false);
     let c = &status.container_statuses.unwrap()[0];

@@ -19,8 +19,8 @@ const MAX_LOG_LINES: usize = 80;
 /// says so and it failed, else what the runtime said.
 pub fn message(status: &ContainerStatus) -> String {
     let path = status.annotations.get(labels::TERMINATION_MESSAGE_PATH).map(String::as_str).unwrap_or("");
-    let fallback = status.annotations.get(labels::TERMINATION_MESSAGE_POLICY).is_some_and(|p| p == "FallbackToLogsOnError")
-        && status.exit_code != 0;
+    let fallback =
+        status.annotations.get(labels::TERMINATION_MESSAGE_POLICY).is_some_and(|p| p == "FallbackToLogsOnError") && status.exit_code != 0;
     let from_file = status
         .mounts
         .iter()

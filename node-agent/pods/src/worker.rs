@@ -295,7 +295,8 @@ fn with_foreign_conditions(mut last: PodStatus, pod: &Pod) -> PodStatus {
 /// Ends when what is being executed is no longer what the API wants: the pod is being deleted,
 /// sooner than before, or gone.
 async fn interrupted(mut desired: watch::Receiver<Desired>, before: Desired) {
-    let urgency = |d: &Desired| (d.removed, spec::is_deleting(&d.pod), if spec::is_deleting(&d.pod) { spec::grace_seconds(&d.pod) } else { 0 });
+    let urgency =
+        |d: &Desired| (d.removed, spec::is_deleting(&d.pod), if spec::is_deleting(&d.pod) { spec::grace_seconds(&d.pod) } else { 0 });
     let started = urgency(&before);
     loop {
         let now = urgency(&desired.borrow_and_update());
@@ -308,4 +309,3 @@ async fn interrupted(mut desired: watch::Receiver<Desired>, before: Desired) {
         }
     }
 }
-

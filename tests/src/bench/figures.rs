@@ -40,25 +40,13 @@ impl Line {
     pub fn median(name: impl Into<String>, unit: &'static str, runs: &[f64], goal: Goal) -> Line {
         let value = percentile(runs, 50.0);
         let spread = [percentile(runs, 0.0), percentile(runs, 100.0)].map(round);
-        Line {
-            spread: (runs.len() > 1).then_some(spread),
-            ..Line::single(name, unit, value, goal)
-        }
+        Line { spread: (runs.len() > 1).then_some(spread), ..Line::single(name, unit, value, goal) }
     }
 
     /// A figure that is no median.
     pub fn single(name: impl Into<String>, unit: &'static str, value: f64, goal: Goal) -> Line {
         let (goal, met) = held(value, goal);
-        Line {
-            name: name.into(),
-            value: round(value),
-            unit,
-            beside: None,
-            ratio: None,
-            goal,
-            met,
-            spread: None,
-        }
+        Line { name: name.into(), value: round(value), unit, beside: None, ratio: None, goal, met, spread: None }
     }
 
     /// Puts the figure beside another; with a goal for the ratio, that is what the line is held to.
@@ -75,10 +63,7 @@ impl Line {
 
     /// Prints the line.
     pub fn print(&self) {
-        println!(
-            "{}",
-            serde_json::to_string(self).expect("plain data is always JSON")
-        );
+        println!("{}", serde_json::to_string(self).expect("plain data is always JSON"));
     }
 }
 
@@ -113,25 +98,16 @@ mod tests {
     #[test]
     fn percentiles_are_measured_values() {
         let values = [5.0, 1.0, 4.0, 2.0, 3.0];
-        assert_eq!(
-            [0.0, 50.0, 99.0, 100.0].map(|p| percentile(&values, p)),
-            [1.0, 3.0, 5.0, 5.0]
-        );
+        assert_eq!([0.0, 50.0, 99.0, 100.0].map(|p| percentile(&values, p)), [1.0, 3.0, 5.0, 5.0]);
         assert_eq!(percentile(&[7.0], 50.0), 7.0);
     }
 
     #[test]
     fn a_line_is_held_to_its_goal_or_its_ratio() {
         let line = Line::median("x", "s", &[0.4, 0.2, 0.6], Goal::AtMost(0.5));
-        assert_eq!(
-            (line.value, line.met, line.spread),
-            (0.4, Some(true), Some([0.2, 0.6]))
-        );
+        assert_eq!((line.value, line.met, line.spread), (0.4, Some(true), Some([0.2, 0.6])));
         let line = line.beside("y", 0.5, Goal::AtLeast(0.98));
-        assert_eq!(
-            (line.ratio, line.met, line.goal.as_deref()),
-            (Some(0.8), Some(false), Some("ratio >= 0.98"))
-        );
+        assert_eq!((line.ratio, line.met, line.goal.as_deref()), (Some(0.8), Some(false), Some("ratio >= 0.98")));
         let text = serde_json::to_value(&line).unwrap();
         assert_eq!(text["beside"], "y 0.5");
     }

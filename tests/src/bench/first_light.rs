@@ -62,83 +62,30 @@ pub async fn run(args: &Args) -> Result<bool> {
         all_met &= line.met != Some(false);
         line.print();
     };
-    print(Line::median(
-        "server start to /readyz, empty directory",
-        "s",
-        &server_start::empty(&args.xebec, 5)?,
-        Goal::AtMost(0.5),
-    ));
-    print(Line::median(
-        "server start to /readyz, second start",
-        "s",
-        &server_start::again(&args.xebec, 5)?,
-        Goal::AtMost(0.5),
-    ));
+    print(Line::median("server start to /readyz, empty directory", "s", &server_start::empty(&args.xebec, 5)?, Goal::AtMost(0.5)));
+    print(Line::median("server start to /readyz, second start", "s", &server_start::again(&args.xebec, 5)?, Goal::AtMost(0.5)));
     if !args.up_seconds.is_empty() {
-        print(Line::median(
-            "up on a built tree to Node Ready",
-            "s",
-            &args.up_seconds,
-            Goal::AtMost(3.0),
-        ));
+        print(Line::median("up on a built tree to Node Ready", "s", &args.up_seconds, Goal::AtMost(3.0)));
     }
-    for (name, file, goal) in [
-        ("xebec binary", &args.xebec, 50.0),
-        ("xebec-cni binary", &args.cni, 2.0),
-    ] {
-        let bytes = file
-            .metadata()
-            .with_context(|| format!("{}", file.display()))?
-            .len();
-        print(Line::single(
-            name,
-            "MiB",
-            bytes as f64 / 1048576.0,
-            Goal::AtMost(goal),
-        ));
+    for (name, file, goal) in [("xebec binary", &args.xebec, 50.0), ("xebec-cni binary", &args.cni, 2.0)] {
+        let bytes = file.metadata().with_context(|| format!("{}", file.display()))?.len();
+        print(Line::single(name, "MiB", bytes as f64 / 1048576.0, Goal::AtMost(goal)));
     }
 
     tokio::time::sleep(Duration::from_secs(args.idle_seconds)).await;
-    print(Line::single(
-        "server resident memory, idle with the demo",
-        "MiB",
-        processes::resident_mib(args.server_pid)?,
-        Goal::AtMost(60.0),
-    ));
-    print(Line::single(
-        "agent resident memory, idle with the demo",
-        "MiB",
-        processes::resident_mib(args.agent_pid)?,
-        Goal::AtMost(40.0),
-    ));
+    print(Line::single("server resident memory, idle with the demo", "MiB", processes::resident_mib(args.server_pid)?, Goal::AtMost(60.0)));
+    print(Line::single("agent resident memory, idle with the demo", "MiB", processes::resident_mib(args.agent_pid)?, Goal::AtMost(40.0)));
 
-    let kubeconfig = kube::config::Kubeconfig::read_from(&args.kubeconfig)
-        .with_context(|| format!("{}", args.kubeconfig.display()))?;
-    let client = kube::Client::try_from(
-        kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await?,
-    )?;
+    let kubeconfig = kube::config::Kubeconfig::read_from(&args.kubeconfig).with_context(|| format!("{}", args.kubeconfig.display()))?;
+    let client = kube::Client::try_from(kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await?)?;
     // Interleaved, so that a busy moment of the machine meets both.
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     for round in 0..15 {
-        ours.push(
-            pods::created_to_running(&client, &args.image, round)
-                .await?
-                .as_secs_f64(),
-        );
-        bare.push(
-            bare_cri::created_to_running(&args.containerd, &args.image, round)
-                .await?
-                .as_secs_f64(),
-        );
+        ours.push(pods::created_to_running(&client, &args.image, round).await?.as_secs_f64());
+        bare.push(bare_cri::created_to_running(&args.containerd, &args.image, round).await?.as_secs_f64());
     }
     let beside = super::figures::percentile(&bare, 50.0);
-    print(
-        Line::median("pod created to Running", "s", &ours, Goal::AtMost(0.7)).beside(
-            "bare CRI calls",
-            beside,
-            Goal::None,
-        ),
-    );
+    print(Line::median("pod created to Running", "s", &ours, Goal::AtMost(0.7)).beside("bare CRI calls", beside, Goal::None));
 
     for line in request_rate::measure(&client, args).await? {
         print(line);

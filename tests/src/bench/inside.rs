@@ -14,8 +14,7 @@ use super::processes;
 /// Moves this process beside `pid`. Must be called while the process has one thread.
 pub fn join(pid: u32) -> Result<()> {
     let cgroup = processes::cgroup2_dir(pid)?.join("cgroup.procs");
-    fs::write(&cgroup, std::process::id().to_string())
-        .with_context(|| format!("cannot enter {}", cgroup.display()))?;
+    fs::write(&cgroup, std::process::id().to_string()).with_context(|| format!("cannot enter {}", cgroup.display()))?;
     let namespace = format!("/proc/{pid}/ns/net");
     let file = File::open(&namespace).with_context(|| namespace.clone())?;
     setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("cannot enter {namespace}"))
@@ -34,17 +33,9 @@ impl Helper {
         if let Some(pid) = pid {
             command.args(["inside", &pid.to_string()]);
         }
-        let mut child = command
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("cannot start a helper")?;
+        let mut child = command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start a helper")?;
         let out = child.stdout.take().context("helper without output")?;
-        Ok(Helper {
-            child,
-            out: BufReader::new(out),
-        })
+        Ok(Helper { child, out: BufReader::new(out) })
     }
 
     /// The next line it prints.

@@ -6,18 +6,10 @@ use anyhow::{Context, Result};
 
 /// Resident memory in MiB.
 pub fn resident_mib(pid: u32) -> Result<f64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))
-        .with_context(|| format!("process {pid}"))?;
-    let line = status
-        .lines()
-        .find_map(|l| l.strip_prefix("VmRSS:"))
-        .with_context(|| format!("process {pid} has no VmRSS: it has ended"))?;
-    let kib: f64 = line
-        .trim()
-        .trim_end_matches("kB")
-        .trim()
-        .parse()
-        .context("VmRSS")?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).with_context(|| format!("process {pid}"))?;
+    let line =
+        status.lines().find_map(|l| l.strip_prefix("VmRSS:")).with_context(|| format!("process {pid} has no VmRSS: it has ended"))?;
+    let kib: f64 = line.trim().trim_end_matches("kB").trim().parse().context("VmRSS")?;
     Ok(kib / 1024.0)
 }
 
@@ -30,12 +22,8 @@ pub fn cgroup2_dir(pid: u32) -> Result<PathBuf> {
         .find(|f| f.get(2) == Some(&"cgroup2"))
         .map(|f| PathBuf::from(f[1]))
         .context("cgroup2 is not mounted")?;
-    let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))
-        .with_context(|| format!("process {pid}"))?;
-    let path = text
-        .lines()
-        .find_map(|l| l.strip_prefix("0::"))
-        .with_context(|| format!("process {pid} is in no cgroup2"))?;
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).with_context(|| format!("process {pid}"))?;
+    let path = text.lines().find_map(|l| l.strip_prefix("0::")).with_context(|| format!("process {pid} is in no cgroup2"))?;
     Ok(root.join(path.trim_start_matches('/')))
 }
 
@@ -43,17 +31,12 @@ pub fn cgroup2_dir(pid: u32) -> Result<PathBuf> {
 pub fn named(comm: &str) -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter(|pid| {
-        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c.trim() == comm)
-    })
-    .collect()
+    pids.filter(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c.trim() == comm)).collect()
 }
 
 /// The command line of a process, words separated by spaces.
 pub fn command_line(pid: u32) -> String {
-    fs::read(format!("/proc/{pid}/cmdline"))
-        .map(|b| String::from_utf8_lossy(&b).replace('\0', " "))
-        .unwrap_or_default()
+    fs::read(format!("/proc/{pid}/cmdline")).map(|b| String::from_utf8_lossy(&b).replace('\0', " ")).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -13,8 +13,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Echoes bytes on every connection; prints its port first, then serves until killed.
 pub fn serve(address: SocketAddr) -> Result<()> {
-    let listener =
-        TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+    let listener = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
     println!("{}", listener.local_addr()?.port());
     for socket in listener.incoming() {
         let mut socket = socket.context("accept")?;
@@ -30,8 +29,7 @@ pub fn serve(address: SocketAddr) -> Result<()> {
 
 /// Round trips a second on one connection, over `time`.
 pub fn round_trips(address: SocketAddr, time: Duration) -> Result<f64> {
-    let mut socket = TcpStream::connect_timeout(&address, TIMEOUT)
-        .with_context(|| format!("cannot connect to {address}"))?;
+    let mut socket = TcpStream::connect_timeout(&address, TIMEOUT).with_context(|| format!("cannot connect to {address}"))?;
     socket.set_nodelay(true)?;
     socket.set_read_timeout(Some(TIMEOUT))?;
     let mut byte = [1; 1];
@@ -59,8 +57,7 @@ pub struct Connections {
 /// Makes `rate` connections a second for `time`, a byte to and fro on each, and keeps one open all along.
 pub fn connections(address: SocketAddr, rate: u32, time: Duration) -> Result<Connections> {
     let mut seen = Connections::default();
-    let mut kept = TcpStream::connect_timeout(&address, TIMEOUT)
-        .with_context(|| format!("cannot connect to {address}"))?;
+    let mut kept = TcpStream::connect_timeout(&address, TIMEOUT).with_context(|| format!("cannot connect to {address}"))?;
     kept.set_read_timeout(Some(TIMEOUT))?;
     let (start, pause) = (Instant::now(), Duration::from_secs(1) / rate);
     let mut next = start;
@@ -74,8 +71,7 @@ pub fn connections(address: SocketAddr, rate: u32, time: Duration) -> Result<Con
         }
         if exchange(&mut kept).is_err() {
             seen.broken += 1;
-            kept = TcpStream::connect_timeout(&address, TIMEOUT)
-                .with_context(|| format!("cannot connect to {address} again"))?;
+            kept = TcpStream::connect_timeout(&address, TIMEOUT).with_context(|| format!("cannot connect to {address} again"))?;
             kept.set_read_timeout(Some(TIMEOUT))?;
         }
         next += pause;
@@ -89,11 +85,7 @@ fn exchange(socket: &mut TcpStream) -> std::io::Result<()> {
     socket.write_all(&[7])?;
     let mut byte = [0; 1];
     socket.read_exact(&mut byte)?;
-    if byte == [7] {
-        Ok(())
-    } else {
-        Err(ErrorKind::InvalidData.into())
-    }
+    if byte == [7] { Ok(()) } else { Err(ErrorKind::InvalidData.into()) }
 }
 
 #[cfg(test)]
@@ -113,10 +105,7 @@ mod tests {
         }
         assert!(round_trips(address, Duration::from_millis(50)).unwrap() > 1.0);
         let seen = connections(address, 200, Duration::from_millis(100)).unwrap();
-        assert!(
-            seen.made > 0 && seen.failed == 0 && seen.broken == 0,
-            "{seen:?}"
-        );
+        assert!(seen.made > 0 && seen.failed == 0 && seen.broken == 0, "{seen:?}");
     }
 
     #[test]

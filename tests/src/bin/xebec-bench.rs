@@ -27,20 +27,14 @@ enum Traffic {
     /// Print round trips a second on one connection.
     RoundTrips { to: SocketAddr, seconds: f64 },
     /// Print connections made, failed and broken.
-    Connections {
-        to: SocketAddr,
-        rate: u32,
-        seconds: u64,
-    },
+    Connections { to: SocketAddr, rate: u32, seconds: u64 },
 }
 
 fn main() -> ExitCode {
     let outcome = match Bench::parse() {
         Bench::FirstLight(args) => {
             let _ = rustls::crypto::ring::default_provider().install_default();
-            tokio::runtime::Runtime::new()
-                .map_err(Into::into)
-                .and_then(|r| r.block_on(first_light::run(&args)))
+            tokio::runtime::Runtime::new().map_err(Into::into).and_then(|r| r.block_on(first_light::run(&args)))
         }
         Bench::Inside { pid, then } => inside::join(pid).and_then(|()| then.run()).map(|()| true),
         Bench::Traffic(traffic) => traffic.run().map(|()| true),

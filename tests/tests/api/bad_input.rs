@@ -32,25 +32,83 @@ fn a_table_of_nonsense() {
         ("POST", "/configmaps", "text/plain", text("{}"), 415, "UnsupportedMediaType", "accepted media types include"),
         ("POST", "/configmaps", "application/vnd.kubernetes.protobuf", text("k8s\0\x0a\x7f"), 400, "BadRequest", ""),
         ("POST", "/configmaps", JSON, huge.into_bytes(), 413, "RequestEntityTooLarge", "Request entity too large"),
-        ("POST", "/configmaps", JSON, map(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}})), 400, "BadRequest", "cannot be handled as a ConfigMap"),
-        ("POST", "/configmaps", JSON, map(json!({"apiVersion": "v9", "kind": "ConfigMap", "metadata": {"name": "x"}})), 400, "BadRequest", ""),
-        ("POST", "/configmaps", JSON, map(json!({"metadata": {"name": "x", "namespace": "other"}})), 400, "BadRequest", "does not match the namespace"),
+        (
+            "POST",
+            "/configmaps",
+            JSON,
+            map(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}})),
+            400,
+            "BadRequest",
+            "cannot be handled as a ConfigMap",
+        ),
+        (
+            "POST",
+            "/configmaps",
+            JSON,
+            map(json!({"apiVersion": "v9", "kind": "ConfigMap", "metadata": {"name": "x"}})),
+            400,
+            "BadRequest",
+            "",
+        ),
+        (
+            "POST",
+            "/configmaps",
+            JSON,
+            map(json!({"metadata": {"name": "x", "namespace": "other"}})),
+            400,
+            "BadRequest",
+            "does not match the namespace",
+        ),
         ("POST", "/configmaps", JSON, map(json!({"metadata": {}})), 422, "Invalid", "name or generateName is required"),
         ("POST", "/configmaps", JSON, map(json!({"metadata": {"name": "Not_A_Name"}})), 422, "Invalid", "lowercase RFC 1123 subdomain"),
         ("POST", "/configmaps", JSON, map(json!({"metadata": {"name": "x".repeat(300)}})), 422, "Invalid", "must be no more than 253"),
         ("POST", "/configmaps", JSON, map(json!({"metadata": {"name": "x", "labels": {"a b": "c"}}})), 422, "Invalid", "metadata.labels"),
         ("POST", "/configmaps", JSON, map(json!({"metadata": {"name": "x", "labels": {"a": 1}}})), 400, "BadRequest", ""),
         ("POST", "/configmaps", JSON, map(json!({"metadata": {"name": "x"}, "data": "text"})), 400, "BadRequest", ""),
-        ("POST", "/configmaps?fieldValidation=Strict", JSON, map(json!({"metadata": {"name": "x"}, "dada": {}})), 400, "BadRequest", "unknown field \"dada\""),
-        ("POST", "/configmaps?fieldValidation=Strict", JSON, text(r#"{"metadata":{"name":"x"},"data":{"a":"1","a":"2"}}"#), 400, "BadRequest", "duplicate field"),
+        (
+            "POST",
+            "/configmaps?fieldValidation=Strict",
+            JSON,
+            map(json!({"metadata": {"name": "x"}, "dada": {}})),
+            400,
+            "BadRequest",
+            "unknown field \"dada\"",
+        ),
+        (
+            "POST",
+            "/configmaps?fieldValidation=Strict",
+            JSON,
+            text(r#"{"metadata":{"name":"x"},"data":{"a":"1","a":"2"}}"#),
+            400,
+            "BadRequest",
+            "duplicate field",
+        ),
         ("POST", "/configmaps?fieldValidation=Maybe", JSON, map(json!({"metadata": {"name": "x"}})), 422, "Invalid", "fieldValidation"),
-        ("POST", "/pods", JSON, map(json!({"metadata": {"name": "x"}, "spec": {"containers": [{"name": "c", "image": "i", "resources": {"requests": {"cpu": "lots"}}}]}})), 400, "BadRequest", "quantit"),
+        (
+            "POST",
+            "/pods",
+            JSON,
+            map(
+                json!({"metadata": {"name": "x"}, "spec": {"containers": [{"name": "c", "image": "i", "resources": {"requests": {"cpu": "lots"}}}]}}),
+            ),
+            400,
+            "BadRequest",
+            "quantit",
+        ),
         ("POST", "/services", JSON, map(json!({"metadata": {"name": "x"}, "spec": {"ports": [{"port": "http"}]}})), 400, "BadRequest", ""),
         ("GET", "/configmaps/nowhere", "", vec![], 404, "NotFound", "configmaps \"nowhere\" not found"),
         ("PUT", "/configmaps/nowhere", JSON, map(json!({"metadata": {"name": "nowhere"}})), 404, "NotFound", ""),
         ("PUT", "/configmaps/there", JSON, map(json!({"metadata": {"name": "other"}})), 400, "BadRequest", "does not match"),
         ("PUT", "/configmaps/there", JSON, map(json!({"metadata": {"name": "there", "resourceVersion": "1"}})), 409, "Conflict", ""),
-        ("PUT", "/configmaps/there", JSON, map(json!({"metadata": {"name": "there", "resourceVersion": "x"}})), 422, "Invalid", "resourceVersion"),
+        (
+            "PUT",
+            "/configmaps/there",
+            JSON,
+            map(json!({"metadata": {"name": "there", "resourceVersion": "x"}})),
+            422,
+            "Invalid",
+            "resourceVersion",
+        ),
         ("PATCH", "/configmaps/there", "application/json", text("{}"), 415, "UnsupportedMediaType", ""),
         ("PATCH", "/configmaps/there", "application/merge-patch+json", text("{"), 400, "BadRequest", ""),
         ("PATCH", "/configmaps/there", "application/json-patch+json", text("{}"), 400, "BadRequest", ""),
@@ -67,8 +125,24 @@ fn a_table_of_nonsense() {
         ("GET", "/nonsense", "", vec![], 404, "NotFound", "the server could not find the requested resource"),
         ("POST", "/configmaps/there", JSON, map(json!({})), 405, "MethodNotAllowed", ""),
         ("POST", "/configmaps", JSON, map(json!({"metadata": {"name": "x"}, "data": {"bad key": "v"}})), 422, "Invalid", "data[bad key]"),
-        ("POST", "/pods", JSON, map(json!({"metadata": {"name": "x"}, "spec": {"containers": []}})), 422, "Invalid", "spec.containers: Required value"),
-        ("POST", "/services", JSON, map(json!({"metadata": {"name": "x"}, "spec": {"ports": [{"port": 99999}]}})), 422, "Invalid", "spec.ports[0].port"),
+        (
+            "POST",
+            "/pods",
+            JSON,
+            map(json!({"metadata": {"name": "x"}, "spec": {"containers": []}})),
+            422,
+            "Invalid",
+            "spec.containers: Required value",
+        ),
+        (
+            "POST",
+            "/services",
+            JSON,
+            map(json!({"metadata": {"name": "x"}, "spec": {"ports": [{"port": 99999}]}})),
+            422,
+            "Invalid",
+            "spec.ports[0].port",
+        ),
         ("PUT", "/configmaps", JSON, map(json!({})), 405, "MethodNotAllowed", ""),
     ];
     ask(&ns, cases);
@@ -80,9 +154,18 @@ fn nonsense_to_apply() {
     let ns = cluster().namespace("worse");
     cluster().post(&format!("/api/v1/namespaces/{ns}/configmaps"), &json!({"metadata": {"name": "there"}})).expect(201);
     let text = |t: &str| t.as_bytes().to_vec();
-    ask(&ns, vec![
-        ("PATCH", "/configmaps/there", "application/apply-patch+yaml", text("apiVersion: v1\nkind: ConfigMap"), 400, "BadRequest", ""),
-    ]);
+    ask(
+        &ns,
+        vec![(
+            "PATCH",
+            "/configmaps/there",
+            "application/apply-patch+yaml",
+            text("apiVersion: v1\nkind: ConfigMap"),
+            400,
+            "BadRequest",
+            "",
+        )],
+    );
 }
 
 /// Sends each and compares; the server must be well afterwards.
@@ -102,9 +185,18 @@ fn ask(ns: &str, cases: Vec<Case<'_>>) {
         };
         let status: Value = serde_json::from_slice(&response.body).unwrap_or_default();
         let message = status["message"].as_str().unwrap_or_default();
-        let sound = response.code == code && status["kind"] == "Status" && status["reason"] == reason && status["code"] == code && message.contains(words) && !message.is_empty();
+        let sound = response.code == code
+            && status["kind"] == "Status"
+            && status["reason"] == reason
+            && status["code"] == code
+            && message.contains(words)
+            && !message.is_empty();
         if !sound {
-            wrong.push(format!("{method} {path} {shown}: expected {code} {reason} {words:?}, got {} {}", response.code, response.text().chars().take(300).collect::<String>()));
+            wrong.push(format!(
+                "{method} {path} {shown}: expected {code} {reason} {words:?}, got {} {}",
+                response.code,
+                response.text().chars().take(300).collect::<String>()
+            ));
         }
     }
     assert!(wrong.is_empty(), "{} wrong answers:\n{}", wrong.len(), wrong.join("\n"));

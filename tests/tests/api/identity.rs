@@ -9,7 +9,10 @@ fn without_and_with_foreign_certificates() {
     let c = cluster();
     let ask = |path: &str, identity: Identity| c.try_send("GET", path, &[], b"", &identity);
     let nobody = ask("/api/v1/pods", Identity::Nobody).unwrap().expect(403);
-    assert_eq!(nobody["message"], "pods is forbidden: User \"system:anonymous\" cannot list resource \"pods\" in API group \"\" at the cluster scope");
+    assert_eq!(
+        nobody["message"],
+        "pods is forbidden: User \"system:anonymous\" cannot list resource \"pods\" in API group \"\" at the cluster scope"
+    );
     for path in ["/version", "/healthz", "/readyz", "/livez"] {
         assert_eq!(ask(path, Identity::Nobody).unwrap().code, 200, "{path}");
     }
@@ -21,7 +24,10 @@ fn without_and_with_foreign_certificates() {
         assert_eq!(ask("/version", Identity::Token(token.into())).unwrap().expect(401)["message"], "Unauthorized", "{token}");
     }
     let user = ask("/api/v1/secrets", Identity::User("jo", &["devs"])).unwrap().expect(403);
-    assert_eq!(user["message"], "secrets is forbidden: User \"jo\" cannot list resource \"secrets\" in API group \"\" at the cluster scope");
+    assert_eq!(
+        user["message"],
+        "secrets is forbidden: User \"jo\" cannot list resource \"secrets\" in API group \"\" at the cluster scope"
+    );
     assert_eq!(ask("/api", Identity::User("jo", &[])).unwrap().code, 200, "discovery is for everybody authenticated");
 }
 
@@ -47,7 +53,12 @@ fn roles_grant_what_they_say() {
     let own = send("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
         json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview", "spec": {"resourceAttributes": {"namespace": ns, "verb": "create", "resource": "configmaps"}}})).expect(201);
     assert_eq!(own["status"]["allowed"], true);
-    let me = send("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"})).expect(201);
+    let me = send(
+        "POST",
+        "/apis/authentication.k8s.io/v1/selfsubjectreviews",
+        json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}),
+    )
+    .expect(201);
     assert_eq!(me["status"]["userInfo"]["username"], "wi");
     assert!(me["status"]["userInfo"]["groups"].as_array().unwrap().contains(&json!("writers")));
     // The administrator may try what another can do; others may not.
@@ -67,7 +78,9 @@ fn nobody_grants_more_than_they_hold() {
     c.post(&format!("{rbac}/rolebindings"), &grant).expect(201);
     let local = Identity::User("local", &[]);
     let send = |path: &str, body: Value| c.send("POST", path, &[("content-type", "application/json")], body.to_string().as_bytes(), &local);
-    c.until("the binding to be in force", || send(&format!("/api/v1/namespaces/{ns}/configmaps?dryRun=All"), json!({"metadata": {"name": "x"}})).code == 201);
+    c.until("the binding to be in force", || {
+        send(&format!("/api/v1/namespaces/{ns}/configmaps?dryRun=All"), json!({"metadata": {"name": "x"}})).code == 201
+    });
     let role = |verbs: Value, resources: Value| json!({"metadata": {"name": "r"}, "rules": [{"verbs": verbs, "apiGroups": [""], "resources": resources}]});
     send(&format!("{rbac}/roles"), role(json!(["get"]), json!(["pods"]))).expect(201);
     let refused = send(&format!("{rbac}/roles"), role(json!(["*"]), json!(["nodes"]))).expect(403);
@@ -88,8 +101,16 @@ fn service_accounts_speak_with_tokens() {
     let token = issued["status"]["token"].as_str().unwrap().to_string();
     let bot = Identity::Token(token.clone());
     let denied = c.send("GET", "/api/v1/pods", &[], b"", &bot).expect(403);
-    assert!(denied["message"].as_str().unwrap().starts_with(&format!("pods is forbidden: User \"system:serviceaccount:{ns}:default\"")), "{denied}");
-    let review = c.post("/apis/authentication.k8s.io/v1/tokenreviews", &json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token}})).expect(201);
+    assert!(
+        denied["message"].as_str().unwrap().starts_with(&format!("pods is forbidden: User \"system:serviceaccount:{ns}:default\"")),
+        "{denied}"
+    );
+    let review = c
+        .post(
+            "/apis/authentication.k8s.io/v1/tokenreviews",
+            &json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token}}),
+        )
+        .expect(201);
     assert_eq!(review["status"]["user"]["username"], format!("system:serviceaccount:{ns}:default"));
     assert_eq!(c.send("GET", "/openid/v1/jwks", &[], b"", &bot).expect(200)["keys"][0]["kty"], "EC");
     let other = json!({"spec": {"audiences": ["elsewhere"]}});
@@ -119,7 +140,12 @@ fn nodes_reach_only_their_own() {
     send("GET", &format!("/api/v1/namespaces/{ns}/secrets"), json!({})).expect(403);
     send("POST", "/api/v1/nodes", json!({"metadata": {"name": "n1"}})).expect(201);
     send("POST", "/api/v1/nodes", json!({"metadata": {"name": "n2"}})).expect(403);
-    send("POST", &format!("/api/v1/namespaces/{ns}/pods"), json!({"metadata": {"name": "q"}, "spec": {"nodeName": "n1", "containers": [{"name": "c", "image": "i"}]}})).expect(403);
+    send(
+        "POST",
+        &format!("/api/v1/namespaces/{ns}/pods"),
+        json!({"metadata": {"name": "q"}, "spec": {"nodeName": "n1", "containers": [{"name": "c", "image": "i"}]}}),
+    )
+    .expect(403);
     let token = |uid: &Value| json!({"spec": {"boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": uid}}});
     send("POST", &format!("/api/v1/namespaces/{ns}/serviceaccounts/default/token"), token(&pod["metadata"]["uid"])).expect(201);
     send("POST", &format!("/api/v1/namespaces/{ns}/serviceaccounts/default/token"), json!({"spec": {}})).expect(403);

@@ -41,7 +41,10 @@ fn apply_get_change_delete() {
     assert!(described.contains("demo:2") && described.contains("tier=front"), "{described}");
     c.until("the replica sets", || k("get rs -o name", "").lines().count() == 2);
     assert!(k("rollout history deployment/web", "").contains("REVISION"));
-    assert_eq!(k("delete deployment web", ""), format!("deployment.apps \"web\" deleted{}\n", of_namespace(&k("version --client -o json", ""), &ns)));
+    assert_eq!(
+        k("delete deployment web", ""),
+        format!("deployment.apps \"web\" deleted{}\n", of_namespace(&k("version --client -o json", ""), &ns))
+    );
     let gone = c.try_kubectl(&["-n", &ns, "get", "deployment", "web"], "").unwrap_err();
     assert_eq!(gone.trim(), "Error from server (NotFound): deployments.apps \"web\" not found");
     c.until("the replica sets to be collected", || k("get rs -o name", "").is_empty());
@@ -102,8 +105,13 @@ fn discovery_and_documentation() {
 fn patch_replace_label_wait() {
     let c = cluster();
     let ns = c.namespace("change");
-    let k = |arguments: &[&str], input: &str| c.try_kubectl(&[&["-n", &ns], arguments].concat(), input).unwrap_or_else(|e| panic!("{arguments:?}: {e}"));
-    k(&["create", "-f", "-"], "{\"apiVersion\":\"v1\",\"kind\":\"ConfigMap\",\"metadata\":{\"name\":\"m\"},\"data\":{\"a\":\"1\",\"b\":\"1\"}}");
+    let k = |arguments: &[&str], input: &str| {
+        c.try_kubectl(&[&["-n", &ns], arguments].concat(), input).unwrap_or_else(|e| panic!("{arguments:?}: {e}"))
+    };
+    k(
+        &["create", "-f", "-"],
+        "{\"apiVersion\":\"v1\",\"kind\":\"ConfigMap\",\"metadata\":{\"name\":\"m\"},\"data\":{\"a\":\"1\",\"b\":\"1\"}}",
+    );
     k(&["patch", "cm", "m", "--type=merge", "-p", r#"{"data":{"a":"2","b":null}}"#], "");
     k(&["patch", "cm", "m", "--type=json", "-p", r#"[{"op":"add","path":"/data/c","value":"3"}]"#], "");
     k(&["patch", "cm", "m", "-p", "data: {d: \"4\"}"], "");
@@ -121,10 +129,14 @@ fn patch_replace_label_wait() {
 fn server_side_apply() {
     let c = cluster();
     let ns = c.namespace("ssa");
-    let k = |arguments: &[&str], input: &str| c.try_kubectl(&[&["-n", &ns], arguments].concat(), input).unwrap_or_else(|e| panic!("{arguments:?}: {e}"));
+    let k = |arguments: &[&str], input: &str| {
+        c.try_kubectl(&[&["-n", &ns], arguments].concat(), input).unwrap_or_else(|e| panic!("{arguments:?}: {e}"))
+    };
     let mine = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: s}\ndata: {a: \"1\"}\n";
     k(&["apply", "--server-side", "--field-manager=one", "-f", "-"], mine);
-    let conflict = c.try_kubectl(&["-n", &ns, "apply", "--server-side", "--field-manager=two", "-f", "-"], &mine.replace("\"1\"", "\"2\"")).unwrap_err();
+    let conflict = c
+        .try_kubectl(&["-n", &ns, "apply", "--server-side", "--field-manager=two", "-f", "-"], &mine.replace("\"1\"", "\"2\""))
+        .unwrap_err();
     assert!(conflict.contains("conflict with \"one\""), "{conflict}");
     k(&["apply", "--server-side", "--field-manager=two", "--force-conflicts", "-f", "-"], &mine.replace("\"1\"", "\"2\""));
     assert_eq!(k(&["get", "cm", "s", "-o", "jsonpath={.data.a}"], ""), "2");

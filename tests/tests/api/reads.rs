@@ -89,7 +89,10 @@ fn selectors_choose() {
 }
 
 fn types(events: &[Value]) -> Vec<String> {
-    events.iter().map(|e| format!("{} {}", e["type"].as_str().unwrap(), e["object"]["metadata"]["name"].as_str().unwrap_or_default())).collect()
+    events
+        .iter()
+        .map(|e| format!("{} {}", e["type"].as_str().unwrap(), e["object"]["metadata"]["name"].as_str().unwrap_or_default()))
+        .collect()
 }
 
 #[test]
@@ -125,7 +128,10 @@ fn a_watch_ends_in_time_and_has_bookmarks() {
     let c = cluster();
     let ns = c.namespace("bookmarks");
     create(c, &ns, "a", json!({"b": "1"}));
-    let path = format!("{}?watch=1&labelSelector=b&allowWatchBookmarks=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&timeoutSeconds=2", maps(&ns));
+    let path = format!(
+        "{}?watch=1&labelSelector=b&allowWatchBookmarks=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&timeoutSeconds=2",
+        maps(&ns)
+    );
     let events = c.watch(&path, |_| false);
     assert_eq!(events[0]["type"], "ADDED");
     let bookmark = events.iter().find(|e| e["type"] == "BOOKMARK").expect("a bookmark ends the initial events");

@@ -119,9 +119,7 @@ impl Cluster {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("{name}-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         self.post("/api/v1/namespaces", &json!({"metadata": {"name": name}})).expect(201);
-        self.until("the default service account", || {
-            self.get(&format!("/api/v1/namespaces/{name}/serviceaccounts/default")).code == 200
-        });
+        self.until("the default service account", || self.get(&format!("/api/v1/namespaces/{name}/serviceaccounts/default")).code == 200);
         name
     }
 
@@ -168,7 +166,14 @@ impl Cluster {
         self.try_send(method, path, headers, body, identity).unwrap_or_else(|e| panic!("{method} {path}: {e:#}"))
     }
 
-    pub fn try_send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8], identity: &Identity) -> anyhow::Result<Response> {
+    pub fn try_send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+        identity: &Identity,
+    ) -> anyhow::Result<Response> {
         self.block_on(async {
             let exchange = async {
                 let response = self.open(method, path, headers, body, identity).await?;
@@ -210,7 +215,8 @@ impl Cluster {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.server.pki().cluster_ca.cert_pem.as_bytes())?)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?.with_root_certificates(roots);
+        let builder =
+            rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?.with_root_certificates(roots);
         let issued = match identity {
             Identity::Admin => Some(pki::issue_client(&self.server.pki().cluster_ca, "admin", &["system:masters"])?),
             Identity::User(name, groups) => Some(pki::issue_client(&self.server.pki().cluster_ca, name, groups)?),

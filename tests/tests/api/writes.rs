@@ -40,7 +40,9 @@ fn names_are_generated() {
     let ns = c.namespace("names");
     let path = format!("/api/v1/namespaces/{ns}/configmaps");
     let mut names: Vec<String> = (0..5)
-        .map(|_| c.post(&path, &json!({"metadata": {"generateName": "gen-"}})).expect(201)["metadata"]["name"].as_str().unwrap().to_string())
+        .map(|_| {
+            c.post(&path, &json!({"metadata": {"generateName": "gen-"}})).expect(201)["metadata"]["name"].as_str().unwrap().to_string()
+        })
         .collect();
     names.sort();
     names.dedup();
@@ -83,7 +85,8 @@ fn patches_of_every_type() {
     let strategic = json!({"spec": {"template": {"spec": {"containers": [{"name": "two", "env": [{"name": "B", "value": "2"}]}]}}}});
     let doc = c.patch(&at, "strategic-merge", &strategic).expect(200);
     assert_eq!(doc["spec"]["template"]["spec"]["containers"].as_array().unwrap().len(), 2);
-    let names: Vec<&str> = doc["spec"]["template"]["spec"]["containers"][1]["env"].as_array().unwrap().iter().map(|e| e["name"].as_str().unwrap()).collect();
+    let names: Vec<&str> =
+        doc["spec"]["template"]["spec"]["containers"][1]["env"].as_array().unwrap().iter().map(|e| e["name"].as_str().unwrap()).collect();
     assert!(names.contains(&"A") && names.contains(&"B"), "{names:?}");
     let remove = json!({"spec": {"template": {"spec": {"containers": [{"name": "two", "env": [{"name": "A", "$patch": "delete"}]}]}}}});
     let doc = c.patch(&at, "strategic-merge", &remove).expect(200);
@@ -113,10 +116,20 @@ fn apply_is_by_manager() {
     assert_eq!(doc["spec"]["paused"], true);
     let managers: Vec<&str> = doc["metadata"]["managedFields"].as_array().unwrap().iter().filter_map(|m| m["manager"].as_str()).collect();
     assert!(managers.contains(&"me"), "{managers:?}");
-    let refused = c.patch(&format!("{at}?fieldManager=you"), "apply", &json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}, "spec": {"paused": false}}));
+    let refused = c.patch(
+        &format!("{at}?fieldManager=you"),
+        "apply",
+        &json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}, "spec": {"paused": false}}),
+    );
     assert_eq!(refused.code, 409);
     // A field given up by its only manager goes.
-    let doc = c.patch(&format!("{at}?fieldManager=me"), "apply", &json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}})).expect(200);
+    let doc = c
+        .patch(
+            &format!("{at}?fieldManager=me"),
+            "apply",
+            &json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}}),
+        )
+        .expect(200);
     assert_ne!(doc["spec"]["paused"], true);
 }
 
@@ -132,7 +145,10 @@ fn status_and_scale_are_apart() {
     assert_ne!(changed["status"]["replicas"], 9);
     assert_eq!(changed["metadata"]["generation"], 2);
     let scale = c.get(&format!("{path}/r/scale")).expect(200);
-    assert_eq!((&scale["kind"], &scale["apiVersion"], &scale["spec"].get("replicas").cloned().unwrap_or(json!(0))), (&json!("Scale"), &json!("autoscaling/v1"), &json!(0)));
+    assert_eq!(
+        (&scale["kind"], &scale["apiVersion"], &scale["spec"].get("replicas").cloned().unwrap_or(json!(0))),
+        (&json!("Scale"), &json!("autoscaling/v1"), &json!(0))
+    );
     let scaled = c.patch(&format!("{path}/r/scale"), "merge", &json!({"spec": {"replicas": 2}})).expect(200);
     assert_eq!(scaled["spec"]["replicas"], 2);
     c.until("the pods", || c.get(&format!("/api/v1/namespaces/{ns}/pods")).expect(200)["items"].as_array().unwrap().len() == 2);
@@ -187,7 +203,9 @@ fn cluster_addresses_and_node_ports() {
     assert!(same_ip["message"].as_str().unwrap().contains("provided IP is already allocated"), "{same_ip}");
     let same_port = c.post(&path, &service("b", json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": port}]}))).expect(422);
     assert!(same_port["message"].as_str().unwrap().contains("provided port is already allocated"), "{same_port}");
-    let moved = c.patch(&format!("{path}/a"), "merge", &json!({"spec": {"clusterIP": "10.96.200.200", "clusterIPs": ["10.96.200.200"]}})).expect(422);
+    let moved = c
+        .patch(&format!("{path}/a"), "merge", &json!({"spec": {"clusterIP": "10.96.200.200", "clusterIPs": ["10.96.200.200"]}}))
+        .expect(422);
     assert!(moved["message"].as_str().unwrap().contains("may not change once set"), "{moved}");
     c.delete(&format!("{path}/a")).expect(200);
     c.post(&path, &service("c", json!({"clusterIP": ip, "type": "NodePort", "ports": [{"port": 80, "nodePort": port}]}))).expect(201);
@@ -205,7 +223,8 @@ fn a_custom_resource_is_served_like_any_other() {
     c.post("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", &crd).expect(201);
     let path = format!("/apis/{group}/v1/namespaces/{ns}/widgets");
     c.until("the new kind", || c.get(&path).code == 200);
-    let widget = |size: Value| json!({"apiVersion": format!("{group}/v1"), "kind": "Widget", "metadata": {"name": "w"}, "spec": {"size": size}});
+    let widget =
+        |size: Value| json!({"apiVersion": format!("{group}/v1"), "kind": "Widget", "metadata": {"name": "w"}, "spec": {"size": size}});
     assert_eq!(c.post(&path, &widget(json!("big"))).code, 422);
     assert_eq!(c.post(&path, &widget(json!(0))).code, 422);
     let made = c.post(&path, &widget(json!(3))).expect(201);
@@ -220,21 +239,31 @@ fn namespaces_bound_what_they_hold() {
     let c = cluster();
     let ns = c.namespace("bounds");
     let base = format!("/api/v1/namespaces/{ns}");
-    c.post(&format!("{base}/resourcequotas"), &json!({"metadata": {"name": "q"}, "spec": {"hard": {"pods": "1", "configmaps": "10"}}})).expect(201);
-    c.post(&format!("{base}/limitranges"), &json!({"metadata": {"name": "l"}, "spec": {"limits": [{"type": "Container", "default": {"cpu": "1"}, "max": {"cpu": "2"}}]}})).expect(201);
+    c.post(&format!("{base}/resourcequotas"), &json!({"metadata": {"name": "q"}, "spec": {"hard": {"pods": "1", "configmaps": "10"}}}))
+        .expect(201);
+    c.post(
+        &format!("{base}/limitranges"),
+        &json!({"metadata": {"name": "l"}, "spec": {"limits": [{"type": "Container", "default": {"cpu": "1"}, "max": {"cpu": "2"}}]}}),
+    )
+    .expect(201);
     let pod = |name: &str, cpu: Value| json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "c", "image": "i", "resources": {"limits": cpu}}]}});
     c.until("the limits to be in force", || c.post(&format!("{base}/pods?dryRun=All"), &pod("a", json!({"cpu": "3"}))).code == 403);
     let made = c.post(&format!("{base}/pods"), &pod("a", json!({}))).expect(201);
     assert_eq!(made["spec"]["containers"][0]["resources"]["limits"]["cpu"], "1");
     let over = c.post(&format!("{base}/pods"), &pod("b", json!({}))).expect(403);
     assert_eq!(over["message"], "pods \"b\" is forbidden: exceeded quota: q, requested: pods=1, used: pods=1, limited: pods=1");
-    c.until("the status of the quota", || c.get(&format!("{base}/resourcequotas/q")).expect(200)["status"]["used"] == json!({"pods": "1", "configmaps": "1"}));
+    c.until("the status of the quota", || {
+        c.get(&format!("{base}/resourcequotas/q")).expect(200)["status"]["used"] == json!({"pods": "1", "configmaps": "1"})
+    });
     c.send_json("DELETE", &format!("{base}/pods/a"), &json!({"gracePeriodSeconds": 0})).expect(200);
     c.until("the place to be free", || c.post(&format!("{base}/pods"), &pod("b", json!({}))).code == 201);
 
     c.patch(&format!("/api/v1/namespaces/{ns}"), "merge", &json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "baseline", "pod-security.kubernetes.io/warn": "restricted"}}})).expect(200);
-    let privileged = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i", "securityContext": {"privileged": true}}]}});
+    let privileged =
+        json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i", "securityContext": {"privileged": true}}]}});
     c.until("the security level to be in force", || {
-        c.post(&format!("{base}/pods?dryRun=All"), &privileged).json()["message"].as_str().is_some_and(|m| m.contains("violates PodSecurity \"baseline:latest\": privileged"))
+        c.post(&format!("{base}/pods?dryRun=All"), &privileged).json()["message"]
+            .as_str()
+            .is_some_and(|m| m.contains("violates PodSecurity \"baseline:latest\": privileged"))
     });
 }

@@ -50,8 +50,6 @@ async fn an_object_whose_owner_never_was_goes() {
     let cluster = Cluster::start().await;
     let owner = json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "nobody", "uid": "00000000-0000-0000-0000-000000000001"});
     cluster.create::<ConfigMap>(json!({"metadata": {"name": "child", "ownerReferences": [owner]}})).await;
-    eventually("the child is gone", || async {
-        cluster.api::<ConfigMap>("default").get_opt("child").await.ok()?.is_none().then_some(())
-    })
-    .await;
+    eventually("the child is gone", || async { cluster.api::<ConfigMap>("default").get_opt("child").await.ok()?.is_none().then_some(()) })
+        .await;
 }

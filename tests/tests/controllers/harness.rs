@@ -55,11 +55,8 @@ impl Cluster {
         };
         let (serve, token) = (server.clone(), cancel.clone());
         let scheduler = xebec_scheduler::run(server.client(UserInfo::component("system:kube-scheduler")), cancel.clone());
-        let loops = xebec_controllers::run(
-            server.client(UserInfo::component("system:kube-controller-manager")),
-            controllers,
-            cancel.clone(),
-        );
+        let loops =
+            xebec_controllers::run(server.client(UserInfo::component("system:kube-controller-manager")), controllers, cancel.clone());
         let tasks = vec![
             tokio::spawn(async move { serve.run(token).await.expect("the API server serves") }),
             tokio::spawn(async move { scheduler.await.expect("the scheduler runs") }),

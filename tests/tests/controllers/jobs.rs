@@ -85,7 +85,8 @@ async fn a_token_secret_is_filled_and_goes_with_its_account() {
     cluster.create::<Secret>(secret("token", "default")).await;
     cluster.create::<Secret>(secret("stray", "nobody")).await;
     let secrets = cluster.api::<Secret>("default");
-    let data = eventually("the token is there", || async { secrets.get("token").await.ok()?.data.filter(|d| d.contains_key("token")) }).await;
+    let data =
+        eventually("the token is there", || async { secrets.get("token").await.ok()?.data.filter(|d| d.contains_key("token")) }).await;
     assert_eq!(data["namespace"].0, b"default");
     assert_eq!(data["token"].0.iter().filter(|b| **b == b'.').count(), 2);
     eventually("the stray one is gone", || async { secrets.get_opt("stray").await.ok()?.is_none().then_some(()) }).await;

@@ -19,10 +19,8 @@ async fn a_namespace_has_its_account_and_root_certificate() {
     })
     .await;
     cluster.api::<ServiceAccount>("team").delete("default", &DeleteParams::default()).await.expect("it is deleted");
-    eventually("the account is made again", || async {
-        cluster.api::<ServiceAccount>("team").get_opt("default").await.ok()?.map(|_| ())
-    })
-    .await;
+    eventually("the account is made again", || async { cluster.api::<ServiceAccount>("team").get_opt("default").await.ok()?.map(|_| ()) })
+        .await;
 }
 
 #[tokio::test]

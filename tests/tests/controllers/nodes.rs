@@ -23,10 +23,8 @@ async fn a_no_execute_taint_removes_pods_that_do_not_bear_it() {
     let nodes: Api<Node> = Api::all(cluster.client.clone());
     let taint = Patch::Merge(json!({"spec": {"taints": [{"key": "fire", "effect": "NoExecute"}]}}));
     nodes.patch("node-1", &PatchParams::default(), &taint).await.expect("the node is tainted");
-    eventually("the frail one is gone", || async {
-        cluster.api::<Pod>("default").get_opt("frail").await.ok()?.is_none().then_some(())
-    })
-    .await;
+    eventually("the frail one is gone", || async { cluster.api::<Pod>("default").get_opt("frail").await.ok()?.is_none().then_some(()) })
+        .await;
     assert!(cluster.api::<Pod>("default").get("sturdy").await.expect("it stays").metadata.deletion_timestamp.is_none());
 }
 

@@ -9,10 +9,7 @@ use serde_json::json;
 use crate::harness::{Cluster, eventually, pod};
 
 async fn node_of(cluster: &Cluster, name: &str) -> String {
-    eventually(&format!("pod {name} has a node"), || async {
-        cluster.api::<Pod>("default").get(name).await.ok()?.spec?.node_name
-    })
-    .await
+    eventually(&format!("pod {name} has a node"), || async { cluster.api::<Pod>("default").get(name).await.ok()?.spec?.node_name }).await
 }
 
 #[tokio::test]

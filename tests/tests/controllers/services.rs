@@ -25,13 +25,15 @@ async fn slices_follow_the_pods() {
         "ports": [{"name": "http", "port": 80, "targetPort": "web"}]}});
     cluster.create::<Service>(service).await;
     eventually("three endpoints", || async { (ready_addresses(&cluster, "web").await.len() == 3).then_some(()) }).await;
-    let want: BTreeSet<String> =
-        cluster.pods("app=web").await.into_iter().filter_map(|p| p.status?.pod_ip).collect();
+    let want: BTreeSet<String> = cluster.pods("app=web").await.into_iter().filter_map(|p| p.status?.pod_ip).collect();
     assert_eq!(ready_addresses(&cluster, "web").await, want);
     let slices = cluster.api::<EndpointSlice>("default").list(&ListParams::default().labels("kubernetes.io/service-name=web")).await;
     let slice = slices.expect("slices").items.remove(0);
     assert_eq!(slice.ports.as_ref().and_then(|p| p[0].port), Some(8080));
-    assert_eq!(slice.metadata.labels.as_ref().map(|l| l["endpointslice.kubernetes.io/managed-by"].as_str()), Some("endpointslice-controller.k8s.io"));
+    assert_eq!(
+        slice.metadata.labels.as_ref().map(|l| l["endpointslice.kubernetes.io/managed-by"].as_str()),
+        Some("endpointslice-controller.k8s.io")
+    );
 
     let scale = Patch::Merge(json!({"spec": {"replicas": 1}}));
     cluster.api::<Deployment>("default").patch("web", &PatchParams::default(), &scale).await.expect("it is scaled");
@@ -53,7 +55,8 @@ async fn endpoints_mirror_the_pods_too() {
     cluster.api::<Service>("default").delete("web", &DeleteParams::default()).await.expect("the service is deleted");
     eventually("the endpoints are gone", || async {
         let gone = cluster.api::<Endpoints>("default").get_opt("web").await.ok()?.is_none();
-        let slices = cluster.api::<EndpointSlice>("default").list(&ListParams::default().labels("kubernetes.io/service-name=web")).await.ok()?;
+        let slices =
+            cluster.api::<EndpointSlice>("default").list(&ListParams::default().labels("kubernetes.io/service-name=web")).await.ok()?;
         (gone && slices.items.is_empty()).then_some(())
     })
     .await;

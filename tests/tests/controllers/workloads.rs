@@ -139,7 +139,8 @@ async fn a_daemon_set_runs_on_every_node_and_updates() {
         async move {
             let set = api.get("agent").await.ok()?;
             let s = set.status?;
-            let all = [s.desired_number_scheduled, s.number_ready, s.updated_number_scheduled.unwrap_or(0), s.number_available.unwrap_or(0)];
+            let all =
+                [s.desired_number_scheduled, s.number_ready, s.updated_number_scheduled.unwrap_or(0), s.number_available.unwrap_or(0)];
             (s.observed_generation == set.metadata.generation && all == [want; 4]).then_some(())
         }
     };

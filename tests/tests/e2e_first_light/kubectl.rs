@@ -46,7 +46,10 @@ fn kubectl_works_as_its_users_expect() {
 
     kubectl("expose deployment web -n shop --port=80 --target-port=8080");
     until("the Service has three endpoints", || {
-        kubectl("get endpointslices -n shop -l kubernetes.io/service-name=web -o jsonpath={.items[*].endpoints[*].addresses[0]}").split(' ').count() == 3
+        kubectl("get endpointslices -n shop -l kubernetes.io/service-name=web -o jsonpath={.items[*].endpoints[*].addresses[0]}")
+            .split(' ')
+            .count()
+            == 3
     });
     kubectl("delete namespace shop --timeout=120s");
     let gone = cluster.try_kubectl(&["get", "namespace", "shop"], "");
@@ -79,18 +82,12 @@ fn apply_creates_changes_and_reports_what_is_wrong() {
     }
 
     cluster.apply(&manifest("localhost/none/such:1").replace("name: one", "name: absent"));
-    until("an image that does not exist is told", || {
-        cluster.kubectl(&["get", "pod", "absent", "--no-headers"]).contains("ImagePull")
-    });
+    until("an image that does not exist is told", || cluster.kubectl(&["get", "pod", "absent", "--no-headers"]).contains("ImagePull"));
     cluster.apply(&manifest(IMAGE).replace("name: one", "name: crash").replace("sleep, '100000'", "'false'"));
-    until("a container that crashes is told", || {
-        cluster.kubectl(&["get", "pod", "crash", "--no-headers"]).contains("CrashLoopBackOff")
-    });
+    until("a container that crashes is told", || cluster.kubectl(&["get", "pod", "crash", "--no-headers"]).contains("CrashLoopBackOff"));
     let greedy = manifest(IMAGE).replace("name: one", "name: greedy") + "    resources: {requests: {cpu: '1000'}}\n";
     cluster.apply(&greedy);
-    until("a pod that fits nowhere is told why", || {
-        cluster.kubectl(&["describe", "pod", "greedy"]).contains("Insufficient cpu")
-    });
+    until("a pod that fits nowhere is told why", || cluster.kubectl(&["describe", "pod", "greedy"]).contains("Insufficient cpu"));
 }
 
 #[test]

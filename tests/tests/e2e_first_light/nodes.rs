@@ -40,7 +40,8 @@ fn the_node_is_registered_as_kubelet_does() {
 fn a_deleted_node_comes_back() {
     let cluster = Cluster::up("nodeback");
     let name = cluster.up.layout.node_name();
-    let uid = || String::from_utf8_lossy(&cluster.try_kubectl(&["get", "node", &name, "-o", "jsonpath={.metadata.uid}"], "").stdout).into_owned();
+    let uid =
+        || String::from_utf8_lossy(&cluster.try_kubectl(&["get", "node", &name, "-o", "jsonpath={.metadata.uid}"], "").stdout).into_owned();
     let first = uid();
     cluster.kubectl(&["delete", "node", &name]);
     until("the node has registered again", || {

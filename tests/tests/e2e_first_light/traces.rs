@@ -122,7 +122,16 @@ fn cgroups() -> Vec<String> {
 /// Settings a network component is tempted to change.
 fn sysctls() -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
-    let dirs = ["net/core", "net/ipv4", "net/ipv4/conf/all", "net/ipv4/conf/default", "net/ipv6/conf/all", "net/ipv6/conf/default", "vm", "fs/inotify"];
+    let dirs = [
+        "net/core",
+        "net/ipv4",
+        "net/ipv4/conf/all",
+        "net/ipv4/conf/default",
+        "net/ipv6/conf/all",
+        "net/ipv6/conf/default",
+        "vm",
+        "fs/inotify",
+    ];
     for dir in dirs {
         for file in names(&format!("/proc/sys/{dir}")) {
             if let Ok(value) = fs::read_to_string(&file) {
@@ -137,7 +146,9 @@ fn sysctls() -> BTreeMap<String, String> {
 /// the kernel, everything is.
 pub fn pinned_maps(layout: &Layout) -> BTreeSet<u32> {
     let dirs = names(&layout.pin_dir().display().to_string()).into_iter().filter(|dir| dir.contains("/maps-"));
-    dirs.flat_map(|dir| names(&dir)).map(|path| aya::maps::MapInfo::from_pin(&path).unwrap_or_else(|error| panic!("{path}: {error}")).id()).collect()
+    dirs.flat_map(|dir| names(&dir))
+        .map(|path| aya::maps::MapInfo::from_pin(&path).unwrap_or_else(|error| panic!("{path}: {error}")).id())
+        .collect()
 }
 
 /// Those of the ids that are still loaded.

@@ -57,7 +57,10 @@ fn volumes_and_environment(cluster: &Cluster) {
     assert_eq!(exec("cat /down/labels /down/cpu"), "app=\"volumes\"100");
     assert!(exec("mount | grep ' /memory '").contains("tmpfs"));
     assert_eq!(exec("echo x > /dir/sub/f; cat /sub/f; id -u; id -G"), "x\n1000\n0 1234\n");
-    assert_eq!(exec("echo $NODE $LIMIT $SECRET $REF $(cat /var/run/secrets/kubernetes.io/serviceaccount/namespace)"), "xebec-e2e-pods 33554432 shh 1-x default\n");
+    assert_eq!(
+        exec("echo $NODE $LIMIT $SECRET $REF $(cat /var/run/secrets/kubernetes.io/serviceaccount/namespace)"),
+        "xebec-e2e-pods 33554432 shh 1-x default\n"
+    );
     assert!(exec("cat /etc/hosts").contains("1.2.3.4\tfoo\n"));
     assert_eq!(exec("cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || cat /sys/fs/cgroup/memory.max").trim(), "33554432");
     assert_eq!(field(cluster, "volumes", "/status/qosClass"), "Guaranteed");

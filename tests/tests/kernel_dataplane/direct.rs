@@ -7,8 +7,8 @@ use crate::{
 };
 use std::net::IpAddr;
 use xebec_ebpf_abi::{
-    Addr, Backend, BackendSet, Config, DropReason, Endpoint, Frontend, FrontendKey, NodeAddr,
-    PolicyKey, PolicyVerdict, Port, Remote, SlotKey, Uplink, direction, forward, map, prog,
+    Addr, Backend, BackendSet, Config, DropReason, Endpoint, Frontend, FrontendKey, NodeAddr, PolicyKey, PolicyVerdict, Port, Remote,
+    SlotKey, Uplink, direction, forward, map, prog,
 };
 
 struct Net {
@@ -49,73 +49,29 @@ const IDENTITY: u32 = 300;
 
 /// Both pods are behind ifindex 1, the only one a program can be run with here.
 fn endpoint(dp: &mut Dataplane, addr: IpAddr, id: u32, flags: u32) {
-    let endpoint = Endpoint {
-        id,
-        ifindex: 1,
-        pod_mac: POD_MAC,
-        host_mac: HOST_MAC,
-        flags,
-        epoch: 1,
-    };
+    let endpoint = Endpoint { id, ifindex: 1, pod_mac: POD_MAC, host_mac: HOST_MAC, flags, epoch: 1 };
     dp.put(map::ENDPOINTS, Addr::from(addr), endpoint);
     let addr = Addr::from(addr);
-    dp.put_prefix(
-        map::IPCACHE,
-        128,
-        addr,
-        Remote {
-            identity: IDENTITY + id,
-            flags: 0,
-        },
-    );
+    dp.put_prefix(map::IPCACHE, 128, addr, Remote { identity: IDENTITY + id, flags: 0 });
 }
 
 /// A node with two pods and a Service at port 80 of the VIP and at NodePort 30080.
 fn node(net: &Net, flags: u32, backend: IpAddr) -> Dataplane {
     let mut dp = Dataplane::load();
-    dp.configure(Config {
-        node_netns_cookie: 1,
-        nat_port_min: Config::NAT_PORT_MIN,
-        nat_port_max: Config::NAT_PORT_MAX,
-        flags: 0,
-    });
+    dp.configure(Config { node_netns_cookie: 1, nat_port_min: Config::NAT_PORT_MIN, nat_port_max: Config::NAT_PORT_MAX, flags: 0 });
     endpoint(&mut dp, net.pod, POD, flags);
     endpoint(&mut dp, net.other, OTHER, flags);
-    dp.put(
-        map::NODE_ADDRS,
-        Addr::from(net.node),
-        NodeAddr {
-            flags: NodeAddr::NODEPORT,
-        },
-    );
+    dp.put(map::NODE_ADDRS, Addr::from(net.node), NodeAddr { flags: NodeAddr::NODEPORT });
     let own = Addr::from(net.node);
-    dp.put(
-        map::UPLINKS,
-        1u32,
-        Uplink {
-            v4: own,
-            v6: own,
-            flags: 0,
-        },
-    );
-    let frontend = |flags| Frontend {
-        service: 1,
-        internal: 1,
-        external: 1,
-        flags,
-        affinity_timeout: 0,
-    };
+    dp.put(map::UPLINKS, 1u32, Uplink { v4: own, v6: own, flags: 0 });
+    let frontend = |flags| Frontend { service: 1, internal: 1, external: 1, flags, affinity_timeout: 0 };
     for proto in [TCP, UDP] {
         let vip = FrontendKey::new(net.vip.into(), Port::new(80), proto);
         dp.put(map::FRONTENDS, vip, frontend(0));
         let node_port = FrontendKey::node_port(Port::new(30080), proto);
         dp.put(map::FRONTENDS, node_port, frontend(Frontend::EXTERNAL));
     }
-    dp.put(
-        map::BACKENDS,
-        1u32,
-        Backend::new(backend.into(), Port::new(8080), Backend::LOCAL),
-    );
+    dp.put(map::BACKENDS, 1u32, Backend::new(backend.into(), Port::new(8080), Backend::LOCAL));
     dp.put(map::BACKEND_SLOTS, SlotKey { set: 1, slot: 0 }, 1u32);
     dp.put(map::BACKEND_SETS, 1u32, BackendSet { count: 1, flags: 0 });
     dp
@@ -132,11 +88,7 @@ fn run(dp: &Dataplane, program: &str, packet: &[u8], verdict: i32) -> Read {
 }
 
 fn make(proto: u8, src: (IpAddr, u16), dst: (IpAddr, u16), flags: u8) -> Vec<u8> {
-    if proto == TCP {
-        packet::tcp(src, dst, flags)
-    } else {
-        packet::udp(src, dst)
-    }
+    if proto == TCP { packet::tcp(src, dst, flags) } else { packet::udp(src, dst) }
 }
 
 fn dropped(dp: &Dataplane, program: &str, packet: &[u8], reason: DropReason) {
@@ -151,22 +103,12 @@ fn a_packet_to_a_service_goes_to_the_backend_and_is_answered_by_the_service() {
         let dp = node(&net, 0, net.remote);
         for (vip, port) in [(net.vip, 80), (net.node, 30080)] {
             for proto in [TCP, UDP] {
-                let (pod, asked, backend) =
-                    ((net.pod, 1000 + port), (vip, port), (net.remote, 8080));
+                let (pod, asked, backend) = ((net.pod, 1000 + port), (vip, port), (net.remote, 8080));
                 let request = make(proto, pod, asked, SYN);
-                assert_eq!(
-                    run(&dp, prog::FROM_POD, &request, UNSPEC).tuple(),
-                    (pod, backend)
-                );
+                assert_eq!(run(&dp, prog::FROM_POD, &request, UNSPEC).tuple(), (pod, backend));
                 let answer = make(proto, backend, pod, SYN | ACK);
-                assert_eq!(
-                    run(&dp, prog::TO_POD, &answer, UNSPEC).tuple(),
-                    (asked, pod)
-                );
-                assert_eq!(
-                    run(&dp, prog::FROM_POD, &request, UNSPEC).tuple(),
-                    (pod, backend)
-                );
+                assert_eq!(run(&dp, prog::TO_POD, &answer, UNSPEC).tuple(), (asked, pod));
+                assert_eq!(run(&dp, prog::FROM_POD, &request, UNSPEC).tuple(), (pod, backend));
                 // An error about the request tells the pod of the address it knows.
                 let sent = make(proto, pod, backend, ACK);
                 let error = packet::too_big(net.client, net.pod, &sent[14..]);
@@ -183,17 +125,8 @@ fn policy_looks_at_the_backend_not_at_the_service() {
         let mut dp = node(&net, Endpoint::ISOLATE_EGRESS, net.other);
         let request = packet::tcp((net.pod, 1000), (net.vip, 80), SYN);
         dropped(&dp, prog::FROM_POD, &request, DropReason::PolicyEgress);
-        let key = PolicyKey::new(
-            POD,
-            direction::EGRESS,
-            IDENTITY + OTHER,
-            TCP,
-            Port::new(8080),
-        );
-        let allow = PolicyVerdict {
-            verdict: PolicyVerdict::ALLOW,
-            rule: 0,
-        };
+        let key = PolicyKey::new(POD, direction::EGRESS, IDENTITY + OTHER, TCP, Port::new(8080));
+        let allow = PolicyVerdict { verdict: PolicyVerdict::ALLOW, rule: 0 };
         dp.put_prefix(map::POLICY, PolicyKey::EXACT, key, allow);
         let out = run(&dp, prog::FROM_POD, &request, UNSPEC);
         assert_eq!(out.tuple(), ((net.pod, 1000), (net.other, 8080)));
@@ -205,12 +138,7 @@ fn a_service_without_endpoints_drops_a_pods_packets() {
     let net = &nets()[0];
     let mut dp = node(net, 0, net.remote);
     dp.put(map::BACKEND_SETS, 1u32, BackendSet { count: 0, flags: 0 });
-    dropped(
-        &dp,
-        prog::FROM_POD,
-        &packet::udp((net.pod, 1), (net.vip, 80)),
-        DropReason::NoBackend,
-    );
+    dropped(&dp, prog::FROM_POD, &packet::udp((net.pod, 1), (net.vip, 80)), DropReason::NoBackend);
 }
 
 #[test]
@@ -218,41 +146,19 @@ fn pods_of_one_node_reach_each_other_directly_under_both_policies() {
     for net in nets() {
         let mut dp = node(&net, Endpoint::DIRECT, net.other);
         let request = packet::tcp((net.pod, 1000), (net.other, 8080), SYN);
-        assert_eq!(
-            run(&dp, prog::FROM_POD, &request, REDIRECT).tuple(),
-            ((net.pod, 1000), (net.other, 8080))
-        );
+        assert_eq!(run(&dp, prog::FROM_POD, &request, REDIRECT).tuple(), ((net.pod, 1000), (net.other, 8080)));
         let answer = packet::tcp((net.other, 8080), (net.pod, 1000), SYN | ACK);
         run(&dp, prog::FROM_POD, &answer, REDIRECT);
         assert_eq!(dp.counter(map::FORWARDS, forward::FROM_POD).packets, 2);
         assert_eq!(dp.counter(map::FORWARDS, forward::TO_POD).packets, 2);
         // Elsewhere the stack decides.
-        run(
-            &dp,
-            prog::FROM_POD,
-            &packet::tcp((net.pod, 1000), (net.remote, 8080), SYN),
-            UNSPEC,
-        );
+        run(&dp, prog::FROM_POD, &packet::tcp((net.pod, 1000), (net.remote, 8080), SYN), UNSPEC);
         // The receiver's policy holds without its own program.
-        endpoint(
-            &mut dp,
-            net.other,
-            OTHER,
-            Endpoint::DIRECT | Endpoint::ISOLATE_INGRESS,
-        );
+        endpoint(&mut dp, net.other, OTHER, Endpoint::DIRECT | Endpoint::ISOLATE_INGRESS);
         let request = packet::tcp((net.pod, 1001), (net.other, 8080), SYN);
         dropped(&dp, prog::FROM_POD, &request, DropReason::PolicyIngress);
-        let key = PolicyKey::new(
-            OTHER,
-            direction::INGRESS,
-            IDENTITY + POD,
-            TCP,
-            Port::new(8080),
-        );
-        let allow = PolicyVerdict {
-            verdict: PolicyVerdict::ALLOW,
-            rule: 0,
-        };
+        let key = PolicyKey::new(OTHER, direction::INGRESS, IDENTITY + POD, TCP, Port::new(8080));
+        let allow = PolicyVerdict { verdict: PolicyVerdict::ALLOW, rule: 0 };
         dp.put_prefix(map::POLICY, PolicyKey::EXACT, key, allow);
         run(&dp, prog::FROM_POD, &request, REDIRECT);
     }
@@ -265,15 +171,9 @@ fn a_service_between_pods_of_one_node_is_translated_both_ways_directly() {
         for proto in [TCP, UDP] {
             let (pod, vip, backend) = ((net.pod, 1000), (net.vip, 80), (net.other, 8080));
             let request = make(proto, pod, vip, SYN);
-            assert_eq!(
-                run(&dp, prog::FROM_POD, &request, REDIRECT).tuple(),
-                (pod, backend)
-            );
+            assert_eq!(run(&dp, prog::FROM_POD, &request, REDIRECT).tuple(), (pod, backend));
             let answer = make(proto, backend, pod, SYN | ACK);
-            assert_eq!(
-                run(&dp, prog::FROM_POD, &answer, REDIRECT).tuple(),
-                (vip, pod)
-            );
+            assert_eq!(run(&dp, prog::FROM_POD, &answer, REDIRECT).tuple(), (vip, pod));
         }
     }
 }
@@ -288,27 +188,15 @@ fn a_pod_reaches_itself_through_its_service_whatever_its_policies() {
             let (as_client, as_server) = ((net.vip, 1000), (net.pod, 8080));
             let exchange = |dp: &Dataplane, flags: u8, back: u8| {
                 let request = make(proto, pod, vip, flags);
-                assert_eq!(
-                    run(dp, prog::FROM_POD, &request, REDIRECT).tuple(),
-                    (as_client, as_server)
-                );
+                assert_eq!(run(dp, prog::FROM_POD, &request, REDIRECT).tuple(), (as_client, as_server));
                 let answer = make(proto, as_server, as_client, back);
-                assert_eq!(
-                    run(dp, prog::FROM_POD, &answer, REDIRECT).tuple(),
-                    (vip, pod)
-                );
+                assert_eq!(run(dp, prog::FROM_POD, &answer, REDIRECT).tuple(), (vip, pod));
             };
             exchange(&dp, SYN, SYN | ACK);
             exchange(&dp, ACK, ACK);
             // A change of policy does not concern it.
-            let entry = Endpoint {
-                id: POD,
-                ifindex: 1,
-                pod_mac: POD_MAC,
-                host_mac: HOST_MAC,
-                flags: Endpoint::DIRECT | isolated,
-                epoch: 2,
-            };
+            let entry =
+                Endpoint { id: POD, ifindex: 1, pod_mac: POD_MAC, host_mac: HOST_MAC, flags: Endpoint::DIRECT | isolated, epoch: 2 };
             dp.put(map::ENDPOINTS, Addr::from(net.pod), entry);
             exchange(&dp, ACK, ACK);
             exchange(&dp, FIN | ACK, FIN | ACK);
@@ -323,33 +211,12 @@ fn from_outside_to_a_pod_here_goes_directly_under_its_policy() {
         let mut dp = node(&net, Endpoint::DIRECT, net.pod);
         let (client, asked, backend) = ((net.client, 5000), (net.node, 30080), (net.pod, 8080));
         let request = packet::tcp(client, asked, SYN);
-        assert_eq!(
-            run(&dp, prog::FROM_UPLINK, &request, REDIRECT).tuple(),
-            (client, backend)
-        );
+        assert_eq!(run(&dp, prog::FROM_UPLINK, &request, REDIRECT).tuple(), (client, backend));
         let answer = packet::tcp(backend, client, SYN | ACK);
         run(&dp, prog::FROM_POD, &answer, UNSPEC);
-        assert_eq!(
-            run(&dp, prog::TO_UPLINK, &answer, UNSPEC).tuple(),
-            (asked, client)
-        );
-        run(
-            &dp,
-            prog::FROM_UPLINK,
-            &packet::udp(client, backend),
-            REDIRECT,
-        );
-        endpoint(
-            &mut dp,
-            net.pod,
-            POD,
-            Endpoint::DIRECT | Endpoint::ISOLATE_INGRESS,
-        );
-        dropped(
-            &dp,
-            prog::FROM_UPLINK,
-            &packet::tcp((net.client, 5001), asked, SYN),
-            DropReason::PolicyIngress,
-        );
+        assert_eq!(run(&dp, prog::TO_UPLINK, &answer, UNSPEC).tuple(), (asked, client));
+        run(&dp, prog::FROM_UPLINK, &packet::udp(client, backend), REDIRECT);
+        endpoint(&mut dp, net.pod, POD, Endpoint::DIRECT | Endpoint::ISOLATE_INGRESS);
+        dropped(&dp, prog::FROM_UPLINK, &packet::tcp((net.client, 5001), asked, SYN), DropReason::PolicyIngress);
     }
 }

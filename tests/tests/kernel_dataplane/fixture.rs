@@ -17,14 +17,8 @@ struct PinDir(tempfile::TempDir);
 impl PinDir {
     fn mount() -> PinDir {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        nix::mount::mount(
-            Some("bpf"),
-            dir.path(),
-            Some("bpf"),
-            MsFlags::empty(),
-            None::<&str>,
-        )
-        .expect("mount a BPF file system (needs root)");
+        nix::mount::mount(Some("bpf"), dir.path(), Some("bpf"), MsFlags::empty(), None::<&str>)
+            .expect("mount a BPF file system (needs root)");
         PinDir(dir)
     }
 }
@@ -63,24 +57,12 @@ impl Dataplane {
         configure(&mut loader);
         let mut ebpf = loader.load(OBJECT).expect("the object is loaded");
         for name in prog::SOCKET {
-            let program: &mut CgroupSockAddr = ebpf
-                .program_mut(name)
-                .expect(name)
-                .try_into()
-                .expect("a sock_addr program");
-            program
-                .load()
-                .unwrap_or_else(|e| panic!("{name} is refused: {e:?}"));
+            let program: &mut CgroupSockAddr = ebpf.program_mut(name).expect(name).try_into().expect("a sock_addr program");
+            program.load().unwrap_or_else(|e| panic!("{name} is refused: {e:?}"));
         }
         for name in prog::TC {
-            let program: &mut SchedClassifier = ebpf
-                .program_mut(name)
-                .expect(name)
-                .try_into()
-                .expect("a classifier");
-            program
-                .load()
-                .unwrap_or_else(|e| panic!("{name} is refused: {e:?}"));
+            let program: &mut SchedClassifier = ebpf.program_mut(name).expect(name).try_into().expect("a classifier");
+            program.load().unwrap_or_else(|e| panic!("{name} is refused: {e:?}"));
         }
         Dataplane { ebpf, pins }
     }
@@ -91,34 +73,18 @@ impl Dataplane {
 
     pub fn verified_instructions(&self, name: &str) -> u32 {
         let program: &Program = self.ebpf.program(name).expect(name);
-        program
-            .info()
-            .expect("program info")
-            .verified_instruction_count()
-            .expect("a count")
+        program.info().expect("program info").verified_instruction_count().expect("a count")
     }
 
     /// Runs a classifier on a packet that came in on, or goes out of, the loopback device (ifindex 1).
     pub fn run(&self, name: &str, packet: &[u8]) -> Outcome {
         let mut bytes = vec![0; packet.len() + 256];
-        let program: &SchedClassifier = self
-            .ebpf
-            .program(name)
-            .expect(name)
-            .try_into()
-            .expect("a classifier");
+        let program: &SchedClassifier = self.ebpf.program(name).expect(name).try_into().expect("a classifier");
         let result = program
-            .test_run(TestRunOptions {
-                data_in: Some(packet),
-                data_out: Some(&mut bytes),
-                ..TestRunOptions::default()
-            })
+            .test_run(TestRunOptions { data_in: Some(packet), data_out: Some(&mut bytes), ..TestRunOptions::default() })
             .expect("the program is run");
         bytes.truncate(result.data_size_out as usize);
-        Outcome {
-            verdict: result.return_value as i32,
-            bytes,
-        }
+        Outcome { verdict: result.return_value as i32, bytes }
     }
 
     pub fn hash<K: aya::Pod, V: aya::Pod>(&mut self, name: &str) -> HashMap<&mut MapData, K, V> {
@@ -130,26 +96,15 @@ impl Dataplane {
     }
 
     pub fn put<K: aya::Pod, V: aya::Pod>(&mut self, name: &str, key: K, value: V) {
-        self.hash(name)
-            .insert(key, value, 0)
-            .expect("the entry is written");
+        self.hash(name).insert(key, value, 0).expect("the entry is written");
     }
 
-    pub fn put_prefix<K: aya::Pod, V: aya::Pod>(
-        &mut self,
-        name: &str,
-        bits: u32,
-        key: K,
-        value: V,
-    ) {
-        self.trie(name)
-            .insert(&Key::new(bits, key), value, 0)
-            .expect("the entry is written");
+    pub fn put_prefix<K: aya::Pod, V: aya::Pod>(&mut self, name: &str, bits: u32, key: K, value: V) {
+        self.trie(name).insert(&Key::new(bits, key), value, 0).expect("the entry is written");
     }
 
     pub fn configure(&mut self, config: xebec_ebpf_abi::Config) {
-        let mut map: Array<_, xebec_ebpf_abi::Config> =
-            Array::try_from(self.ebpf.map_mut(map::CONFIG).expect("CONFIG")).expect("an array");
+        let mut map: Array<_, xebec_ebpf_abi::Config> = Array::try_from(self.ebpf.map_mut(map::CONFIG).expect("CONFIG")).expect("an array");
         map.set(0, config, 0).expect("the entry is written");
     }
 
@@ -160,8 +115,7 @@ impl Dataplane {
 
     /// Packets and bytes of an entry, on all CPUs.
     pub fn counter(&self, name: &str, index: u32) -> DropCount {
-        let map: PerCpuArray<_, DropCount> =
-            PerCpuArray::try_from(self.ebpf.map(name).expect(name)).expect("a per-CPU array");
+        let map: PerCpuArray<_, DropCount> = PerCpuArray::try_from(self.ebpf.map(name).expect(name)).expect("a per-CPU array");
         let mut sum = DropCount::default();
         for count in map.get(&index, 0).expect("the entry is read").iter() {
             sum.packets += count.packets;
@@ -175,26 +129,9 @@ impl Dataplane {
     /// Nanoseconds a packet, of many runs on the same one. Only for packets that pass as they came:
     /// what a run changes stays changed for the next.
     pub fn cost(&self, name: &str, packet: &[u8]) -> u128 {
-        let program: &SchedClassifier = self
-            .ebpf
-            .program(name)
-            .expect(name)
-            .try_into()
-            .expect("a classifier");
-        let options = || TestRunOptions {
-            data_in: Some(packet),
-            repeat: 1_000_000,
-            ..TestRunOptions::default()
-        };
-        let mut runs: Vec<u128> = (0..5)
-            .map(|_| {
-                program
-                    .test_run(options())
-                    .expect("the program is run")
-                    .duration
-                    .as_nanos()
-            })
-            .collect();
+        let program: &SchedClassifier = self.ebpf.program(name).expect(name).try_into().expect("a classifier");
+        let options = || TestRunOptions { data_in: Some(packet), repeat: 1_000_000, ..TestRunOptions::default() };
+        let mut runs: Vec<u128> = (0..5).map(|_| program.test_run(options()).expect("the program is run").duration.as_nanos()).collect();
         runs.sort_unstable();
         runs[runs.len() / 2]
     }

@@ -12,10 +12,7 @@ fn all_programs_load_within_the_instruction_budget() {
     for name in prog::SOCKET.iter().chain(prog::TC) {
         let verified = dataplane.verified_instructions(name);
         println!("{name}: {verified} instructions verified");
-        assert!(
-            verified < MAX_VERIFIED,
-            "{name} costs {verified} verified instructions"
-        );
+        assert!(verified < MAX_VERIFIED, "{name} costs {verified} verified instructions");
     }
 }
 
@@ -35,12 +32,8 @@ fn every_map_is_there_under_its_name_and_pinned() {
         assert!(dataplane.pin(name).exists(), "map {name} is not pinned");
     }
     // Of maps that user space has no business with there is one, and it is not pinned.
-    let mut others: Vec<&str> = dataplane
-        .ebpf
-        .maps()
-        .map(|(name, _)| name)
-        .filter(|name| !name.starts_with('.') && !map::ALL.contains(name))
-        .collect();
+    let mut others: Vec<&str> =
+        dataplane.ebpf.maps().map(|(name, _)| name).filter(|name| !name.starts_with('.') && !map::ALL.contains(name)).collect();
     others.sort_unstable();
     assert_eq!(others, ["HEADERS"]);
     assert!(!dataplane.pin("HEADERS").exists());

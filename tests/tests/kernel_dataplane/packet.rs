@@ -49,14 +49,7 @@ pub fn ip(src: IpAddr, dst: IpAddr, proto: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 /// The same with the IPv4 flags and offset field, and the datagram's number.
-pub fn ip_fragment(
-    src: IpAddr,
-    dst: IpAddr,
-    proto: u8,
-    payload: &[u8],
-    flags: u16,
-    id: u16,
-) -> Vec<u8> {
+pub fn ip_fragment(src: IpAddr, dst: IpAddr, proto: u8, payload: &[u8], flags: u16, id: u16) -> Vec<u8> {
     let mut bytes;
     match (src, dst) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
@@ -95,24 +88,7 @@ pub fn tcp_segment(src: (IpAddr, u16), dst: (IpAddr, u16), flags: u8, data: &[u8
     let mut bytes = Vec::new();
     bytes.extend(src.1.to_be_bytes());
     bytes.extend(dst.1.to_be_bytes());
-    bytes.extend([
-        0,
-        0,
-        0,
-        1,
-        0,
-        0,
-        0,
-        2,
-        5 << 4,
-        flags,
-        0xff,
-        0xff,
-        0,
-        0,
-        0,
-        0,
-    ]);
+    bytes.extend([0, 0, 0, 1, 0, 0, 0, 2, 5 << 4, flags, 0xff, 0xff, 0, 0, 0, 0]);
     bytes.extend(data);
     let check = checksum(&[&pseudo(src.0, dst.0, TCP, bytes.len()), &bytes]);
     bytes[16..18].copy_from_slice(&check);
@@ -132,12 +108,7 @@ pub fn udp_datagram(src: (IpAddr, u16), dst: (IpAddr, u16), data: &[u8]) -> Vec<
 }
 
 pub fn tcp(src: (IpAddr, u16), dst: (IpAddr, u16), flags: u8) -> Vec<u8> {
-    ethernet(&ip(
-        src.0,
-        dst.0,
-        TCP,
-        &tcp_segment(src, dst, flags, b"data"),
-    ))
+    ethernet(&ip(src.0, dst.0, TCP, &tcp_segment(src, dst, flags, b"data")))
 }
 
 pub fn udp(src: (IpAddr, u16), dst: (IpAddr, u16)) -> Vec<u8> {
@@ -223,24 +194,12 @@ pub fn read_ip(ip: &[u8]) -> Read {
         let addr = |at: usize| Ipv4Addr::new(ip[at], ip[at + 1], ip[at + 2], ip[at + 3]).into();
         (addr(12), addr(16), ip[9], &ip[20..])
     } else {
-        let addr =
-            |at: usize| Ipv6Addr::from(<[u8; 16]>::try_from(&ip[at..at + 16]).unwrap()).into();
+        let addr = |at: usize| Ipv6Addr::from(<[u8; 16]>::try_from(&ip[at..at + 16]).unwrap()).into();
         (addr(8), addr(24), ip[6], &ip[40..])
     };
     let port = |at: usize| u16::from_be_bytes([l4[at], l4[at + 1]]);
-    let (sport, dport) = if matches!(proto, TCP | UDP | 132) {
-        (port(0), port(2))
-    } else {
-        (0, 0)
-    };
-    Read {
-        src,
-        dst,
-        proto,
-        sport,
-        dport,
-        l4: l4.to_vec(),
-    }
+    let (sport, dport) = if matches!(proto, TCP | UDP | 132) { (port(0), port(2)) } else { (0, 0) };
+    Read { src, dst, proto, sport, dport, l4: l4.to_vec() }
 }
 
 pub fn addr(text: &str) -> IpAddr {

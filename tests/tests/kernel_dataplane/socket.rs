@@ -10,8 +10,7 @@ use std::{
     path::PathBuf,
 };
 use xebec_ebpf_abi::{
-    Addr, Backend, BackendSet, Config, DropReason, Frontend, FrontendKey, MemberKey, NodeAddr,
-    Port, SlotKey, map, prog, proto,
+    Addr, Backend, BackendSet, Config, DropReason, Frontend, FrontendKey, MemberKey, NodeAddr, Port, SlotKey, map, prog, proto,
 };
 
 /// This process in a cgroup of its own; back where it was when dropped.
@@ -28,14 +27,8 @@ impl Cgroup {
             .find(|dir| dir.join("cgroup.procs").exists())
             .expect("a cgroup2 mount");
         let own = std::fs::read_to_string("/proc/self/cgroup").expect("own cgroup");
-        let own = own
-            .lines()
-            .find_map(|l| l.strip_prefix("0::/"))
-            .unwrap_or_default();
-        let cgroup = Cgroup {
-            dir: mount.join(format!("xebec-test-{}", std::process::id())),
-            before: mount.join(own),
-        };
+        let own = own.lines().find_map(|l| l.strip_prefix("0::/")).unwrap_or_default();
+        let cgroup = Cgroup { dir: mount.join(format!("xebec-test-{}", std::process::id())), before: mount.join(own) };
         std::fs::create_dir_all(&cgroup.dir).expect("a child cgroup");
         cgroup.move_to(&cgroup.dir);
         cgroup
@@ -70,15 +63,7 @@ fn new_netns() -> u64 {
     let mut len = size_of::<u64>() as libc::socklen_t;
     const SO_NETNS_COOKIE: libc::c_int = 71;
     // SAFETY: the kernel writes at most `len` bytes to the cookie.
-    let failed = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &mut len,
-        )
-    };
+    let failed = unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, (&raw mut cookie).cast(), &mut len) };
     assert_eq!(failed, 0, "the namespace has a cookie");
     cookie
 }
@@ -94,30 +79,15 @@ impl Node {
     fn attach(dataplane: &mut Dataplane, cgroup: &Cgroup) {
         let dir = File::open(&cgroup.dir).expect("the cgroup");
         for name in prog::SOCKET {
-            let program: &mut CgroupSockAddr = dataplane
-                .ebpf
-                .program_mut(name)
-                .expect(name)
-                .try_into()
-                .expect("a sock_addr program");
+            let program: &mut CgroupSockAddr = dataplane.ebpf.program_mut(name).expect(name).try_into().expect("a sock_addr program");
             // A BPF link is always one of several; the kernel takes no mode for it.
             program.attach(&dir, CgroupAttachMode::Single).expect(name);
         }
     }
 
     fn service(&mut self, addr: impl Into<Addr>, port: u16, proto: u8, set: u32, flags: u32) {
-        let frontend = Frontend {
-            service: set,
-            internal: set,
-            external: set,
-            flags,
-            affinity_timeout: 10,
-        };
-        self.dataplane.put(
-            map::FRONTENDS,
-            FrontendKey::new(addr.into(), Port::new(port), proto),
-            frontend,
-        );
+        let frontend = Frontend { service: set, internal: set, external: set, flags, affinity_timeout: 10 };
+        self.dataplane.put(map::FRONTENDS, FrontendKey::new(addr.into(), Port::new(port), proto), frontend);
     }
 
     fn backends(&mut self, set: u32, backends: &[SocketAddr]) {
@@ -125,14 +95,11 @@ impl Node {
             let (slot, id) = (slot as u32, set * 100 + slot as u32);
             let entry = Backend::new(backend.ip().into(), Port::new(backend.port()), 0);
             self.dataplane.put(map::BACKENDS, id, entry);
-            self.dataplane
-                .put(map::BACKEND_SLOTS, SlotKey { set, slot }, id);
-            self.dataplane
-                .put(map::SET_MEMBERS, MemberKey { set, backend: id }, slot);
+            self.dataplane.put(map::BACKEND_SLOTS, SlotKey { set, slot }, id);
+            self.dataplane.put(map::SET_MEMBERS, MemberKey { set, backend: id }, slot);
         }
         let count = backends.len() as u32;
-        self.dataplane
-            .put(map::BACKEND_SETS, set, BackendSet { count, flags: 0 });
+        self.dataplane.put(map::BACKEND_SETS, set, BackendSet { count, flags: 0 });
     }
 
     fn is_the_node(&mut self) {
@@ -153,11 +120,7 @@ fn with_hooks(body: impl FnOnce(&mut Node) + Send) {
             let cgroup = Cgroup::enter();
             let mut dataplane = Dataplane::load();
             Node::attach(&mut dataplane, &cgroup);
-            body(&mut Node {
-                dataplane,
-                cookie,
-                _cgroup: cgroup,
-            });
+            body(&mut Node { dataplane, cookie, _cgroup: cgroup });
         });
         if let Err(panic) = thread.join() {
             std::panic::resume_unwind(panic);
@@ -286,10 +249,7 @@ fn connections_are_spread_over_all_backends() {
             *seen.entry(ask(vip).0).or_insert(0) += 1;
         }
         // A fair die gives each 50; below 20 once in a billion runs.
-        assert!(
-            seen.len() == 3 && seen.values().all(|n| *n > 20),
-            "{seen:?}"
-        );
+        assert!(seen.len() == 3 && seen.values().all(|n| *n > 20), "{seen:?}");
     });
 }
 
@@ -304,26 +264,11 @@ fn affinity_keeps_a_client_with_its_backend_until_that_goes() {
         for _ in 0..30 {
             assert_eq!(ask(vip).0, first);
         }
-        let at = ["a", "b", "c", "d"]
-            .iter()
-            .position(|n| *n == first)
-            .unwrap() as u32;
-        node.dataplane
-            .hash::<MemberKey, u32>(map::SET_MEMBERS)
-            .remove(&MemberKey {
-                set: 1,
-                backend: 100 + at,
-            })
-            .unwrap();
-        let last = node
-            .dataplane
-            .hash::<SlotKey, u32>(map::BACKEND_SLOTS)
-            .get(&SlotKey { set: 1, slot: 3 }, 0)
-            .unwrap();
-        node.dataplane
-            .put(map::BACKEND_SLOTS, SlotKey { set: 1, slot: at }, last);
-        node.dataplane
-            .put(map::BACKEND_SETS, 1u32, BackendSet { count: 3, flags: 0 });
+        let at = ["a", "b", "c", "d"].iter().position(|n| *n == first).unwrap() as u32;
+        node.dataplane.hash::<MemberKey, u32>(map::SET_MEMBERS).remove(&MemberKey { set: 1, backend: 100 + at }).unwrap();
+        let last = node.dataplane.hash::<SlotKey, u32>(map::BACKEND_SLOTS).get(&SlotKey { set: 1, slot: 3 }, 0).unwrap();
+        node.dataplane.put(map::BACKEND_SLOTS, SlotKey { set: 1, slot: at }, last);
+        node.dataplane.put(map::BACKEND_SETS, 1u32, BackendSet { count: 3, flags: 0 });
         let second = ask(vip).0;
         assert_ne!(second, first);
         for _ in 0..30 {
@@ -354,23 +299,13 @@ fn a_node_port_answers_on_node_addresses_and_on_loopback_for_the_node_only() {
         node.service(Addr::ANY, 30080, proto::TCP, 1, Frontend::EXTERNAL);
         node.backends(1, &[backend]);
         let address = Ipv4Addr::new(192, 0, 2, 7);
-        node.dataplane.put(
-            map::NODE_ADDRS,
-            Addr::from(address),
-            NodeAddr {
-                flags: NodeAddr::NODEPORT,
-            },
-        );
+        node.dataplane.put(map::NODE_ADDRS, Addr::from(address), NodeAddr { flags: NodeAddr::NODEPORT });
         // A pod: the node's address answers, loopback is the pod's own.
         assert_eq!(ask((address, 30080).into()).0, "one");
         assert!(TcpStream::connect(("127.0.0.1", 30080)).is_err());
         node.is_the_node();
         assert_eq!(ask((address, 30080).into()).0, "one");
-        for loopback in [
-            IpAddr::from(Ipv4Addr::LOCALHOST),
-            Ipv4Addr::new(127, 1, 2, 3).into(),
-            Ipv4Addr::UNSPECIFIED.into(),
-        ] {
+        for loopback in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv4Addr::new(127, 1, 2, 3).into(), Ipv4Addr::UNSPECIFIED.into()] {
             let vip = SocketAddr::from((loopback, 30080));
             assert_eq!(ask(vip).0, "one", "{loopback}");
         }

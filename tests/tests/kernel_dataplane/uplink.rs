@@ -6,8 +6,8 @@ use crate::{
 };
 use std::net::IpAddr;
 use xebec_ebpf_abi::{
-    Addr, Backend, BackendSet, Config, DropReason, Endpoint, Flow, Frontend, FrontendKey, Nat,
-    NodeAddr, Port, SlotKey, SourceRangeKey, Tuple, Uplink, forward, map, prog,
+    Addr, Backend, BackendSet, Config, DropReason, Endpoint, Flow, Frontend, FrontendKey, Nat, NodeAddr, Port, SlotKey, SourceRangeKey,
+    Tuple, Uplink, forward, map, prog,
 };
 
 /// Addresses of one family.
@@ -48,52 +48,18 @@ const REMOTE_SET: u32 = 2;
 /// elsewhere.
 pub fn node(net: &Net) -> Dataplane {
     let mut dp = Dataplane::load();
-    dp.configure(Config {
-        node_netns_cookie: 1,
-        nat_port_min: Config::NAT_PORT_MIN,
-        nat_port_max: Config::NAT_PORT_MAX,
-        flags: 0,
-    });
+    dp.configure(Config { node_netns_cookie: 1, nat_port_min: Config::NAT_PORT_MIN, nat_port_max: Config::NAT_PORT_MAX, flags: 0 });
     let own = Addr::from(net.node);
-    let (v4, v6) = if own.is_v4() {
-        (own, Addr::ANY)
-    } else {
-        (Addr::ANY, own)
-    };
+    let (v4, v6) = if own.is_v4() { (own, Addr::ANY) } else { (Addr::ANY, own) };
     dp.put(map::UPLINKS, 1u32, Uplink { v4, v6, flags: 0 });
-    dp.put(
-        map::NODE_ADDRS,
-        own,
-        NodeAddr {
-            flags: NodeAddr::NODEPORT,
-        },
-    );
-    let endpoint = Endpoint {
-        id: 1,
-        ifindex: 1,
-        pod_mac: [2; 6],
-        host_mac: [4; 6],
-        flags: 0,
-        epoch: 1,
-    };
+    dp.put(map::NODE_ADDRS, own, NodeAddr { flags: NodeAddr::NODEPORT });
+    let endpoint = Endpoint { id: 1, ifindex: 1, pod_mac: [2; 6], host_mac: [4; 6], flags: 0, epoch: 1 };
     dp.put(map::ENDPOINTS, Addr::from(net.pod), endpoint);
-    for (port, set, pod, flags) in [
-        (NODE_PORT, LOCAL_SET, net.pod, Backend::LOCAL),
-        (NODE_PORT + 1, REMOTE_SET, net.remote_pod, 0),
-    ] {
+    for (port, set, pod, flags) in [(NODE_PORT, LOCAL_SET, net.pod, Backend::LOCAL), (NODE_PORT + 1, REMOTE_SET, net.remote_pod, 0)] {
         for proto in [TCP, UDP] {
-            frontend(
-                &mut dp,
-                FrontendKey::node_port(Port::new(port), proto),
-                set,
-                0,
-            );
+            frontend(&mut dp, FrontendKey::node_port(Port::new(port), proto), set, 0);
         }
-        dp.put(
-            map::BACKENDS,
-            set,
-            Backend::new(pod.into(), Port::new(TARGET_PORT), flags),
-        );
+        dp.put(map::BACKENDS, set, Backend::new(pod.into(), Port::new(TARGET_PORT), flags));
         dp.put(map::BACKEND_SLOTS, SlotKey { set, slot: 0 }, set);
         dp.put(map::BACKEND_SETS, set, BackendSet { count: 1, flags: 0 });
     }
@@ -102,17 +68,7 @@ pub fn node(net: &Net) -> Dataplane {
 
 fn frontend(dp: &mut Dataplane, key: FrontendKey, set: u32, flags: u32) {
     let flags = flags | Frontend::EXTERNAL;
-    dp.put(
-        map::FRONTENDS,
-        key,
-        Frontend {
-            service: set,
-            internal: 99,
-            external: set,
-            flags,
-            affinity_timeout: 60,
-        },
-    );
+    dp.put(map::FRONTENDS, key, Frontend { service: set, internal: 99, external: set, flags, affinity_timeout: 60 });
 }
 
 /// Runs a packet that must pass, and reads what came out.
@@ -138,19 +94,11 @@ fn dropped(dp: &Dataplane, program: &str, packet: &[u8], reason: DropReason) {
 }
 
 pub fn make(proto: u8, src: (IpAddr, u16), dst: (IpAddr, u16)) -> Vec<u8> {
-    if proto == TCP {
-        packet::tcp(src, dst, SYN)
-    } else {
-        packet::udp(src, dst)
-    }
+    if proto == TCP { packet::tcp(src, dst, SYN) } else { packet::udp(src, dst) }
 }
 
 pub fn make_answer(proto: u8, src: (IpAddr, u16), dst: (IpAddr, u16)) -> Vec<u8> {
-    if proto == TCP {
-        packet::tcp(src, dst, SYN | ACK)
-    } else {
-        packet::udp(src, dst)
-    }
+    if proto == TCP { packet::tcp(src, dst, SYN | ACK) } else { packet::udp(src, dst) }
 }
 
 #[test]
@@ -161,22 +109,13 @@ fn a_node_port_with_a_backend_here_keeps_the_client_and_answers_from_the_node() 
             let client = (net.client, CLIENT_PORT);
             let (asked, target) = ((net.node, NODE_PORT), (net.pod, TARGET_PORT));
             let request = make(proto, client, asked);
-            assert_eq!(
-                pass(&dp, prog::FROM_UPLINK, &request).tuple(),
-                (client, target)
-            );
+            assert_eq!(pass(&dp, prog::FROM_UPLINK, &request).tuple(), (client, target));
             let answer = make_answer(proto, target, client);
             assert_eq!(pass(&dp, prog::TO_UPLINK, &answer).tuple(), (asked, client));
             // And again, from the entries.
-            assert_eq!(
-                pass(&dp, prog::FROM_UPLINK, &request).tuple(),
-                (client, target)
-            );
+            assert_eq!(pass(&dp, prog::FROM_UPLINK, &request).tuple(), (client, target));
         }
-        assert_eq!(
-            dp.counter(map::FORWARDS, forward::UPLINK_SERVICE).packets,
-            4
-        );
+        assert_eq!(dp.counter(map::FORWARDS, forward::UPLINK_SERVICE).packets, 4);
         assert_eq!(dp.counter(map::FORWARDS, forward::UPLINK_REPLY).packets, 2);
     }
 }
@@ -188,15 +127,9 @@ fn a_node_port_with_a_backend_elsewhere_hides_the_client_behind_the_node() {
         for proto in [TCP, UDP] {
             let client = (net.client, CLIENT_PORT);
             let (asked, target) = ((net.node, NODE_PORT + 1), (net.remote_pod, TARGET_PORT));
-            assert_eq!(
-                pass(&dp, prog::FROM_UPLINK, &make(proto, client, asked)).tuple(),
-                (client, target)
-            );
+            assert_eq!(pass(&dp, prog::FROM_UPLINK, &make(proto, client, asked)).tuple(), (client, target));
             let leaves = pass(&dp, prog::TO_UPLINK, &make(proto, client, target));
-            assert_eq!(
-                (leaves.src, leaves.dst, leaves.dport),
-                (net.node, net.remote_pod, TARGET_PORT)
-            );
+            assert_eq!((leaves.src, leaves.dst, leaves.dport), (net.node, net.remote_pod, TARGET_PORT));
             assert!((Config::NAT_PORT_MIN..=Config::NAT_PORT_MAX).contains(&leaves.sport));
             let node = (net.node, leaves.sport);
             let back = pass(&dp, prog::FROM_UPLINK, &make_answer(proto, target, node));
@@ -204,10 +137,7 @@ fn a_node_port_with_a_backend_elsewhere_hides_the_client_behind_the_node() {
             let answer = pass(&dp, prog::TO_UPLINK, &make_answer(proto, target, client));
             assert_eq!(answer.tuple(), (asked, client));
             // Same flow, same port.
-            assert_eq!(
-                pass(&dp, prog::TO_UPLINK, &make(proto, client, target)),
-                leaves
-            );
+            assert_eq!(pass(&dp, prog::TO_UPLINK, &make(proto, client, target)), leaves);
         }
     }
 }
@@ -219,16 +149,8 @@ fn many_clients_of_one_backend_get_ports_of_their_own() {
     let mut ports = std::collections::HashSet::new();
     for n in 0..500u16 {
         let client = (net.client, 1024 + n);
-        pass(
-            &dp,
-            prog::FROM_UPLINK,
-            &packet::udp(client, (net.node, NODE_PORT + 1)),
-        );
-        let leaves = pass(
-            &dp,
-            prog::TO_UPLINK,
-            &packet::udp(client, (net.remote_pod, TARGET_PORT)),
-        );
+        pass(&dp, prog::FROM_UPLINK, &packet::udp(client, (net.node, NODE_PORT + 1)));
+        let leaves = pass(&dp, prog::TO_UPLINK, &packet::udp(client, (net.remote_pod, TARGET_PORT)));
         assert!(ports.insert(leaves.sport), "port {} twice", leaves.sport);
     }
 }
@@ -237,18 +159,10 @@ fn many_clients_of_one_backend_get_ports_of_their_own() {
 fn ports_run_out_with_a_reason() {
     let net = &nets()[0];
     let mut dp = node(net);
-    dp.configure(Config {
-        node_netns_cookie: 1,
-        nat_port_min: 61000,
-        nat_port_max: 61001,
-        flags: 0,
-    });
+    dp.configure(Config { node_netns_cookie: 1, nat_port_min: 61000, nat_port_max: 61001, flags: 0 });
     let mut passed = 0;
     for n in 0..20u16 {
-        let out = dp.run(
-            prog::FROM_UPLINK,
-            &packet::udp((net.client, 1024 + n), (net.node, NODE_PORT + 1)),
-        );
+        let out = dp.run(prog::FROM_UPLINK, &packet::udp((net.client, 1024 + n), (net.node, NODE_PORT + 1)));
         passed += u64::from(out.verdict == UNSPEC);
     }
     assert_eq!(passed, 2, "two ports, two flows");
@@ -260,46 +174,16 @@ fn what_is_no_node_port_passes_untouched() {
     for net in nets() {
         let mut dp = node(&net);
         let client = (net.client, CLIENT_PORT);
-        untouched(
-            &dp,
-            prog::FROM_UPLINK,
-            &packet::tcp(client, (net.node, 22), SYN),
-        );
-        untouched(
-            &dp,
-            prog::FROM_UPLINK,
-            &packet::tcp(client, (net.pod, NODE_PORT), SYN),
-        );
-        untouched(
-            &dp,
-            prog::FROM_UPLINK,
-            &packet::echo(net.client, net.node, false, 7),
-        );
-        untouched(
-            &dp,
-            prog::TO_UPLINK,
-            &packet::tcp((net.node, 40000), (net.outside, 443), SYN),
-        );
-        untouched(
-            &dp,
-            prog::TO_UPLINK,
-            &packet::echo(net.node, net.client, true, 7),
-        );
+        untouched(&dp, prog::FROM_UPLINK, &packet::tcp(client, (net.node, 22), SYN));
+        untouched(&dp, prog::FROM_UPLINK, &packet::tcp(client, (net.pod, NODE_PORT), SYN));
+        untouched(&dp, prog::FROM_UPLINK, &packet::echo(net.client, net.node, false, 7));
+        untouched(&dp, prog::TO_UPLINK, &packet::tcp((net.node, 40000), (net.outside, 443), SYN));
+        untouched(&dp, prog::TO_UPLINK, &packet::echo(net.node, net.client, true, 7));
         // A ClusterIP is not for the outside.
         let cluster_ip = FrontendKey::new(net.outside.into(), Port::new(80), TCP);
-        let inside = Frontend {
-            service: 9,
-            internal: LOCAL_SET,
-            external: LOCAL_SET,
-            flags: 0,
-            affinity_timeout: 0,
-        };
+        let inside = Frontend { service: 9, internal: LOCAL_SET, external: LOCAL_SET, flags: 0, affinity_timeout: 0 };
         dp.put(map::FRONTENDS, cluster_ip, inside);
-        untouched(
-            &dp,
-            prog::FROM_UPLINK,
-            &packet::tcp(client, (net.outside, 80), SYN),
-        );
+        untouched(&dp, prog::FROM_UPLINK, &packet::tcp(client, (net.outside, 80), SYN));
     }
 }
 
@@ -330,23 +214,14 @@ fn an_ipv6_packet_with_a_mapped_address_is_dropped() {
     let mapped = addr("::ffff:198.51.100.9");
     let IpAddr::V6(node) = net.node else { panic!() };
     // The text form of a mapped address parses to IPv6.
-    dropped(
-        &dp,
-        prog::FROM_UPLINK,
-        &packet::tcp((mapped, 1), (node.into(), NODE_PORT), SYN),
-        DropReason::MappedAddress,
-    );
+    dropped(&dp, prog::FROM_UPLINK, &packet::tcp((mapped, 1), (node.into(), NODE_PORT), SYN), DropReason::MappedAddress);
 }
 
 #[test]
 fn a_service_without_endpoints_drops_with_a_reason() {
     for net in nets() {
         let mut dp = node(&net);
-        dp.put(
-            map::BACKEND_SETS,
-            LOCAL_SET,
-            BackendSet { count: 0, flags: 0 },
-        );
+        dp.put(map::BACKEND_SETS, LOCAL_SET, BackendSet { count: 0, flags: 0 });
         let request = packet::tcp((net.client, CLIENT_PORT), (net.node, NODE_PORT), SYN);
         dropped(&dp, prog::FROM_UPLINK, &request, DropReason::NoBackend);
     }
@@ -356,25 +231,12 @@ fn a_service_without_endpoints_drops_with_a_reason() {
 fn source_ranges_admit_only_their_own() {
     for net in nets() {
         let mut dp = node(&net);
-        frontend(
-            &mut dp,
-            FrontendKey::new(net.outside.into(), Port::new(443), TCP),
-            LOCAL_SET,
-            Frontend::SOURCE_RANGES,
-        );
+        frontend(&mut dp, FrontendKey::new(net.outside.into(), Port::new(443), TCP), LOCAL_SET, Frontend::SOURCE_RANGES);
         let request = packet::tcp((net.client, CLIENT_PORT), (net.outside, 443), SYN);
         dropped(&dp, prog::FROM_UPLINK, &request, DropReason::SourceRange);
         let client = Addr::from(net.client);
-        let key = SourceRangeKey {
-            service: LOCAL_SET,
-            addr: client,
-        };
-        dp.put_prefix(
-            map::SOURCE_RANGES,
-            SourceRangeKey::prefix_len(client, 24),
-            key,
-            1u32,
-        );
+        let key = SourceRangeKey { service: LOCAL_SET, addr: client };
+        dp.put_prefix(map::SOURCE_RANGES, SourceRangeKey::prefix_len(client, 24), key, 1u32);
         assert_eq!(pass(&dp, prog::FROM_UPLINK, &request).dst, net.pod);
         let stranger = packet::tcp((net.remote_pod, CLIENT_PORT), (net.outside, 443), SYN);
         dropped(&dp, prog::FROM_UPLINK, &stranger, DropReason::SourceRange);
@@ -385,65 +247,21 @@ fn source_ranges_admit_only_their_own() {
 fn affinity_follows_the_clients_address() {
     let net = &nets()[0];
     let mut dp = node(net);
-    frontend(
-        &mut dp,
-        FrontendKey::node_port(Port::new(NODE_PORT), TCP),
-        LOCAL_SET,
-        Frontend::AFFINITY,
-    );
+    frontend(&mut dp, FrontendKey::node_port(Port::new(NODE_PORT), TCP), LOCAL_SET, Frontend::AFFINITY);
     for slot in 0..8u32 {
         let id = 100 + slot;
-        dp.put(
-            map::BACKENDS,
-            id,
-            Backend::new(
-                Addr::v4([10, 244, 0, 100 + slot as u8]),
-                Port::new(80),
-                Backend::LOCAL,
-            ),
-        );
-        dp.put(
-            map::BACKEND_SLOTS,
-            SlotKey {
-                set: LOCAL_SET,
-                slot,
-            },
-            id,
-        );
-        dp.put(
-            map::SET_MEMBERS,
-            xebec_ebpf_abi::MemberKey {
-                set: LOCAL_SET,
-                backend: id,
-            },
-            slot,
-        );
+        dp.put(map::BACKENDS, id, Backend::new(Addr::v4([10, 244, 0, 100 + slot as u8]), Port::new(80), Backend::LOCAL));
+        dp.put(map::BACKEND_SLOTS, SlotKey { set: LOCAL_SET, slot }, id);
+        dp.put(map::SET_MEMBERS, xebec_ebpf_abi::MemberKey { set: LOCAL_SET, backend: id }, slot);
     }
-    dp.put(
-        map::BACKEND_SETS,
-        LOCAL_SET,
-        BackendSet { count: 8, flags: 0 },
-    );
-    let chosen: std::collections::HashSet<IpAddr> = (0..40)
-        .map(|n| {
-            pass(
-                &dp,
-                prog::FROM_UPLINK,
-                &packet::tcp((net.client, 2000 + n), (net.node, NODE_PORT), SYN),
-            )
-            .dst
-        })
-        .collect();
+    dp.put(map::BACKEND_SETS, LOCAL_SET, BackendSet { count: 8, flags: 0 });
+    let chosen: std::collections::HashSet<IpAddr> =
+        (0..40).map(|n| pass(&dp, prog::FROM_UPLINK, &packet::tcp((net.client, 2000 + n), (net.node, NODE_PORT), SYN)).dst).collect();
     assert_eq!(chosen.len(), 1);
     let others: std::collections::HashSet<IpAddr> = (0..100)
         .map(|n| {
             let client = IpAddr::from([198, 51, 101, n]);
-            pass(
-                &dp,
-                prog::FROM_UPLINK,
-                &packet::tcp((client, 2000), (net.node, NODE_PORT), SYN),
-            )
-            .dst
+            pass(&dp, prog::FROM_UPLINK, &packet::tcp((client, 2000), (net.node, NODE_PORT), SYN)).dst
         })
         .collect();
     assert_eq!(others.len(), 8, "other clients go everywhere");
@@ -468,79 +286,31 @@ fn icmp_errors_find_the_flow_they_are_about() {
             // About an answer of a NodePort's backend, from a router at the client's side.
             let (client, asked) = ((net.client, CLIENT_PORT), (net.node, NODE_PORT));
             pass(&dp, prog::FROM_UPLINK, &make(proto, client, asked));
-            let answer = dp
-                .run(
-                    prog::TO_UPLINK,
-                    &make_answer(proto, (net.pod, TARGET_PORT), client),
-                )
-                .bytes;
-            let out = pass(
-                &dp,
-                prog::FROM_UPLINK,
-                &packet::too_big(router, net.node, &answer[14..]),
-            );
+            let answer = dp.run(prog::TO_UPLINK, &make_answer(proto, (net.pod, TARGET_PORT), client)).bytes;
+            let out = pass(&dp, prog::FROM_UPLINK, &packet::too_big(router, net.node, &answer[14..]));
             assert_eq!((out.src, out.dst), (router, net.pod));
-            assert_eq!(
-                packet::read_ip(&out.l4[8..]).tuple(),
-                ((net.pod, TARGET_PORT), client)
-            );
+            assert_eq!(packet::read_ip(&out.l4[8..]).tuple(), ((net.pod, TARGET_PORT), client));
             // From the backend itself, about the request: leaves as the node's.
             let request = packet::ip(
                 net.client,
                 net.pod,
                 proto,
-                &make(proto, client, (net.pod, TARGET_PORT))
-                    [14 + if net.pod.is_ipv4() { 20 } else { 40 }..],
+                &make(proto, client, (net.pod, TARGET_PORT))[14 + if net.pod.is_ipv4() { 20 } else { 40 }..],
             );
-            let out = pass(
-                &dp,
-                prog::TO_UPLINK,
-                &packet::too_big(net.pod, net.client, &request),
-            );
+            let out = pass(&dp, prog::TO_UPLINK, &packet::too_big(net.pod, net.client, &request));
             assert_eq!((out.src, out.dst), (net.node, net.client));
             assert_eq!(packet::read_ip(&out.l4[8..]).tuple(), (client, asked));
         }
         // About a ping.
-        let sent = dp
-            .run(
-                prog::TO_UPLINK,
-                &packet::echo(net.pod, net.outside, false, 99),
-            )
-            .bytes;
-        let out = pass(
-            &dp,
-            prog::FROM_UPLINK,
-            &packet::too_big(router, net.node, &sent[14..]),
-        );
+        let sent = dp.run(prog::TO_UPLINK, &packet::echo(net.pod, net.outside, false, 99)).bytes;
+        let out = pass(&dp, prog::FROM_UPLINK, &packet::too_big(router, net.node, &sent[14..]));
         assert_eq!(packet::read_ip(&out.l4[8..]).src, net.pod);
-        assert_eq!(
-            out.l4[8 + if net.pod.is_ipv4() { 24 } else { 44 }..][..2],
-            99u16.to_be_bytes()
-        );
+        assert_eq!(out.l4[8 + if net.pod.is_ipv4() { 24 } else { 44 }..][..2], 99u16.to_be_bytes());
         // About nothing anyone knows.
-        let stray = packet::ip(
-            net.pod,
-            net.outside,
-            UDP,
-            &packet::udp_datagram((net.pod, 1), (net.outside, 2), b"x"),
-        );
-        untouched(
-            &dp,
-            prog::FROM_UPLINK,
-            &packet::too_big(router, net.node, &stray),
-        );
-        let stray = packet::ip(
-            net.outside,
-            net.pod,
-            UDP,
-            &packet::udp_datagram((net.outside, 2), (net.pod, 1), b"x"),
-        );
-        dropped(
-            &dp,
-            prog::TO_UPLINK,
-            &packet::too_big(net.pod, net.outside, &stray),
-            DropReason::IcmpUnrelated,
-        );
+        let stray = packet::ip(net.pod, net.outside, UDP, &packet::udp_datagram((net.pod, 1), (net.outside, 2), b"x"));
+        untouched(&dp, prog::FROM_UPLINK, &packet::too_big(router, net.node, &stray));
+        let stray = packet::ip(net.outside, net.pod, UDP, &packet::udp_datagram((net.outside, 2), (net.pod, 1), b"x"));
+        dropped(&dp, prog::TO_UPLINK, &packet::too_big(net.pod, net.outside, &stray), DropReason::IcmpUnrelated);
     }
 }
 
@@ -551,35 +321,17 @@ fn fragments_follow_their_first_one() {
     let (client, asked) = ((net.client, CLIENT_PORT), (net.node, NODE_PORT));
     // A whole datagram's header; the checksum covers parts that are elsewhere.
     let first = packet::udp_datagram(client, asked, &[7; 64]);
-    let first = packet::ethernet(&packet::ip_fragment(
-        net.client, net.node, UDP, &first, 0x2000, 0x1234,
-    ));
-    let later = packet::ethernet(&packet::ip_fragment(
-        net.client, net.node, UDP, &[8; 40], 9, 0x1234,
-    ));
+    let first = packet::ethernet(&packet::ip_fragment(net.client, net.node, UDP, &first, 0x2000, 0x1234));
+    let later = packet::ethernet(&packet::ip_fragment(net.client, net.node, UDP, &[8; 40], 9, 0x1234));
     untouched(&dp, prog::FROM_UPLINK, &later);
     let out = dp.run(prog::FROM_UPLINK, &first);
     assert_eq!(out.verdict, UNSPEC);
-    assert_eq!(
-        packet::read_ip(&out.bytes[14..]).tuple(),
-        (client, (net.pod, TARGET_PORT))
-    );
+    assert_eq!(packet::read_ip(&out.bytes[14..]).tuple(), (client, (net.pod, TARGET_PORT)));
     let out = dp.run(prog::FROM_UPLINK, &later);
     assert_eq!(packet::read_ip(&out.bytes[14..]).dst, net.pod);
-    assert_eq!(
-        &out.bytes[34..],
-        &[8; 40],
-        "nothing behind the IP header is touched"
-    );
+    assert_eq!(&out.bytes[34..], &[8; 40], "nothing behind the IP header is touched");
     // A pod's later fragment alone would show the pod's address outside.
-    let stray = packet::ethernet(&packet::ip_fragment(
-        net.pod,
-        net.outside,
-        UDP,
-        &[8; 40],
-        9,
-        0x1235,
-    ));
+    let stray = packet::ethernet(&packet::ip_fragment(net.pod, net.outside, UDP, &[8; 40], 9, 0x1235));
     dropped(&dp, prog::TO_UPLINK, &stray, DropReason::FragmentUnknown);
 }
 
@@ -588,12 +340,7 @@ fn sctp_is_served_while_the_port_stays() {
     let net = &nets()[0];
     let mut dp = node(net);
     for (port, ok) in [(TARGET_PORT, true), (NODE_PORT, false)] {
-        frontend(
-            &mut dp,
-            FrontendKey::node_port(Port::new(port), 132),
-            LOCAL_SET,
-            0,
-        );
+        frontend(&mut dp, FrontendKey::node_port(Port::new(port), 132), LOCAL_SET, 0);
         let mut chunk = vec![];
         chunk.extend(5000u16.to_be_bytes());
         chunk.extend(port.to_be_bytes());
@@ -602,92 +349,42 @@ fn sctp_is_served_while_the_port_stays() {
         if ok {
             assert_eq!(pass(&dp, prog::FROM_UPLINK, &request).dst, net.pod);
         } else {
-            dropped(
-                &dp,
-                prog::FROM_UPLINK,
-                &request,
-                DropReason::ProtocolUnsupported,
-            );
+            dropped(&dp, prog::FROM_UPLINK, &request, DropReason::ProtocolUnsupported);
         }
     }
 }
 
 fn entry(dp: &mut Dataplane, proto: u8, src: (IpAddr, u16), dst: (IpAddr, u16)) -> Nat {
-    let key = Tuple::new(
-        src.0.into(),
-        Port::new(src.1),
-        dst.0.into(),
-        Port::new(dst.1),
-        proto,
-    );
-    dp.hash::<Tuple, Nat>(map::NAT)
-        .get(&key, 0)
-        .expect("an entry")
+    let key = Tuple::new(src.0.into(), Port::new(src.1), dst.0.into(), Port::new(dst.1), proto);
+    dp.hash::<Tuple, Nat>(map::NAT).get(&key, 0).expect("an entry")
 }
 
 #[test]
 fn both_entries_share_a_flows_state_and_life() {
     let net = &nets()[0];
     let mut dp = node(net);
-    let (client, asked, target) = (
-        (net.client, CLIENT_PORT),
-        (net.node, NODE_PORT),
-        (net.pod, TARGET_PORT),
-    );
+    let (client, asked, target) = ((net.client, CLIENT_PORT), (net.node, NODE_PORT), (net.pod, TARGET_PORT));
     let there = packet::tcp(client, asked, SYN);
     pass(&dp, prog::FROM_UPLINK, &there);
     let new = entry(&mut dp, TCP, client, asked);
     assert_eq!((new.flags, new.state, new.backend), (0, 0, LOCAL_SET));
-    pass(
-        &dp,
-        prog::TO_UPLINK,
-        &packet::tcp(target, client, SYN | ACK),
-    );
-    let (one, other) = (
-        entry(&mut dp, TCP, client, asked),
-        entry(&mut dp, TCP, target, client),
-    );
+    pass(&dp, prog::TO_UPLINK, &packet::tcp(target, client, SYN | ACK));
+    let (one, other) = (entry(&mut dp, TCP, client, asked), entry(&mut dp, TCP, target, client));
     assert_eq!(one.state, u16::from(Flow::REPLIED));
     assert_eq!((one.state, one.expires), (other.state, other.expires));
-    assert!(
-        one.expires > new.expires + 3600 * 1_000_000_000,
-        "established lives long"
-    );
+    assert!(one.expires > new.expires + 3600 * 1_000_000_000, "established lives long");
     assert_eq!(other.flags, Nat::REPLY);
-    pass(
-        &dp,
-        prog::FROM_UPLINK,
-        &packet::tcp(client, asked, FIN | ACK),
-    );
-    pass(
-        &dp,
-        prog::TO_UPLINK,
-        &packet::tcp(target, client, FIN | ACK),
-    );
+    pass(&dp, prog::FROM_UPLINK, &packet::tcp(client, asked, FIN | ACK));
+    pass(&dp, prog::TO_UPLINK, &packet::tcp(target, client, FIN | ACK));
     let closed = entry(&mut dp, TCP, client, asked);
     assert!(closed.expires < one.expires, "closed does not");
     // The client may use the port again, and gets whatever backend there is now.
-    dp.put(
-        map::BACKENDS,
-        LOCAL_SET,
-        Backend::new(net.remote_pod.into(), Port::new(1234), Backend::LOCAL),
-    );
+    dp.put(map::BACKENDS, LOCAL_SET, Backend::new(net.remote_pod.into(), Port::new(1234), Backend::LOCAL));
     assert_eq!(pass(&dp, prog::FROM_UPLINK, &there).dst, net.remote_pod);
     // An established one stays where it is.
-    pass(
-        &dp,
-        prog::TO_UPLINK,
-        &packet::tcp((net.remote_pod, 1234), client, SYN | ACK),
-    );
-    dp.put(
-        map::BACKENDS,
-        LOCAL_SET,
-        Backend::new(net.pod.into(), Port::new(1), Backend::LOCAL),
-    );
-    assert_eq!(
-        pass(&dp, prog::FROM_UPLINK, &packet::tcp(client, asked, ACK)).dst,
-        net.remote_pod
-    );
+    pass(&dp, prog::TO_UPLINK, &packet::tcp((net.remote_pod, 1234), client, SYN | ACK));
+    dp.put(map::BACKENDS, LOCAL_SET, Backend::new(net.pod.into(), Port::new(1), Backend::LOCAL));
+    assert_eq!(pass(&dp, prog::FROM_UPLINK, &packet::tcp(client, asked, ACK)).dst, net.remote_pod);
     pass(&dp, prog::FROM_UPLINK, &packet::tcp(client, asked, RST));
     assert_eq!(pass(&dp, prog::FROM_UPLINK, &there).dst, net.pod);
 }

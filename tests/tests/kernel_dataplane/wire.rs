@@ -16,8 +16,7 @@ use std::{
     time::Duration,
 };
 use xebec_ebpf_abi::{
-    Addr, Backend, BackendSet, Config, DropReason, Endpoint, Frontend, FrontendKey, NodeAddr, Port,
-    SlotKey, Uplink, map, prog, proto,
+    Addr, Backend, BackendSet, Config, DropReason, Endpoint, Frontend, FrontendKey, NodeAddr, Port, SlotKey, Uplink, map, prog, proto,
 };
 
 /// A network namespace of the test's own; gone with its last user.
@@ -55,11 +54,7 @@ impl Space {
         let args: Vec<String> = args.split_whitespace().map(String::from).collect();
         self.run(move || {
             let out = Command::new("ip").args(&args).output().expect("ip runs");
-            assert!(
-                out.status.success(),
-                "ip {args:?}: {}",
-                String::from_utf8_lossy(&out.stderr)
-            );
+            assert!(out.status.success(), "ip {args:?}: {}", String::from_utf8_lossy(&out.stderr));
             String::from_utf8_lossy(&out.stdout).into_owned()
         })
     }
@@ -76,10 +71,7 @@ impl Space {
     fn mac(&self, device: &'static str) -> [u8; 6] {
         let text = self.ip(&format!("-br link show dev {device}"));
         let mac = text.split_whitespace().nth(2).expect("a MAC");
-        let bytes: Vec<u8> = mac
-            .split(':')
-            .map(|b| u8::from_str_radix(b, 16).expect("a byte"))
-            .collect();
+        let bytes: Vec<u8> = mac.split(':').map(|b| u8::from_str_radix(b, 16).expect("a byte")).collect();
         bytes.try_into().expect("six bytes")
     }
 
@@ -154,54 +146,27 @@ impl World {
             node.sysctl(&format!("ipv4/conf/{scope}/send_redirects"), "0");
         }
         let fresh = if net.node.is_ipv6() { "nodad" } else { "" };
-        node.ip(&format!(
-            "link add uplink type veth peer name eth0 netns {}",
-            outside.path()
-        ));
-        node.ip(&format!(
-            "addr add {}/{} dev uplink {fresh}",
-            net.node, net.wire
-        ));
+        node.ip(&format!("link add uplink type veth peer name eth0 netns {}", outside.path()));
+        node.ip(&format!("addr add {}/{} dev uplink {fresh}", net.node, net.wire));
         node.ip("link set uplink up");
-        outside.ip(&format!(
-            "addr add {}/{} dev eth0 {fresh}",
-            net.outside, net.wire
-        ));
+        outside.ip(&format!("addr add {}/{} dev eth0 {fresh}", net.outside, net.wire));
         outside.ip("link set eth0 up");
-        outside.ip(&format!(
-            "addr add {}/{} dev eth0 {fresh}",
-            net.remote, net.full
-        ));
+        outside.ip(&format!("addr add {}/{} dev eth0 {fresh}", net.remote, net.full));
         node.ip(&format!("route add {} via {}", net.remote, net.outside));
         for (i, pod) in pods.iter().enumerate() {
             let (host, addr) = (HOST_SIDE[i], net.pods[i]);
-            node.ip(&format!(
-                "link add {host} type veth peer name eth0 netns {}",
-                pod.path()
-            ));
+            node.ip(&format!("link add {host} type veth peer name eth0 netns {}", pod.path()));
             node.ip(&format!("link set {host} up"));
             pod.ip(&format!("addr add {addr}/{} dev eth0 {fresh}", net.full));
             pod.ip("link set eth0 up");
             let text = |mac: [u8; 6]| mac.map(|b| format!("{b:02x}")).join(":");
             let gateway = net.gateway;
-            pod.ip(&format!(
-                "neigh add {gateway} lladdr {} dev eth0 nud permanent",
-                text(node.mac(host))
-            ));
+            pod.ip(&format!("neigh add {gateway} lladdr {} dev eth0 nud permanent", text(node.mac(host))));
             pod.ip(&format!("route add default via {gateway} dev eth0 onlink"));
             node.ip(&format!("route add {addr}/{} dev {host}", net.full));
-            node.ip(&format!(
-                "neigh add {addr} lladdr {} dev {host} nud permanent",
-                text(pod.mac("eth0"))
-            ));
+            node.ip(&format!("neigh add {addr} lladdr {} dev {host} nud permanent", text(pod.mac("eth0"))));
         }
-        let mut world = World {
-            dp: Dataplane::load(),
-            net,
-            node,
-            outside,
-            pods,
-        };
+        let mut world = World { dp: Dataplane::load(), net, node, outside, pods };
         world.fill(flags);
         world.attach();
         world
@@ -209,29 +174,10 @@ impl World {
 
     fn fill(&mut self, flags: u32) {
         let dp = &mut self.dp;
-        dp.configure(Config {
-            node_netns_cookie: 1,
-            nat_port_min: Config::NAT_PORT_MIN,
-            nat_port_max: Config::NAT_PORT_MAX,
-            flags: 0,
-        });
+        dp.configure(Config { node_netns_cookie: 1, nat_port_min: Config::NAT_PORT_MIN, nat_port_max: Config::NAT_PORT_MAX, flags: 0 });
         let own = Addr::from(self.net.node);
-        dp.put(
-            map::NODE_ADDRS,
-            own,
-            NodeAddr {
-                flags: NodeAddr::NODEPORT,
-            },
-        );
-        dp.put(
-            map::UPLINKS,
-            self.node.ifindex("uplink"),
-            Uplink {
-                v4: own,
-                v6: own,
-                flags: 0,
-            },
-        );
+        dp.put(map::NODE_ADDRS, own, NodeAddr { flags: NodeAddr::NODEPORT });
+        dp.put(map::UPLINKS, self.node.ifindex("uplink"), Uplink { v4: own, v6: own, flags: 0 });
         for (i, pod) in self.pods.iter().enumerate() {
             let endpoint = Endpoint {
                 id: 1 + i as u32,
@@ -254,24 +200,12 @@ impl World {
             let thread = scope.spawn(move || {
                 setns(node, CloneFlags::CLONE_NEWNET).expect("the namespace is entered");
                 for name in names {
-                    let (inner, outer) = if name == "uplink" {
-                        (prog::FROM_UPLINK, prog::TO_UPLINK)
-                    } else {
-                        (prog::FROM_POD, prog::TO_POD)
-                    };
-                    for (program, hook) in [
-                        (inner, TcAttachType::Ingress),
-                        (outer, TcAttachType::Egress),
-                    ] {
-                        let program: &mut SchedClassifier = ebpf
-                            .program_mut(program)
-                            .expect(program)
-                            .try_into()
-                            .expect("a classifier");
+                    let (inner, outer) =
+                        if name == "uplink" { (prog::FROM_UPLINK, prog::TO_UPLINK) } else { (prog::FROM_POD, prog::TO_POD) };
+                    for (program, hook) in [(inner, TcAttachType::Ingress), (outer, TcAttachType::Egress)] {
+                        let program: &mut SchedClassifier = ebpf.program_mut(program).expect(program).try_into().expect("a classifier");
                         let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-                        program
-                            .attach_with_options(name, hook, options)
-                            .expect("attaches");
+                        program.attach_with_options(name, hook, options).expect("attaches");
                     }
                 }
             });
@@ -279,37 +213,18 @@ impl World {
         });
     }
 
-    fn service(
-        &mut self,
-        addr: impl Into<Addr>,
-        port: u16,
-        backend: IpAddr,
-        target: u16,
-        local: bool,
-    ) {
+    fn service(&mut self, addr: impl Into<Addr>, port: u16, backend: IpAddr, target: u16, local: bool) {
         let set = u32::from(port);
         let addr = addr.into();
         for protocol in [proto::TCP, proto::UDP] {
             let key = FrontendKey::new(addr, Port::new(port), protocol);
-            let value = Frontend {
-                service: set,
-                internal: set,
-                external: set,
-                flags: Frontend::EXTERNAL,
-                affinity_timeout: 0,
-            };
+            let value = Frontend { service: set, internal: set, external: set, flags: Frontend::EXTERNAL, affinity_timeout: 0 };
             self.dp.put(map::FRONTENDS, key, value);
         }
         let flags = if local { Backend::LOCAL } else { 0 };
-        self.dp.put(
-            map::BACKENDS,
-            set,
-            Backend::new(backend.into(), Port::new(target), flags),
-        );
-        self.dp
-            .put(map::BACKEND_SLOTS, SlotKey { set, slot: 0 }, set);
-        self.dp
-            .put(map::BACKEND_SETS, set, BackendSet { count: 1, flags: 0 });
+        self.dp.put(map::BACKENDS, set, Backend::new(backend.into(), Port::new(target), flags));
+        self.dp.put(map::BACKEND_SLOTS, SlotKey { set, slot: 0 }, set);
+        self.dp.put(map::BACKEND_SETS, set, BackendSet { count: 1, flags: 0 });
     }
 
     fn no_drops(&self) {
@@ -327,12 +242,7 @@ struct Server {
 impl Server {
     fn start(space: &Space, addr: (IpAddr, u16)) -> Server {
         let (tell, seen) = mpsc::channel();
-        let (listener, socket) = space.run(move || {
-            (
-                TcpListener::bind(addr).expect("listens"),
-                UdpSocket::bind(addr).expect("binds"),
-            )
-        });
+        let (listener, socket) = space.run(move || (TcpListener::bind(addr).expect("listens"), UdpSocket::bind(addr).expect("binds")));
         let told = tell.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -382,23 +292,14 @@ fn talk_tcp(space: &Space, to: (IpAddr, u16)) {
         let mut back = Vec::new();
         (&stream).read_to_end(&mut back).expect("receives");
         writing.join().expect("all is sent");
-        assert!(
-            back == data,
-            "{} bytes came back of {}",
-            back.len(),
-            data.len()
-        );
+        assert!(back == data, "{} bytes came back of {}", back.len(), data.len());
     });
 }
 
 /// Sends a datagram and takes the echo; from whom it comes must be whom it went to.
 fn talk_udp(space: &Space, to: (IpAddr, u16), len: usize) {
     space.run(move || {
-        let any = if to.0.is_ipv4() {
-            "0.0.0.0:0"
-        } else {
-            "[::]:0"
-        };
+        let any = if to.0.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
         let socket = UdpSocket::bind(any).expect("a socket");
         socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         let data: Vec<u8> = (0..len).map(|i| i as u8).collect();
@@ -455,12 +356,7 @@ fn the_outside_reaches_node_ports_here_and_elsewhere() {
     for flags in [0, Endpoint::DIRECT] {
         for net in nets() {
             let mut world = World::new(net, flags);
-            let (node, pods, remote, outside) = (
-                world.net.node,
-                world.net.pods,
-                world.net.remote,
-                world.net.outside,
-            );
+            let (node, pods, remote, outside) = (world.net.node, world.net.pods, world.net.remote, world.net.outside);
             world.service(Addr::ANY, 30080, pods[0], 8080, true);
             world.service(Addr::ANY, 30081, remote, 8080, false);
             let here = Server::start(&world.pods[0], (pods[0], 8080));
@@ -504,13 +400,8 @@ fn the_node_and_its_pods_reach_each_other() {
         world.no_drops();
         // Without an entry in IPCACHE the node is a stranger to an isolated pod.
         let _server = Server::start(&world.pods[1], (pods[1], 8080));
-        let refused = world.node.run(move || {
-            TcpStream::connect_timeout(
-                &SocketAddr::from((pods[1], 8080)),
-                Duration::from_millis(300),
-            )
-            .is_err()
-        });
+        let refused =
+            world.node.run(move || TcpStream::connect_timeout(&SocketAddr::from((pods[1], 8080)), Duration::from_millis(300)).is_err());
         assert!(refused && world.dp.drops(DropReason::PolicyIngress) > 0);
     }
 }

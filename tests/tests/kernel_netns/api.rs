@@ -33,37 +33,22 @@ const KINDS: &[(&str, &str)] = &[
     ("Namespace", "/api/v1/namespaces"),
     ("Node", "/api/v1/nodes"),
     ("EndpointSlice", "/apis/discovery.k8s.io/v1/endpointslices"),
-    (
-        "NetworkPolicy",
-        "/apis/networking.k8s.io/v1/networkpolicies",
-    ),
+    ("NetworkPolicy", "/apis/networking.k8s.io/v1/networkpolicies"),
 ];
 
 fn path_of(object: &Value) -> &'static str {
     let kind = object["kind"].as_str().expect("an object has a kind");
-    KINDS
-        .iter()
-        .find(|(k, _)| *k == kind)
-        .expect("a kind of the fake API")
-        .1
+    KINDS.iter().find(|(k, _)| *k == kind).expect("a kind of the fake API").1
 }
 
 fn name_of(object: &Value) -> String {
     let meta = &object["metadata"];
-    format!(
-        "{}/{}",
-        meta["namespace"].as_str().unwrap_or_default(),
-        meta["name"].as_str().expect("an object has a name")
-    )
+    format!("{}/{}", meta["namespace"].as_str().unwrap_or_default(), meta["name"].as_str().expect("an object has a name"))
 }
 
 impl Api {
     pub fn new() -> Api {
-        Api {
-            objects: Arc::default(),
-            news: broadcast::Sender::new(16),
-            away: Arc::default(),
-        }
+        Api { objects: Arc::default(), news: broadcast::Sender::new(16), away: Arc::default() }
     }
 
     /// Creates or replaces an object.
@@ -73,17 +58,9 @@ impl Api {
         let version = objects.version;
         object["metadata"]["resourceVersion"] = json!(version.to_string());
         let path = path_of(&object);
-        let known = objects
-            .by_path
-            .entry(path.into())
-            .or_default()
-            .insert(name_of(&object), object.clone());
+        let known = objects.by_path.entry(path.into()).or_default().insert(name_of(&object), object.clone());
         let kind = if known.is_some() { "MODIFIED" } else { "ADDED" };
-        objects.log.push((
-            version,
-            path.into(),
-            json!({"type": kind, "object": object}),
-        ));
+        objects.log.push((version, path.into(), json!({"type": kind, "object": object})));
         drop(objects);
         let _ = self.news.send(());
     }
@@ -98,11 +75,7 @@ impl Api {
         objects.version += 1;
         let version = objects.version;
         object["metadata"]["resourceVersion"] = json!(version.to_string());
-        objects.log.push((
-            version,
-            path.into(),
-            json!({"type": "DELETED", "object": object}),
-        ));
+        objects.log.push((version, path.into(), json!({"type": "DELETED", "object": object})));
         drop(objects);
         let _ = self.news.send(());
     }
@@ -123,17 +96,10 @@ impl Api {
         kube::Client::new(service, "default")
     }
 
-    fn answer(
-        &self,
-        request: &Request<kube::client::Body>,
-    ) -> Response<BoxBody<Bytes, Infallible>> {
+    fn answer(&self, request: &Request<kube::client::Body>) -> Response<BoxBody<Bytes, Infallible>> {
         let full = |status: StatusCode, body: Value| {
             let body = BoxBody::new(Full::new(Bytes::from(body.to_string())));
-            Response::builder()
-                .status(status)
-                .header("content-type", "application/json")
-                .body(body)
-                .expect("a response")
+            Response::builder().status(status).header("content-type", "application/json").body(body).expect("a response")
         };
         if self.away.load(std::sync::atomic::Ordering::SeqCst) {
             return full(
@@ -154,25 +120,12 @@ impl Api {
             };
         }
         if query.contains("watch=") {
-            let from = query
-                .split('&')
-                .find_map(|p| p.strip_prefix("resourceVersion="))
-                .and_then(|v| v.parse().ok())
-                .unwrap_or(0);
+            let from = query.split('&').find_map(|p| p.strip_prefix("resourceVersion=")).and_then(|v| v.parse().ok()).unwrap_or(0);
             drop(objects);
             return self.watch(path, from);
         }
-        let items: Vec<Value> = objects
-            .by_path
-            .get(&path)
-            .into_iter()
-            .flat_map(|of| of.values().cloned())
-            .collect();
-        let kind = KINDS
-            .iter()
-            .find(|(_, p)| *p == path)
-            .map(|(k, _)| *k)
-            .unwrap_or_default();
+        let items: Vec<Value> = objects.by_path.get(&path).into_iter().flat_map(|of| of.values().cloned()).collect();
+        let kind = KINDS.iter().find(|(_, p)| *p == path).map(|(k, _)| *k).unwrap_or_default();
         full(
             StatusCode::OK,
             json!({
@@ -184,40 +137,28 @@ impl Api {
 
     fn watch(&self, path: String, from: u64) -> Response<BoxBody<Bytes, Infallible>> {
         let (api, news) = (self.clone(), self.news.subscribe());
-        let stream = futures::stream::unfold(
-            (api, news, from, path),
-            |(api, mut news, mut from, path)| async move {
-                loop {
-                    if api.away.load(std::sync::atomic::Ordering::SeqCst) {
-                        return None;
-                    }
-                    let lines: String = {
-                        let objects = api.objects.lock().expect("not poisoned");
-                        let new = objects
-                            .log
-                            .iter()
-                            .filter(|(v, p, _)| *v > from && *p == path);
-                        let lines = new.map(|(_, _, event)| format!("{event}\n")).collect();
-                        from = objects.version;
-                        lines
-                    };
-                    if !lines.is_empty() {
-                        return Some((
-                            Ok(Frame::data(Bytes::from(lines))),
-                            (api, news, from, path),
-                        ));
-                    }
-                    if let Err(broadcast::error::RecvError::Closed) = news.recv().await {
-                        return None;
-                    }
+        let stream = futures::stream::unfold((api, news, from, path), |(api, mut news, mut from, path)| async move {
+            loop {
+                if api.away.load(std::sync::atomic::Ordering::SeqCst) {
+                    return None;
                 }
-            },
-        );
+                let lines: String = {
+                    let objects = api.objects.lock().expect("not poisoned");
+                    let new = objects.log.iter().filter(|(v, p, _)| *v > from && *p == path);
+                    let lines = new.map(|(_, _, event)| format!("{event}\n")).collect();
+                    from = objects.version;
+                    lines
+                };
+                if !lines.is_empty() {
+                    return Some((Ok(Frame::data(Bytes::from(lines))), (api, news, from, path)));
+                }
+                if let Err(broadcast::error::RecvError::Closed) = news.recv().await {
+                    return None;
+                }
+            }
+        });
         let body = BodyExt::boxed(StreamBody::new(stream));
-        Response::builder()
-            .header("content-type", "application/json")
-            .body(body)
-            .expect("a response")
+        Response::builder().header("content-type", "application/json").body(body).expect("a response")
     }
 }
 
@@ -225,9 +166,7 @@ fn find(objects: &Objects, path: &str) -> Option<Value> {
     // .../namespaces/NS/pods/NAME or .../namespaces/NAME.
     let parts: Vec<&str> = path.split('/').collect();
     let (collection, name) = match parts[..] {
-        ["", "api", "v1", "namespaces", namespace, plural, name] => {
-            (format!("/api/v1/{plural}"), format!("{namespace}/{name}"))
-        }
+        ["", "api", "v1", "namespaces", namespace, plural, name] => (format!("/api/v1/{plural}"), format!("{namespace}/{name}")),
         ["", "api", "v1", plural, name] => (format!("/api/v1/{plural}"), format!("/{name}")),
         _ => return None,
     };

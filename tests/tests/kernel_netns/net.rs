@@ -19,18 +19,11 @@ impl Netns {
         let (keep, parked) = mpsc::channel::<()>();
         std::thread::spawn(move || {
             unshare(CloneFlags::CLONE_NEWNET).expect("root may make a network namespace");
-            let path = format!(
-                "/proc/{}/task/{}/ns/net",
-                std::process::id(),
-                nix::unistd::gettid()
-            );
+            let path = format!("/proc/{}/task/{}/ns/net", std::process::id(), nix::unistd::gettid());
             path_to.send(PathBuf::from(path)).expect("the maker waits");
             let _ = parked.recv();
         });
-        let netns = Netns {
-            path: path_from.recv().expect("the thread starts"),
-            _keep: keep,
-        };
+        let netns = Netns { path: path_from.recv().expect("the thread starts"), _keep: keep };
         netns.ip("link set lo up");
         netns
     }
@@ -47,9 +40,7 @@ impl Netns {
                 setns(file, CloneFlags::CLONE_NEWNET).expect("root may enter a network namespace");
                 f()
             });
-            thread
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 
@@ -67,8 +58,7 @@ impl Netns {
 
     /// `ip ARGS` inside; panics if it fails.
     pub fn ip(&self, args: &str) -> String {
-        self.try_ip(args)
-            .unwrap_or_else(|e| panic!("ip {args}: {e}"))
+        self.try_ip(args).unwrap_or_else(|e| panic!("ip {args}: {e}"))
     }
 
     pub fn try_ip(&self, args: &str) -> io::Result<String> {
@@ -76,23 +66,15 @@ impl Netns {
         let out = self.run(move || Command::new("ip").args(args).output())?;
         match out.status.success() {
             true => Ok(String::from_utf8_lossy(&out.stdout).into_owned()),
-            false => Err(io::Error::other(
-                String::from_utf8_lossy(&out.stderr).into_owned(),
-            )),
+            false => Err(io::Error::other(String::from_utf8_lossy(&out.stderr).into_owned())),
         }
     }
 
     /// A veth pair to another namespace.
     pub fn join(&self, name: &str, other: &Netns, other_name: &str) {
         let fd = std::fs::File::open(&other.path).expect("the namespace is alive");
-        let path = format!(
-            "/proc/{}/fd/{}",
-            std::process::id(),
-            std::os::fd::AsRawFd::as_raw_fd(&fd)
-        );
-        self.ip(&format!(
-            "link add {name} type veth peer name {other_name} netns {path}"
-        ));
+        let path = format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&fd));
+        self.ip(&format!("link add {name} type veth peer name {other_name} netns {path}"));
         self.ip(&format!("link set {name} up"));
         other.ip(&format!("link set {other_name} up"));
     }

@@ -55,28 +55,19 @@ pub struct Pod {
 
 fn cgroup2() -> PathBuf {
     let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts can be read");
-    let mount = mounts
-        .lines()
-        .map(|l| l.split(' ').collect::<Vec<_>>())
-        .find(|f| f[2] == "cgroup2");
+    let mount = mounts.lines().map(|l| l.split(' ').collect::<Vec<_>>()).find(|f| f[2] == "cgroup2");
     PathBuf::from(mount.expect("cgroup2 is mounted")[1])
 }
 
 /// Where this process is in the cgroup2 hierarchy.
 fn own_cgroup() -> String {
     let own = std::fs::read_to_string("/proc/self/cgroup").expect("cgroups can be read");
-    own.lines()
-        .find_map(|l| l.strip_prefix("0::"))
-        .expect("a cgroup2 line")
-        .to_owned()
+    own.lines().find_map(|l| l.strip_prefix("0::")).expect("a cgroup2 line").to_owned()
 }
 
 fn move_to(cgroup: &str) {
-    let procs = cgroup2()
-        .join(cgroup.trim_start_matches('/'))
-        .join("cgroup.procs");
-    std::fs::write(&procs, std::process::id().to_string())
-        .unwrap_or_else(|e| panic!("{}: {e}", procs.display()));
+    let procs = cgroup2().join(cgroup.trim_start_matches('/')).join("cgroup.procs");
+    std::fs::write(&procs, std::process::id().to_string()).unwrap_or_else(|e| panic!("{}: {e}", procs.display()));
 }
 
 impl Node {
@@ -97,57 +88,28 @@ impl Node {
         let api = Api::new();
         api.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}, "spec": {"podCIDRs": ["10.244.7.0/24"]}}));
         api.put(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default", "labels": {"kubernetes.io/metadata.name": "default"}}}));
-        let mut config = Config::new(
-            "node-1",
-            cgroup,
-            dir.path().join("pins"),
-            dir.path().join("state"),
-            dir.path().join("cni.sock"),
-        );
+        let mut config = Config::new("node-1", cgroup, dir.path().join("pins"), dir.path().join("state"), dir.path().join("cni.sock"));
         config.node_ips = vec![NODE_IP.parse().expect("an address")];
         config.cni_conf_dir = Some(dir.path().join("net.d"));
         config.cluster_cidrs = vec!["10.244.0.0/16".parse().expect("a range")];
-        Node {
-            netns,
-            outside,
-            api,
-            config,
-            running: None,
-            dir,
-            home,
-            _one: one,
-        }
+        Node { netns, outside, api, config, running: None, dir, home, _one: one }
     }
 
     /// Starts the dataplane in the node's namespace and waits until it is ready.
     pub fn start(&mut self) {
         let runtime = self.netns.run(|| {
-            tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(2)
-                .max_blocking_threads(4)
-                .enable_all()
-                .build()
-                .expect("a runtime")
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(4).enable_all().build().expect("a runtime")
         });
         let (config, api) = (self.config.clone(), self.api.clone());
         let start = runtime.spawn(async move { Dataplane::start(config, api.client()).await });
-        let dataplane = runtime
-            .block_on(start)
-            .expect("start does not panic")
-            .unwrap_or_else(|e| panic!("the dataplane starts: {e}"));
+        let dataplane = runtime.block_on(start).expect("start does not panic").unwrap_or_else(|e| panic!("the dataplane starts: {e}"));
         let cancel = CancellationToken::new();
         let task = runtime.spawn(dataplane.clone().run(cancel.clone()));
         let waiting = dataplane.clone();
-        let ready =
-            runtime.spawn(async move { tokio::time::timeout(DEADLINE, waiting.ready()).await });
+        let ready = runtime.spawn(async move { tokio::time::timeout(DEADLINE, waiting.ready()).await });
         let ready = runtime.block_on(ready).expect("ready does not panic");
         assert!(ready.is_ok(), "ready in time: {:?}", dataplane.status());
-        self.running = Some(Running {
-            runtime,
-            dataplane,
-            cancel,
-            task,
-        });
+        self.running = Some(Running { runtime, dataplane, cancel, task });
     }
 
     pub fn dataplane(&self) -> &Arc<Dataplane> {
@@ -170,27 +132,17 @@ impl Node {
     }
 
     /// One CNI call as `xebec-cni` sends it.
-    pub fn cni(
-        &self,
-        command: &str,
-        sandbox: &str,
-        netns: &str,
-        pod: &str,
-    ) -> Result<Value, Value> {
+    pub fn cni(&self, command: &str, sandbox: &str, netns: &str, pod: &str) -> Result<Value, Value> {
         let request = json!({
             "command": command, "containerId": sandbox, "netns": netns, "ifname": "eth0", "path": "",
             "args": format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod};K8S_POD_UID=uid-{pod}"),
             "config": {"cniVersion": "1.0.0", "name": "xebec", "type": "xebec-cni"},
         });
         let mut stream = UnixStream::connect(&self.config.cni_socket).expect("the agent listens");
-        stream
-            .set_read_timeout(Some(DEADLINE * 2))
-            .expect("a timeout");
+        stream.set_read_timeout(Some(DEADLINE * 2)).expect("a timeout");
         writeln!(stream, "{request}").expect("the agent reads");
         let mut line = String::new();
-        BufReader::new(stream)
-            .read_line(&mut line)
-            .expect("the agent answers");
+        BufReader::new(stream).read_line(&mut line).expect("the agent answers");
         let answer: Value = serde_json::from_str(&line).expect("the answer is JSON");
         match answer.get("error") {
             Some(error) => Err(error.clone()),
@@ -203,22 +155,11 @@ impl Node {
         self.api.put(pod_object(name, &labels, &ports, None));
         let netns = Netns::new();
         let sandbox = format!("{name}0123456789abcdef");
-        let result = self
-            .cni("ADD", &sandbox, &netns.path().display().to_string(), name)
-            .unwrap_or_else(|e| panic!("ADD of {name}: {e}"));
+        let result = self.cni("ADD", &sandbox, &netns.path().display().to_string(), name).unwrap_or_else(|e| panic!("ADD of {name}: {e}"));
         let address = result["ips"][0]["address"].as_str().expect("an address");
-        let ip = address
-            .trim_end_matches("/32")
-            .parse()
-            .expect("an IPv4 address");
+        let ip = address.trim_end_matches("/32").parse().expect("an IPv4 address");
         self.api.put(pod_object(name, &labels, &ports, Some(ip)));
-        Pod {
-            netns,
-            name: name.into(),
-            sandbox,
-            ip,
-            result,
-        }
+        Pod { netns, name: name.into(), sandbox, ip, result }
     }
 
     pub fn delete_pod(&self, pod: &Pod) -> Result<Value, Value> {
@@ -226,26 +167,15 @@ impl Node {
     }
 
     /// A Service with these pods as ready endpoints; `extra` is merged into its spec.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "a Service in one line is what the tests read best"
-    )]
-    pub fn service(
-        &self,
-        name: &str,
-        ip: &str,
-        port: u16,
-        protocol: &str,
-        target: u16,
-        pods: &[&Pod],
-        extra: &Value,
-    ) {
+    #[expect(clippy::too_many_arguments, reason = "a Service in one line is what the tests read best")]
+    pub fn service(&self, name: &str, ip: &str, port: u16, protocol: &str, target: u16, pods: &[&Pod], extra: &Value) {
         let mut spec = json!({"clusterIP": ip, "clusterIPs": [ip], "ports": [{"port": port, "protocol": protocol, "targetPort": target}]});
         for (key, value) in extra.as_object().into_iter().flatten() {
             spec[key] = value.clone();
         }
         self.api.put(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "default"}, "spec": spec}));
-        let endpoints: Vec<Value> = pods.iter().map(|p| json!({"addresses": [p.ip.to_string()], "conditions": {"ready": true}, "nodeName": "node-1"})).collect();
+        let endpoints: Vec<Value> =
+            pods.iter().map(|p| json!({"addresses": [p.ip.to_string()], "conditions": {"ready": true}, "nodeName": "node-1"})).collect();
         self.api.put(json!({
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
             "metadata": {"name": format!("{name}-1"), "namespace": "default", "labels": {"kubernetes.io/service-name": name}},
@@ -263,14 +193,8 @@ impl Node {
     /// Asks from the outside namespace, by a process outside the node's cgroup: no socket hook sees it, as with
     /// another machine.
     pub fn ask_from_outside(&self, to: SocketAddr) -> std::io::Result<(String, String)> {
-        let script = format!(
-            "exec 3<>/dev/tcp/{}/{} && printf x >&3 && read -t 1 line <&3 && echo \"$line\"",
-            to.ip(),
-            to.port()
-        );
-        let procs = cgroup2()
-            .join(self.home.trim_start_matches('/'))
-            .join("cgroup.procs");
+        let script = format!("exec 3<>/dev/tcp/{}/{} && printf x >&3 && read -t 1 line <&3 && echo \"$line\"", to.ip(), to.port());
+        let procs = cgroup2().join(self.home.trim_start_matches('/')).join("cgroup.procs");
         let output = self.outside.run(move || {
             let mut command = std::process::Command::new("timeout");
             command.args(["2", "bash", "-c", &script]);
@@ -291,15 +215,8 @@ impl Node {
     pub fn teardown(&self) -> Vec<String> {
         let config = self.config.clone();
         self.netns.run(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .expect("a runtime");
-            runtime
-                .block_on(xebec_dataplane::teardown(&config))
-                .iter()
-                .map(ToString::to_string)
-                .collect()
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(xebec_dataplane::teardown(&config)).iter().map(ToString::to_string).collect()
         })
     }
 
@@ -313,10 +230,7 @@ impl Drop for Node {
         if std::thread::panicking()
             && let Some(running) = &self.running
         {
-            eprintln!(
-                "the dataplane at the failure: {:#?}",
-                running.dataplane.status()
-            );
+            eprintln!("the dataplane at the failure: {:#?}", running.dataplane.status());
         }
         self.stop(true);
         let left = self.teardown();
@@ -345,12 +259,7 @@ fn pod_object(name: &str, labels: &Value, ports: &Value, ip: Option<IpAddr>) -> 
 
 /// Serves TCP and UDP on a port: answers each with the name and the client's address as it sees it.
 pub fn serve(netns: &Netns, name: &str, port: u16) {
-    let (tcp, udp) = netns.run(|| {
-        (
-            TcpListener::bind(("::", port)),
-            UdpSocket::bind(("::", port)),
-        )
-    });
+    let (tcp, udp) = netns.run(|| (TcpListener::bind(("::", port)), UdpSocket::bind(("::", port))));
     let (tcp, udp) = (tcp.expect("a TCP port"), udp.expect("a UDP port"));
     let named = name.to_owned();
     netns.spawn(move || {
@@ -361,10 +270,7 @@ pub fn serve(netns: &Netns, name: &str, port: u16) {
                 let Ok(peer) = stream.peer_addr() else { return };
                 let mut byte = [0];
                 // One answer for each byte, for as long as the client asks.
-                while stream.read_exact(&mut byte).is_ok()
-                    && writeln!(stream, "{name} {}", peer.ip().to_canonical()).is_ok()
-                {
-                }
+                while stream.read_exact(&mut byte).is_ok() && writeln!(stream, "{name} {}", peer.ip().to_canonical()).is_ok() {}
             });
         }
     });
@@ -372,10 +278,7 @@ pub fn serve(netns: &Netns, name: &str, port: u16) {
     netns.spawn(move || {
         let mut buffer = [0; 64];
         while let Ok((_, from)) = udp.recv_from(&mut buffer) {
-            let _ = udp.send_to(
-                format!("{named} {}", from.ip().to_canonical()).as_bytes(),
-                from,
-            );
+            let _ = udp.send_to(format!("{named} {}", from.ip().to_canonical()).as_bytes(), from);
         }
     });
 }
@@ -393,10 +296,7 @@ pub fn ask_on(stream: &mut TcpStream) -> std::io::Result<(String, String)> {
     stream.write_all(b"x")?;
     let mut answer = String::new();
     BufReader::new(stream).read_line(&mut answer)?;
-    let (name, seen) = answer
-        .trim()
-        .split_once(' ')
-        .ok_or_else(|| std::io::Error::other("no answer"))?;
+    let (name, seen) = answer.trim().split_once(' ').ok_or_else(|| std::io::Error::other("no answer"))?;
     Ok((name.into(), seen.into()))
 }
 

@@ -15,69 +15,39 @@ fn a_cluster_ip_reaches_every_pod_and_clients_see_the_cluster_ip() {
     let mut node = Node::new();
     node.start();
     let client = node.pod("client", json!({}), json!([]));
-    let (a, b) = (
-        node.pod("a", json!({}), json!([])),
-        node.pod("b", json!({}), json!([])),
-    );
+    let (a, b) = (node.pod("a", json!({}), json!([])), node.pod("b", json!({}), json!([])));
     serve(&a.netns, "a", 8080);
     serve(&b.netns, "b", 8080);
     node.service("web", CLUSTER_IP, 80, "TCP", 8080, &[&a, &b], &json!({}));
-    eventually("the Service answers", || {
-        ask(&client.netns, at(CLUSTER_IP, 80)).is_ok()
-    });
+    eventually("the Service answers", || ask(&client.netns, at(CLUSTER_IP, 80)).is_ok());
 
     let mut names = BTreeSet::new();
     eventually("both pods are chosen", || {
         let (name, seen) = ask(&client.netns, at(CLUSTER_IP, 80)).expect("the Service answers");
-        assert_eq!(
-            seen,
-            client.ip.to_string(),
-            "pods see each other's own address"
-        );
+        assert_eq!(seen, client.ip.to_string(), "pods see each other's own address");
         names.insert(name);
         names.len() == 2
     });
     client.netns.run(|| {
         let stream = TcpStream::connect(at(CLUSTER_IP, 80)).expect("the Service answers");
-        assert_eq!(
-            stream.peer_addr().expect("connected"),
-            at(CLUSTER_IP, 80),
-            "getpeername shows the Service"
-        );
+        assert_eq!(stream.peer_addr().expect("connected"), at(CLUSTER_IP, 80), "getpeername shows the Service");
     });
-    assert!(
-        ask(&node.netns, at(CLUSTER_IP, 80)).is_ok(),
-        "the node's own processes reach it"
-    );
+    assert!(ask(&node.netns, at(CLUSTER_IP, 80)).is_ok(), "the node's own processes reach it");
     // A pod that is its Service's only endpoint reaches itself.
     node.service("web", CLUSTER_IP, 80, "TCP", 8080, &[&a], &json!({}));
-    eventually("only a is left", || {
-        (0..8).all(|_| ask(&a.netns, at(CLUSTER_IP, 80)).is_ok_and(|(name, _)| name == "a"))
-    });
+    eventually("only a is left", || (0..8).all(|_| ask(&a.netns, at(CLUSTER_IP, 80)).is_ok_and(|(name, _)| name == "a")));
     // Without endpoints connections are refused at once, not dropped.
     node.service("web", CLUSTER_IP, 80, "TCP", 8080, &[], &json!({}));
-    eventually("refused", || {
-        ask(&client.netns, at(CLUSTER_IP, 80))
-            .is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
-    });
+    eventually("refused", || ask(&client.netns, at(CLUSTER_IP, 80)).is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused));
     node.api.delete("Service", "default/web");
-    eventually("the address is nobody's", || {
-        node.dataplane()
-            .status()
-            .maps
-            .iter()
-            .any(|m| m.name == "FRONTENDS" && m.entries == 0)
-    });
+    eventually("the address is nobody's", || node.dataplane().status().maps.iter().any(|m| m.name == "FRONTENDS" && m.entries == 0));
 }
 
 #[test]
 fn udp_works_connected_and_unconnected() {
     let mut node = Node::new();
     node.start();
-    let (client, server) = (
-        node.pod("client", json!({}), json!([])),
-        node.pod("dns", json!({}), json!([])),
-    );
+    let (client, server) = (node.pod("client", json!({}), json!([])), node.pod("dns", json!({}), json!([])));
     serve(&server.netns, "dns", 5353);
     node.service("dns", CLUSTER_IP, 53, "UDP", 5353, &[&server], &json!({}));
     let asked = |connected: bool| {
@@ -93,18 +63,12 @@ fn udp_works_connected_and_unconnected() {
                 socket.send_to(b"x", at(CLUSTER_IP, 53))?;
             }
             let (len, from) = socket.recv_from(&mut buffer)?;
-            assert_eq!(
-                from,
-                at(CLUSTER_IP, 53),
-                "the answer comes from the Service's address"
-            );
+            assert_eq!(from, at(CLUSTER_IP, 53), "the answer comes from the Service's address");
             Ok::<_, std::io::Error>(String::from_utf8_lossy(&buffer[..len]).into_owned())
         })
     };
     for connected in [true, false] {
-        eventually("the Service answers", || {
-            asked(connected).is_ok_and(|a| a == format!("dns {}", client.ip))
-        });
+        eventually("the Service answers", || asked(connected).is_ok_and(|a| a == format!("dns {}", client.ip)));
     }
 }
 
@@ -112,42 +76,22 @@ fn udp_works_connected_and_unconnected() {
 fn a_node_port_answers_outside_and_pods_reach_the_outside_as_the_node() {
     let mut node = Node::new();
     node.start();
-    let (client, server) = (
-        node.pod("client", json!({}), json!([])),
-        node.pod("web", json!({}), json!([])),
-    );
+    let (client, server) = (node.pod("client", json!({}), json!([])), node.pod("web", json!({}), json!([])));
     serve(&server.netns, "web", 8080);
     serve(&node.outside, "outside", 9000);
     let node_port = json!({"type": "NodePort", "ports": [{"port": 80, "targetPort": 8080, "protocol": "TCP", "nodePort": 30080}]});
     node.service("web", CLUSTER_IP, 80, "TCP", 8080, &[&server], &node_port);
-    eventually("from outside", || {
-        node.ask_from_outside(at(NODE_IP, 30080))
-            .is_ok_and(|(name, _)| name == "web")
-    });
+    eventually("from outside", || node.ask_from_outside(at(NODE_IP, 30080)).is_ok_and(|(name, _)| name == "web"));
     assert!(ask(&client.netns, at(NODE_IP, 30080)).is_ok(), "from a pod");
-    assert!(
-        ask(&node.netns, at(NODE_IP, 30080)).is_ok(),
-        "from the node"
-    );
-    assert!(
-        ask(&node.netns, at("127.0.0.1", 30080)).is_ok(),
-        "from the node over loopback"
-    );
+    assert!(ask(&node.netns, at(NODE_IP, 30080)).is_ok(), "from the node");
+    assert!(ask(&node.netns, at("127.0.0.1", 30080)).is_ok(), "from the node over loopback");
     let (name, seen) = ask(&client.netns, at(OUTSIDE_IP, 9000)).expect("pods reach the outside");
-    assert_eq!(
-        (name.as_str(), seen.as_str()),
-        ("outside", NODE_IP),
-        "masqueraded"
-    );
+    assert_eq!((name.as_str(), seen.as_str()), ("outside", NODE_IP), "masqueraded");
     // An address the node gets later serves NodePorts too.
     node.netns.ip("addr add 192.0.2.77/24 dev up0");
-    eventually("on the new address", || {
-        node.ask_from_outside(at("192.0.2.77", 30080)).is_ok()
-    });
+    eventually("on the new address", || node.ask_from_outside(at("192.0.2.77", 30080)).is_ok());
     node.api.delete("Service", "default/web");
-    eventually("closed", || {
-        node.ask_from_outside(at(NODE_IP, 30080)).is_err()
-    });
+    eventually("closed", || node.ask_from_outside(at(NODE_IP, 30080)).is_err());
 }
 
 #[test]
@@ -155,75 +99,40 @@ fn a_client_with_affinity_stays_with_its_pod() {
     let mut node = Node::new();
     node.start();
     let client = node.pod("client", json!({}), json!([]));
-    let pods: Vec<_> = ["a", "b", "c"]
-        .iter()
-        .map(|n| node.pod(n, json!({}), json!([])))
-        .collect();
+    let pods: Vec<_> = ["a", "b", "c"].iter().map(|n| node.pod(n, json!({}), json!([]))).collect();
     for pod in &pods {
         serve(&pod.netns, &pod.name, 8080);
     }
     let sticky = json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 600}}});
-    node.service(
-        "web",
-        CLUSTER_IP,
-        80,
-        "TCP",
-        8080,
-        &pods.iter().collect::<Vec<_>>(),
-        &sticky,
-    );
-    eventually("the Service answers", || {
-        ask(&client.netns, at(CLUSTER_IP, 80)).is_ok()
-    });
+    node.service("web", CLUSTER_IP, 80, "TCP", 8080, &pods.iter().collect::<Vec<_>>(), &sticky);
+    eventually("the Service answers", || ask(&client.netns, at(CLUSTER_IP, 80)).is_ok());
     let (first, _) = ask(&client.netns, at(CLUSTER_IP, 80)).expect("the Service answers");
     for _ in 0..20 {
-        assert_eq!(
-            ask(&client.netns, at(CLUSTER_IP, 80))
-                .expect("the Service answers")
-                .0,
-            first
-        );
+        assert_eq!(ask(&client.netns, at(CLUSTER_IP, 80)).expect("the Service answers").0, first);
     }
     // Its pod leaves the Service: the client gets another one and stays with that.
     let rest: Vec<_> = pods.iter().filter(|p| p.name != first).collect();
     node.service("web", CLUSTER_IP, 80, "TCP", 8080, &rest, &sticky);
-    eventually("another pod", || {
-        ask(&client.netns, at(CLUSTER_IP, 80)).is_ok_and(|(name, _)| name != first)
-    });
+    eventually("another pod", || ask(&client.netns, at(CLUSTER_IP, 80)).is_ok_and(|(name, _)| name != first));
     let (second, _) = ask(&client.netns, at(CLUSTER_IP, 80)).expect("the Service answers");
-    assert!(
-        (0..20)
-            .all(|_| ask(&client.netns, at(CLUSTER_IP, 80)).is_ok_and(|(name, _)| name == second))
-    );
+    assert!((0..20).all(|_| ask(&client.netns, at(CLUSTER_IP, 80)).is_ok_and(|(name, _)| name == second)));
 }
 
 #[test]
 fn both_families_and_host_ports_work_beside_each_other() {
     let mut node = Node::new();
-    node.api.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}, "spec": {"podCIDRs": ["10.244.7.0/24", "fd00:7::/64"]}}));
+    node.api.put(
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}, "spec": {"podCIDRs": ["10.244.7.0/24", "fd00:7::/64"]}}),
+    );
     node.netns.ip("addr add 2001:db8::1/64 dev up0 nodad");
     node.outside.ip("addr add 2001:db8::2/64 dev out0 nodad");
     node.start();
-    let (client, server) = (
-        node.pod("client", json!({}), json!([])),
-        node.pod(
-            "web",
-            json!({}),
-            json!([{"containerPort": 8080, "hostPort": 8088}]),
-        ),
-    );
-    let v6 = |pod: &crate::node::Pod| {
-        pod.result["ips"][1]["address"]
-            .as_str()
-            .expect("an IPv6 address")
-            .trim_end_matches("/128")
-            .to_owned()
-    };
+    let (client, server) =
+        (node.pod("client", json!({}), json!([])), node.pod("web", json!({}), json!([{"containerPort": 8080, "hostPort": 8088}])));
+    let v6 =
+        |pod: &crate::node::Pod| pod.result["ips"][1]["address"].as_str().expect("an IPv6 address").trim_end_matches("/128").to_owned();
     serve(&server.netns, "web", 8080);
-    assert!(
-        ask(&client.netns, at(v6(&server), 8080)).is_ok_and(|(_, seen)| seen == v6(&client)),
-        "pod to pod"
-    );
+    assert!(ask(&client.netns, at(v6(&server), 8080)).is_ok_and(|(_, seen)| seen == v6(&client)), "pod to pod");
     let ips = json!({"clusterIPs": [CLUSTER_IP, "fd00:96::10"], "type": "NodePort", "ports": [{"port": 80, "targetPort": 8080, "protocol": "TCP", "nodePort": 30080}]});
     node.service("web", CLUSTER_IP, 80, "TCP", 8080, &[&server], &ips);
     node.api.put(json!({
@@ -232,29 +141,11 @@ fn both_families_and_host_ports_work_beside_each_other() {
         "endpoints": [{"addresses": [v6(&server)], "conditions": {"ready": true}, "nodeName": "node-1"}],
         "ports": [{"name": "", "port": 8080, "protocol": "TCP"}],
     }));
-    eventually("IPv6 ClusterIP", || {
-        ask(&client.netns, at("fd00:96::10", 80)).is_ok_and(|(_, seen)| seen == v6(&client))
-    });
-    assert!(
-        ask(&client.netns, at(CLUSTER_IP, 80)).is_ok(),
-        "IPv4 ClusterIP"
-    );
-    assert!(
-        node.ask_from_outside(at(NODE_IP, 30080)).is_ok(),
-        "IPv4 NodePort"
-    );
-    assert!(
-        node.ask_from_outside(at("2001:db8::1", 30080)).is_ok(),
-        "IPv6 NodePort"
-    );
-    assert!(
-        node.ask_from_outside(at(NODE_IP, 8088))
-            .is_ok_and(|(name, _)| name == "web"),
-        "hostPort"
-    );
+    eventually("IPv6 ClusterIP", || ask(&client.netns, at("fd00:96::10", 80)).is_ok_and(|(_, seen)| seen == v6(&client)));
+    assert!(ask(&client.netns, at(CLUSTER_IP, 80)).is_ok(), "IPv4 ClusterIP");
+    assert!(node.ask_from_outside(at(NODE_IP, 30080)).is_ok(), "IPv4 NodePort");
+    assert!(node.ask_from_outside(at("2001:db8::1", 30080)).is_ok(), "IPv6 NodePort");
+    assert!(node.ask_from_outside(at(NODE_IP, 8088)).is_ok_and(|(name, _)| name == "web"), "hostPort");
     node.delete_pod(&server).expect("DEL");
-    assert!(
-        node.ask_from_outside(at(NODE_IP, 8088)).is_err(),
-        "the hostPort goes with its pod"
-    );
+    assert!(node.ask_from_outside(at(NODE_IP, 8088)).is_err(), "the hostPort goes with its pod");
 }

@@ -78,8 +78,7 @@ pub fn without_debug_sections(elf: &[u8]) -> Result<Vec<u8>> {
         }
     }
     let names = number[get(elf, 62, 2) as usize];
-    let kept: Vec<Section> =
-        sections.into_iter().zip(doomed).filter(|(_, gone)| !gone).map(|(s, _)| s).collect();
+    let kept: Vec<Section> = sections.into_iter().zip(doomed).filter(|(_, gone)| !gone).map(|(s, _)| s).collect();
     Ok(write(&elf[..EHDR], kept, names))
 }
 

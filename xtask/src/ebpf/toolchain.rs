@@ -60,7 +60,10 @@ fn rust_src(sysroot: &Path, release: &str) -> Result<()> {
         return Ok(());
     }
     sh::step("installing rust-src");
-    if sh::which("rustup").is_some() && sh::succeeds(&mut sh::cmd("rustup", ["component", "add", "rust-src"])) && place.join("core/Cargo.toml").exists() {
+    if sh::which("rustup").is_some()
+        && sh::succeeds(&mut sh::cmd("rustup", ["component", "add", "rust-src"]))
+        && place.join("core/Cargo.toml").exists()
+    {
         return Ok(());
     }
     debian_rust_src(&place, release).with_context(|| {

@@ -1,11 +1,6 @@
 //! The node's network namespace and the veth that joins it to the machine.
 
-use std::{
-    fs,
-    net::Ipv4Addr,
-    path::Path,
-    process::Command,
-};
+use std::{fs, net::Ipv4Addr, path::Path, process::Command};
 
 use anyhow::{Context, Result, bail};
 use nix::{
@@ -43,7 +38,12 @@ pub fn create(layout: &Layout) -> Result<Network> {
     }
     let Network { host, node } = network;
     // One process for each namespace: starting programs is what takes time here.
-    batch(&[], &format!("link add {device} type veth peer name {NODE_DEVICE} netns {namespace}\naddr add {host}/30 dev {device}\nlink set {device} up\n"))?;
+    batch(
+        &[],
+        &format!(
+            "link add {device} type veth peer name {NODE_DEVICE} netns {namespace}\naddr add {host}/30 dev {device}\nlink set {device} up\n"
+        ),
+    )?;
     batch(
         &["-n", &namespace],
         &format!("link set lo up\naddr add {node}/30 dev {NODE_DEVICE}\nlink set {NODE_DEVICE} up\nroute add default via {host}\n"),

@@ -21,10 +21,7 @@ pub(super) fn start(layout: &Layout, binaries: &Binaries, network: &Network, sto
         etcd::start(layout, &parts, binaries)?;
     }
     let node_ip = network.node.to_string();
-    let mut args = with(
-        &["server", "--bind", "0.0.0.0:6443", "--advertise-address", &node_ip],
-        &[("--data-dir", &layout.server_dir())],
-    );
+    let mut args = with(&["server", "--bind", "0.0.0.0:6443", "--advertise-address", &node_ip], &[("--data-dir", &layout.server_dir())]);
     if store == Store::Etcd {
         args.extend(etcd::server_args(layout));
     }

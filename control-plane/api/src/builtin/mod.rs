@@ -12,16 +12,25 @@ use crate::{
 static RESOURCES: LazyLock<Vec<Resource>> = LazyLock::new(|| table::ROWS.iter().map(resource).collect());
 
 /// Kinds whose registry upstream creates an object that an update names but that is not there.
-const CREATES_ON_UPDATE: &[&str] = &[
-    "Endpoints", "Event", "Lease", "LimitRange", "PodTemplate", "Service", "ClusterRole", "ClusterRoleBinding", "Role",
-    "RoleBinding",
-];
+const CREATES_ON_UPDATE: &[&str] =
+    &["Endpoints", "Event", "Lease", "LimitRange", "PodTemplate", "Service", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"];
 
 /// Kinds whose updates must name the revision they are based on.
 const CONDITIONAL_UPDATE: &[&str] = &[
-    "APIService", "CustomResourceDefinition", "CSIDriver", "CSINode", "CSIStorageCapacity", "Lease",
-    "MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding", "MutatingWebhookConfiguration", "PodDisruptionBudget",
-    "RuntimeClass", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding", "ValidatingWebhookConfiguration",
+    "APIService",
+    "CustomResourceDefinition",
+    "CSIDriver",
+    "CSINode",
+    "CSIStorageCapacity",
+    "Lease",
+    "MutatingAdmissionPolicy",
+    "MutatingAdmissionPolicyBinding",
+    "MutatingWebhookConfiguration",
+    "PodDisruptionBudget",
+    "RuntimeClass",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
+    "ValidatingWebhookConfiguration",
     "VolumeAttachment",
 ];
 
@@ -56,11 +65,7 @@ fn resource(row: &table::Row) -> Resource {
         categories: words(row.categories),
         scope: row.scope,
         verbs: row.verbs.to_vec(),
-        subresources: row
-            .subresources
-            .iter()
-            .map(|&(name, kind, verbs)| Subresource { name, kind, verbs: verbs.to_vec() })
-            .collect(),
+        subresources: row.subresources.iter().map(|&(name, kind, verbs)| Subresource { name, kind, verbs: verbs.to_vec() }).collect(),
         storage_prefix: row.storage.unwrap_or(row.plural).into(),
         storage_api_version: String::new(),
         counts_generation: row.generation,

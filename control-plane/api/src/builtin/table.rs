@@ -130,10 +130,7 @@ pub(super) static ROWS: &[Row] = &[
     ns(CORE, "Endpoints", "endpoints").short("ep").at("services/endpoints"),
     ns(CORE, "Event", "events").short("ev"),
     ns(CORE, "LimitRange", "limitranges").short("limits"),
-    cl(CORE, "Namespace", "namespaces")
-        .short("ns")
-        .verbs(NO_COLLECTION)
-        .subs(&[("finalize", None, &[Update]), STATUS]),
+    cl(CORE, "Namespace", "namespaces").short("ns").verbs(NO_COLLECTION).subs(&[("finalize", None, &[Update]), STATUS]),
     cl(CORE, "Node", "nodes").short("no").at("minions").subs(&[("proxy", Some(("", "v1", "NodeProxyOptions")), PROXY), STATUS]),
     ns(CORE, "PersistentVolumeClaim", "persistentvolumeclaims").short("pvc").subs(&[STATUS]),
     cl(CORE, "PersistentVolume", "persistentvolumes").short("pv").subs(&[STATUS]),
@@ -158,9 +155,7 @@ pub(super) static ROWS: &[Row] = &[
         .subs(&[SCALE, STATUS]),
     ns(CORE, "ResourceQuota", "resourcequotas").short("quota").subs(&[STATUS]),
     ns(CORE, "Secret", "secrets"),
-    ns(CORE, "ServiceAccount", "serviceaccounts")
-        .short("sa")
-        .subs(&[("token", Some((AUTHN, "v1", "TokenRequest")), &[Create])]),
+    ns(CORE, "ServiceAccount", "serviceaccounts").short("sa").subs(&[("token", Some((AUTHN, "v1", "TokenRequest")), &[Create])]),
     ns(CORE, "Service", "services")
         .short("svc")
         .in_categories("all")
@@ -182,11 +177,7 @@ pub(super) static ROWS: &[Row] = &[
     review(AUTHZ, "SelfSubjectAccessReview", "selfsubjectaccessreviews"),
     review(AUTHZ, "SelfSubjectRulesReview", "selfsubjectrulesreviews"),
     review(AUTHZ, "SubjectAccessReview", "subjectaccessreviews"),
-    ns(AUTOSCALING, "HorizontalPodAutoscaler", "horizontalpodautoscalers")
-        .version("v2")
-        .short("hpa")
-        .in_categories("all")
-        .subs(&[STATUS]),
+    ns(AUTOSCALING, "HorizontalPodAutoscaler", "horizontalpodautoscalers").version("v2").short("hpa").in_categories("all").subs(&[STATUS]),
     ns(AUTOSCALING, "HorizontalPodAutoscaler", "horizontalpodautoscalers")
         .short("hpa")
         .in_categories("all")
@@ -214,22 +205,11 @@ pub(super) static ROWS: &[Row] = &[
     cl(STORAGE, "VolumeAttachment", "volumeattachments").subs(&[STATUS]),
     cl(STORAGE, "VolumeAttributesClass", "volumeattributesclasses").short("vac"),
     cl(ADMISSION, "MutatingAdmissionPolicy", "mutatingadmissionpolicies").in_categories("api-extensions").counted(),
-    cl(ADMISSION, "MutatingAdmissionPolicyBinding", "mutatingadmissionpolicybindings")
-        .in_categories("api-extensions")
-        .counted(),
-    cl(ADMISSION, "MutatingWebhookConfiguration", "mutatingwebhookconfigurations")
-        .in_categories("api-extensions")
-        .counted(),
-    cl(ADMISSION, "ValidatingAdmissionPolicy", "validatingadmissionpolicies")
-        .in_categories("api-extensions")
-        .counted()
-        .subs(&[STATUS]),
-    cl(ADMISSION, "ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings")
-        .in_categories("api-extensions")
-        .counted(),
-    cl(ADMISSION, "ValidatingWebhookConfiguration", "validatingwebhookconfigurations")
-        .in_categories("api-extensions")
-        .counted(),
+    cl(ADMISSION, "MutatingAdmissionPolicyBinding", "mutatingadmissionpolicybindings").in_categories("api-extensions").counted(),
+    cl(ADMISSION, "MutatingWebhookConfiguration", "mutatingwebhookconfigurations").in_categories("api-extensions").counted(),
+    cl(ADMISSION, "ValidatingAdmissionPolicy", "validatingadmissionpolicies").in_categories("api-extensions").counted().subs(&[STATUS]),
+    cl(ADMISSION, "ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings").in_categories("api-extensions").counted(),
+    cl(ADMISSION, "ValidatingWebhookConfiguration", "validatingwebhookconfigurations").in_categories("api-extensions").counted(),
     cl("apiextensions.k8s.io", "CustomResourceDefinition", "customresourcedefinitions")
         .short("crd crds")
         .in_categories("api-extensions")

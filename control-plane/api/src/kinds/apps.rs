@@ -95,13 +95,8 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
             ],
             cells: |doc, now| {
                 let (status, spec) = (&doc["status"], &doc["spec"]["template"]["spec"]);
-                let counts = [
-                    "desiredNumberScheduled",
-                    "currentNumberScheduled",
-                    "numberReady",
-                    "updatedNumberScheduled",
-                    "numberAvailable",
-                ];
+                let counts =
+                    ["desiredNumberScheduled", "currentNumberScheduled", "numberReady", "updatedNumberScheduled", "numberAvailable"];
                 let mut cells: Vec<Value> = counts.iter().map(|key| table::count(&status[*key])).collect();
                 cells.push(table::labels(&spec["nodeSelector"]));
                 cells.push(age(doc, now));

@@ -16,9 +16,7 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
             validate: core::config_map,
             validate_update: core::config_map_update,
             columns: &[("Data", "string", 0), ("Age", "string", 0)],
-            cells: |doc, now| {
-                vec![(entries(&doc["data"]).count() + entries(&doc["binaryData"]).count()).into(), age(doc, now)]
-            },
+            cells: |doc, now| vec![(entries(&doc["data"]).count() + entries(&doc["binaryData"]).count()).into(), age(doc, now)],
             ..PLAIN
         },
         "Secret" => Rules {
@@ -68,8 +66,7 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
 /// `stringData` is a way to write `data`, never stored.
 fn default_secret(doc: &mut Document) {
     default(doc, "type", "Opaque");
-    let plain: Vec<(String, String)> =
-        entries(&doc["stringData"]).map(|(k, v)| (k.to_owned(), text(v).to_owned())).collect();
+    let plain: Vec<(String, String)> = entries(&doc["stringData"]).map(|(k, v)| (k.to_owned(), text(v).to_owned())).collect();
     unset(doc, "stringData");
     if plain.is_empty() {
         return;
@@ -100,9 +97,7 @@ fn quota_cells(doc: &Document, now: i64) -> Vec<Value> {
     let (hard, used) = (&doc["status"]["hard"], &doc["status"]["used"]);
     let shown = |limits: bool| {
         let names = entries(hard).filter(|(name, _)| name.starts_with("limits.") == limits);
-        let pairs = names.map(|(name, amount)| {
-            format!("{name}: {}/{}", used[name].as_str().unwrap_or("0"), text(amount))
-        });
+        let pairs = names.map(|(name, amount)| format!("{name}: {}/{}", used[name].as_str().unwrap_or("0"), text(amount)));
         pairs.collect::<Vec<_>>().join(", ").into()
     };
     vec![shown(false), shown(true), age(doc, now)]

@@ -41,7 +41,8 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
                 let spec = &doc["spec"];
                 let rules = list(&spec["validations"]).len() + list(&spec["mutations"]).len();
                 let param = &spec["paramKind"];
-                let param = if param.is_null() { "<unset>".into() } else { format!("{}/{}", text(&param["apiVersion"]), text(&param["kind"])) };
+                let param =
+                    if param.is_null() { "<unset>".into() } else { format!("{}/{}", text(&param["apiVersion"]), text(&param["kind"])) };
                 vec![rules.into(), param.into(), age(doc, now)]
             },
             ..PLAIN
@@ -64,11 +65,8 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
         "CustomResourceDefinition" => Rules {
             default: default_crd,
             prepare_create: |doc| {
-                let stored: Vec<Value> = list(&doc["spec"]["versions"])
-                    .iter()
-                    .filter(|v| v["storage"] == true)
-                    .map(|v| v["name"].clone())
-                    .collect();
+                let stored: Vec<Value> =
+                    list(&doc["spec"]["versions"]).iter().filter(|v| v["storage"] == true).map(|v| v["name"].clone()).collect();
                 set(doc, "status", json!({"conditions": null, "acceptedNames": {"kind": "", "plural": ""}, "storedVersions": stored}));
                 if let Some(status) = child(doc, "status") {
                     crate::value::unset(status, "conditions");
@@ -178,18 +176,11 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
             ..PLAIN
         },
         "ResourceSlice" => Rules {
-            fields: |doc| {
-                vec![("spec.nodeName", field(doc, "/spec/nodeName")), ("spec.driver", field(doc, "/spec/driver"))]
-            },
+            fields: |doc| vec![("spec.nodeName", field(doc, "/spec/nodeName")), ("spec.driver", field(doc, "/spec/driver"))],
             columns: &[("Node", "string", 0), ("Driver", "string", 0), ("Pool", "string", 0), ("Age", "string", 0)],
             cells: |doc, now| {
                 let spec = &doc["spec"];
-                vec![
-                    table::scalar(&spec["nodeName"], "<unset>"),
-                    spec["driver"].clone(),
-                    spec["pool"]["name"].clone(),
-                    age(doc, now),
-                ]
+                vec![table::scalar(&spec["nodeName"], "<unset>"), spec["driver"].clone(), spec["pool"]["name"].clone(), age(doc, now)]
             },
             ..PLAIN
         },
@@ -197,10 +188,8 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
     })
 }
 
-const POLICY_COLUMNS: &[(&str, &str, i32)] =
-    &[("Validations", "integer", 0), ("ParamKind", "string", 0), ("Age", "string", 0)];
-const MUTATING_POLICY_COLUMNS: &[(&str, &str, i32)] =
-    &[("Mutations", "integer", 0), ("ParamKind", "string", 0), ("Age", "string", 0)];
+const POLICY_COLUMNS: &[(&str, &str, i32)] = &[("Validations", "integer", 0), ("ParamKind", "string", 0), ("Age", "string", 0)];
+const MUTATING_POLICY_COLUMNS: &[(&str, &str, i32)] = &[("Mutations", "integer", 0), ("ParamKind", "string", 0), ("Age", "string", 0)];
 
 fn default_match(resources: &mut Value) {
     default(resources, "matchPolicy", "Equivalent");

@@ -82,7 +82,9 @@ struct Kind {
 /// The hooks of a row of the table.
 pub(crate) fn hooks(group: &str, version: &str, kind: &str, has_status: bool) -> Arc<dyn Hooks> {
     let found = match group {
-        "" => pods::rules(kind).or_else(|| nodes::rules(kind)).or_else(|| config::rules(kind))
+        "" => pods::rules(kind)
+            .or_else(|| nodes::rules(kind))
+            .or_else(|| config::rules(kind))
             .or_else(|| network::core_rules(kind))
             .or_else(|| storage::core_rules(kind)),
         "apps" => apps::rules(kind),
@@ -121,11 +123,8 @@ impl Hooks for Kind {
             "status" => {
                 // Of the object only the status (and metadata) is written here.
                 let keep = |key: &String| !matches!(key.as_str(), "metadata" | "status" | "apiVersion" | "kind");
-                let keys: Vec<String> = [&*new, old]
-                    .iter()
-                    .flat_map(|d| d.as_object().into_iter().flatten().map(|(k, _)| k.clone()))
-                    .filter(keep)
-                    .collect();
+                let keys: Vec<String> =
+                    [&*new, old].iter().flat_map(|d| d.as_object().into_iter().flatten().map(|(k, _)| k.clone())).filter(keep).collect();
                 for key in keys {
                     value::copy(new, old, &key);
                 }

@@ -55,12 +55,7 @@ pub(super) fn rules(kind: &str) -> Option<Rules> {
             },
             validate: network::endpoint_slice,
             validate_update: |new, old, _, errors| super::immutable(new, old, "/addressType", errors),
-            columns: &[
-                ("AddressType", "string", 0),
-                ("Ports", "string", 0),
-                ("Endpoints", "string", 0),
-                ("Age", "string", 0),
-            ],
+            columns: &[("AddressType", "string", 0), ("Ports", "string", 0), ("Endpoints", "string", 0), ("Age", "string", 0)],
             cells: slice_cells,
             ..PLAIN
         },
@@ -241,33 +236,23 @@ fn slice_cells(doc: &Document, now: i64) -> Vec<Value> {
         })
         .collect();
     let ports = if doc["ports"].is_null() || ports.is_empty() { "<unset>".into() } else { some_of(&ports, 3) };
-    let addresses: Vec<String> =
-        list(&doc["endpoints"]).iter().flat_map(|e| strings(&e["addresses"])).map(str::to_owned).collect();
+    let addresses: Vec<String> = list(&doc["endpoints"]).iter().flat_map(|e| strings(&e["addresses"])).map(str::to_owned).collect();
     let addresses = if addresses.is_empty() { "<unset>".into() } else { some_of(&addresses, 3) };
     vec![doc["addressType"].clone(), ports.into(), addresses.into(), age(doc, now)]
 }
 
 fn ingress_cells(doc: &Document, now: i64) -> Vec<Value> {
     let spec = &doc["spec"];
-    let hosts: Vec<String> =
-        list(&spec["rules"]).iter().map(|r| text(&r["host"]).to_owned()).filter(|h| !h.is_empty()).collect();
+    let hosts: Vec<String> = list(&spec["rules"]).iter().map(|r| text(&r["host"]).to_owned()).filter(|h| !h.is_empty()).collect();
     let hosts = if hosts.is_empty() { "*".into() } else { some_of(&hosts, 3) };
     let addresses = list(&doc["status"]["loadBalancer"]["ingress"]).iter().map(|i| match text(&i["ip"]) {
         "" => text(&i["hostname"]),
         ip => ip,
     });
     let class = match text(&spec["ingressClassName"]) {
-        "" => entries(&doc["metadata"]["annotations"])
-            .find(|(k, _)| *k == "kubernetes.io/ingress.class")
-            .map_or("", |(_, v)| text(v)),
+        "" => entries(&doc["metadata"]["annotations"]).find(|(k, _)| *k == "kubernetes.io/ingress.class").map_or("", |(_, v)| text(v)),
         class => class,
     };
     let ports = if list(&spec["tls"]).is_empty() { "80" } else { "80, 443" };
-    vec![
-        table::or_none(class),
-        hosts.into(),
-        addresses.collect::<Vec<_>>().join(",").into(),
-        ports.into(),
-        age(doc, now),
-    ]
+    vec![table::or_none(class), hosts.into(), addresses.collect::<Vec<_>>().join(",").into(), ports.into(), age(doc, now)]
 }

@@ -203,4 +203,3 @@ fn certificate_cells(doc: &Document, now: i64) -> Vec<Value> {
         state.join(",").into(),
     ]
 }
-

@@ -172,9 +172,8 @@ pub fn qos_class(spec: &Value) -> &'static str {
     } else {
         ["containers", "initContainers"].iter().flat_map(|k| list(&spec[*k])).map(|c| &c["resources"]).collect()
     };
-    let amount = |resources: &Value, kind: &str, name: &str| {
-        Quantity::from_value(&resources[kind][name]).map(|q| q.nanos()).filter(|n| *n > 0)
-    };
+    let amount =
+        |resources: &Value, kind: &str, name: &str| Quantity::from_value(&resources[kind][name]).map(|q| q.nanos()).filter(|n| *n > 0);
     const COUNTED: [&str; 2] = ["cpu", "memory"];
     let any = |r: &&Value| COUNTED.iter().any(|n| amount(r, "limits", n).is_some() || amount(r, "requests", n).is_some());
     if !all.iter().any(any) {
@@ -218,14 +217,9 @@ mod tests {
 
     #[test]
     fn tags() {
-        for (image, latest) in [
-            ("a", true),
-            ("a:latest", true),
-            ("a:1", false),
-            ("h:5000/a", true),
-            ("h:5000/a:1", false),
-            ("a@sha256:00", false),
-        ] {
+        for (image, latest) in
+            [("a", true), ("a:latest", true), ("a:1", false), ("h:5000/a", true), ("h:5000/a:1", false), ("a@sha256:00", false)]
+        {
             assert_eq!(tag_is_latest(image), latest, "{image}");
         }
     }

@@ -77,19 +77,9 @@ pub(super) fn policy_rules(kind: &str) -> Option<Rules> {
             },
             validate: core::priority_class,
             validate_update: core::priority_class_update,
-            columns: &[
-                ("Value", "integer", 0),
-                ("Global-Default", "boolean", 0),
-                ("Age", "string", 0),
-                ("PreemptionPolicy", "string", 0),
-            ],
+            columns: &[("Value", "integer", 0), ("Global-Default", "boolean", 0), ("Age", "string", 0), ("PreemptionPolicy", "string", 0)],
             cells: |doc, now| {
-                vec![
-                    table::count(&doc["value"]),
-                    (doc["globalDefault"] == true).into(),
-                    age(doc, now),
-                    doc["preemptionPolicy"].clone(),
-                ]
+                vec![table::count(&doc["value"]), (doc["globalDefault"] == true).into(), age(doc, now), doc["preemptionPolicy"].clone()]
             },
             ..PLAIN
         },
@@ -110,10 +100,7 @@ fn default_autoscaler(doc: &mut Document) {
             json!({"stabilizationWindowSeconds": 0, "selectPolicy": "Max", "policies": [
                 {"type": "Pods", "value": 4, "periodSeconds": 15}, {"type": "Percent", "value": 100, "periodSeconds": 15}]}),
         ),
-        (
-            "scaleDown",
-            json!({"selectPolicy": "Max", "policies": [{"type": "Percent", "value": 100, "periodSeconds": 15}]}),
-        ),
+        ("scaleDown", json!({"selectPolicy": "Max", "policies": [{"type": "Percent", "value": 100, "periodSeconds": 15}]})),
     ] {
         if let Some(rules) = child(behavior, direction) {
             for (key, value) in entries(&fallback) {

@@ -90,9 +90,7 @@ pub fn set_namespace(doc: &mut Document, namespace: Option<&str>) -> Result<(), 
         }
         Some(ns) if own == ns => {}
         Some(_) => {
-            return Err(bad_request(
-                "the namespace of the provided object does not match the namespace sent on the request",
-            ));
+            return Err(bad_request("the namespace of the provided object does not match the namespace sent on the request"));
         }
     }
     Ok(())
@@ -102,20 +100,13 @@ pub fn set_namespace(doc: &mut Document, namespace: Option<&str>) -> Result<(), 
 pub fn check_name(doc: &Document, url_name: &str) -> Result<(), ApiError> {
     match name(doc) {
         "" => Err(bad_request("name must be provided")),
-        n if n != url_name => Err(bad_request(format!(
-            "the name of the object ({n}) does not match the name on the URL ({url_name})"
-        ))),
+        n if n != url_name => Err(bad_request(format!("the name of the object ({n}) does not match the name on the URL ({url_name})"))),
         _ => Ok(()),
     }
 }
 
 /// Metadata of a new object: names, identity, time; clears what only the server sets.
-pub fn prepare_create(
-    resource: &Resource,
-    doc: &mut Document,
-    namespace: Option<&str>,
-    fresh: &Fresh,
-) -> Result<(), ApiError> {
+pub fn prepare_create(resource: &Resource, doc: &mut Document, namespace: Option<&str>, fresh: &Fresh) -> Result<(), ApiError> {
     set_namespace(doc, namespace.filter(|_| resource.is_namespaced()))?;
     set_kind(resource, doc);
     let metadata = metadata_mut(doc)?;
@@ -151,8 +142,7 @@ pub fn prepare_update(resource: &Resource, new: &mut Document, old: &Document) -
     let uid = metadata.get("uid").and_then(Value::as_str).unwrap_or_default();
     let old_uid = before["uid"].as_str().unwrap_or_default();
     if !uid.is_empty() && uid != old_uid {
-        let cause =
-            format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}");
+        let cause = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}");
         return Err(conflict_because(resource, name(old), &cause));
     }
     metadata.remove("selfLink");
@@ -234,12 +224,7 @@ pub fn mark_deleted(doc: &mut Document, now: DateTime<Utc>, grace_seconds: i64) 
 
 /// All that happens to a new object between admission and the store: metadata, hooks, validation.
 /// `doc` has been decoded and defaulted; admission may have changed it.
-pub fn before_create(
-    resource: &Resource,
-    doc: &mut Document,
-    namespace: Option<&str>,
-    fresh: &Fresh,
-) -> Result<(), ApiError> {
+pub fn before_create(resource: &Resource, doc: &mut Document, namespace: Option<&str>, fresh: &Fresh) -> Result<(), ApiError> {
     prepare_create(resource, doc, namespace, fresh)?;
     resource.hooks.prepare_for_create(doc);
     let mut errors = validate_create(resource, doc);

@@ -3,12 +3,7 @@
 use serde_json::Value;
 
 use super::{name, namespace, same};
-use crate::{
-    Document,
-    resource::Resource,
-    status::FieldError,
-    validate::names,
-};
+use crate::{Document, resource::Resource, status::FieldError, validate::names};
 
 /// Bytes all annotations of an object may have together.
 const MAX_ANNOTATIONS: usize = 256 * 1024;
@@ -58,8 +53,7 @@ pub fn validate_update(resource: &Resource, new: &Document, old: &Document) -> V
     }
     if !before["deletionTimestamp"].is_null() {
         let has = |list: &Value, f: &str| strings(list).any(|g| g == f);
-        let added: Vec<&str> =
-            strings(&after["finalizers"]).filter(|f| !has(&before["finalizers"], f)).collect();
+        let added: Vec<&str> = strings(&after["finalizers"]).filter(|f| !has(&before["finalizers"], f)).collect();
         if !added.is_empty() {
             let list = added.iter().map(|f| format!("{f:?}")).collect::<Vec<_>>().join(", ");
             errors.push(FieldError::forbidden(
@@ -186,8 +180,13 @@ mod tests {
         assert_eq!(m, ["metadata.annotations: Too long: may not be more than 262144 bytes"]);
         let owner = json!({"apiVersion": "", "kind": "", "name": "x", "uid": "u"});
         let m = messages(json!({"name": "a", "namespace": "n", "ownerReferences": [owner]}));
-        assert_eq!(m, ["metadata.ownerReferences.apiVersion: Invalid value: \"\": version must not be empty",
-                       "metadata.ownerReferences.kind: Invalid value: \"\": must not be empty"]);
+        assert_eq!(
+            m,
+            [
+                "metadata.ownerReferences.apiVersion: Invalid value: \"\": version must not be empty",
+                "metadata.ownerReferences.kind: Invalid value: \"\": must not be empty"
+            ]
+        );
     }
 
     #[test]

@@ -124,6 +124,8 @@ mod tests {
         assert_eq!(pod_spec["containers"]["x-kubernetes-list-map-keys"], json!(["name"]));
         assert_eq!(pod_spec["volumes"]["x-kubernetes-patch-strategy"], "merge,retainKeys");
         assert_eq!(pod_spec["tolerations"]["x-kubernetes-list-type"], "atomic");
-        assert!(v3_index(&rows())["paths"]["apis/apps/v1"]["serverRelativeURL"].as_str().unwrap().starts_with("/openapi/v3/apis/apps/v1?hash="));
+        assert!(
+            v3_index(&rows())["paths"]["apis/apps/v1"]["serverRelativeURL"].as_str().unwrap().starts_with("/openapi/v3/apis/apps/v1?hash=")
+        );
     }
 }

@@ -101,9 +101,7 @@ fn query_parameters(verb: Verb, version: Version) -> Vec<Value> {
             ("watch", "boolean"),
         ],
         Verb::Create | Verb::Update => &[("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string")],
-        Verb::Patch => {
-            &[("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string"), ("force", "boolean")]
-        }
+        Verb::Patch => &[("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string"), ("force", "boolean")],
         Verb::Delete => &[("dryRun", "string"), ("gracePeriodSeconds", "integer"), ("propagationPolicy", "string")],
         Verb::Get => &[],
     };

@@ -171,9 +171,7 @@ fn strip(mut set: FieldSet) -> FieldSet {
     }
     if let Some(metadata) = set.children.get_mut("f:metadata") {
         metadata.member = false;
-        for key in [
-            "name", "namespace", "creationTimestamp", "selfLink", "uid", "generation", "managedFields", "resourceVersion",
-        ] {
+        for key in ["name", "namespace", "creationTimestamp", "selfLink", "uid", "generation", "managedFields", "resourceVersion"] {
             metadata.children.remove(&format!("f:{key}"));
         }
     }
@@ -424,7 +422,13 @@ mod tests {
 
     #[test]
     fn what_is_no_longer_stated_is_removed() {
-        let first = run(None, json!({"replicas": 3, "paused": true, "template": {"spec": {"containers": [{"name": "a"}, {"name": "b"}]}}}), "m", false).unwrap();
+        let first = run(
+            None,
+            json!({"replicas": 3, "paused": true, "template": {"spec": {"containers": [{"name": "a"}, {"name": "b"}]}}}),
+            "m",
+            false,
+        )
+        .unwrap();
         let fields = &first["metadata"]["managedFields"][0];
         assert_eq!((&fields["manager"], &fields["operation"]), (&json!("m"), &json!("Apply")));
         assert!(fields["fieldsV1"]["f:spec"]["f:template"]["f:spec"]["f:containers"].get("k:{\"name\":\"a\"}").is_some());

@@ -24,8 +24,8 @@ const MAX_OPERATIONS: usize = 10_000;
 
 /// RFC 6902. Errors: 400 when `patch` is no JSON patch, 422 when an operation fails, 413 for too many operations.
 pub fn json_patch(doc: &Document, patch: &Value) -> Result<Document, ApiError> {
-    let operations: json_patch::Patch = serde_json::from_value(patch.clone())
-        .map_err(|e| bad_request(format!("error decoding patch: {e}")))?;
+    let operations: json_patch::Patch =
+        serde_json::from_value(patch.clone()).map_err(|e| bad_request(format!("error decoding patch: {e}")))?;
     if operations.len() > MAX_OPERATIONS {
         return Err(request_too_large_because(&format!(
             "The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}",

@@ -28,9 +28,7 @@ pub fn strategic_merge_patch(resource: &Resource, doc: &Document, patch: &Value)
         return Err(bad_request("json: cannot unmarshal patch into Go value of type map[string]interface {}"));
     };
     let merged = merge_map(doc.clone(), patch_map, Shape::Struct(id), &Merge::default());
-    merged.map(Value::Object).map_err(|message| {
-        invalid_kind("", "", "", &[FieldError::invalid("patch", patch.to_string(), message)])
-    })
+    merged.map(Value::Object).map_err(|message| invalid_kind("", "", "", &[FieldError::invalid("patch", patch.to_string(), message)]))
 }
 
 /// What is known of the keys of a map.
@@ -99,9 +97,7 @@ fn merge_map(mut original: Object, patch: &Object, shape: Shape, merge: &Merge) 
             continue;
         }
         let merged = match (original.remove(key), change) {
-            (Some(Value::Object(old)), Value::Object(new)) => {
-                Value::Object(merge_map(old, new, Shape::of(ty), &field_merge)?)
-            }
+            (Some(Value::Object(old)), Value::Object(new)) => Value::Object(merge_map(old, new, Shape::of(ty), &field_merge)?),
             (old, Value::Array(new)) => merge_list(old, new, ty, &field_merge)?,
             (_, Value::Object(new)) => {
                 // A new object: directives in it still count.
@@ -165,9 +161,7 @@ fn merge_list(old: Option<Value>, patch: &[Value], ty: Option<&Type>, merge: &Me
     }
     for item in patch {
         let Value::Object(change) = item else { return Err("expected map".into()) };
-        let id = change.get(key).ok_or_else(|| {
-            format!("map: {item} does not contain declared merge key: {key}")
-        })?;
+        let id = change.get(key).ok_or_else(|| format!("map: {item} does not contain declared merge key: {key}"))?;
         let position = list.iter().position(|i| i.get(key) == Some(id));
         match (directive(item).as_deref(), position) {
             (Some("delete"), Some(_)) => list.retain(|i| i.get(key) != Some(id)),
@@ -232,8 +226,7 @@ mod tests {
     use serde_json::json;
 
     fn pod(doc: Value, patch: Value) -> Value {
-        strategic_merge_patch(by_kind("v1", "Pod").unwrap(), &json!({ "spec": doc }), &json!({ "spec": patch })).unwrap()["spec"]
-            .take()
+        strategic_merge_patch(by_kind("v1", "Pod").unwrap(), &json!({ "spec": doc }), &json!({ "spec": patch })).unwrap()["spec"].take()
     }
 
     #[test]
@@ -253,15 +246,15 @@ mod tests {
     fn directives_steer() {
         let doc = || json!({"containers": [{"name": "a", "image": "1"}, {"name": "b"}], "nodeSelector": {"x": "y"}});
         assert_eq!(pod(doc(), json!({"containers": [{"name": "a", "$patch": "delete"}]}))["containers"], json!([{"name": "b"}]));
-        assert_eq!(
-            pod(doc(), json!({"containers": [{"$patch": "replace"}, {"name": "z"}]}))["containers"],
-            json!([{"name": "z"}])
-        );
+        assert_eq!(pod(doc(), json!({"containers": [{"$patch": "replace"}, {"name": "z"}]}))["containers"], json!([{"name": "z"}]));
         assert_eq!(pod(doc(), json!({"nodeSelector": {"$patch": "replace", "z": "1"}}))["nodeSelector"], json!({"z": "1"}));
         assert_eq!(pod(doc(), json!({"nodeSelector": {"x": null}}))["nodeSelector"], json!({}));
         assert_eq!(
-            pod(doc(), json!({"$setElementOrder/containers": [{"name": "b"}, {"name": "c"}, {"name": "a"}],
-                              "containers": [{"name": "c"}]}))["containers"],
+            pod(
+                doc(),
+                json!({"$setElementOrder/containers": [{"name": "b"}, {"name": "c"}, {"name": "a"}],
+                              "containers": [{"name": "c"}]})
+            )["containers"],
             json!([{"name": "b"}, {"name": "c"}, {"name": "a", "image": "1"}])
         );
     }
@@ -271,10 +264,7 @@ mod tests {
         let resource = by_kind("apps/v1", "Deployment").unwrap();
         let doc = json!({"spec": {"strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1}}}});
         let patch = json!({"spec": {"strategy": {"$retainKeys": ["type"], "type": "Recreate"}}});
-        assert_eq!(
-            strategic_merge_patch(resource, &doc, &patch).unwrap(),
-            json!({"spec": {"strategy": {"type": "Recreate"}}})
-        );
+        assert_eq!(strategic_merge_patch(resource, &doc, &patch).unwrap(), json!({"spec": {"strategy": {"type": "Recreate"}}}));
         let bad = json!({"spec": {"strategy": {"$retainKeys": ["type"], "rollingUpdate": {}}}});
         assert_eq!(strategic_merge_patch(resource, &doc, &bad).unwrap_err().code, 422);
     }
@@ -285,10 +275,7 @@ mod tests {
         let doc = json!({"metadata": {"finalizers": ["a/a", "b/b"]}});
         let patch = json!({"metadata": {"finalizers": ["c/c"], "$deleteFromPrimitiveList/finalizers": ["a/a"],
                            "$setElementOrder/finalizers": ["c/c", "b/b"]}});
-        assert_eq!(
-            strategic_merge_patch(resource, &doc, &patch).unwrap(),
-            json!({"metadata": {"finalizers": ["c/c", "b/b"]}})
-        );
+        assert_eq!(strategic_merge_patch(resource, &doc, &patch).unwrap(), json!({"metadata": {"finalizers": ["c/c", "b/b"]}}));
     }
 
     #[test]

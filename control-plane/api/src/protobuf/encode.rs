@@ -27,7 +27,13 @@ pub fn encode(doc: &Document) -> Option<Vec<u8>> {
 }
 
 /// A list (`PodList` ...) of documents of one kind; `metadata` is the list's.
-pub fn encode_list<'a>(api_version: &str, list_kind: &str, item_kind: &str, metadata: &Value, items: impl IntoIterator<Item = &'a Document>) -> Option<Vec<u8>> {
+pub fn encode_list<'a>(
+    api_version: &str,
+    list_kind: &str,
+    item_kind: &str,
+    metadata: &Value,
+    items: impl IntoIterator<Item = &'a Document>,
+) -> Option<Vec<u8>> {
     let id = schemas().kind(api_version, item_kind)?;
     let list_meta = schemas().structs().iter().find(|s| s.name.ends_with(".meta.v1.ListMeta"))?;
     let mut raw = Vec::new();
@@ -195,22 +201,32 @@ mod tests {
                     "livenessProbe": {"httpGet": {"path": "/", "port": "web", "scheme": "HTTP"}, "periodSeconds": 3},
                     "readinessProbe": {"tcpSocket": {"port": 80}}}]},
             "status": {"phase": "Running", "startTime": "1969-12-31T23:59:59Z"}}));
-        there_and_back(json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "data": {"k": "AAEC/w=="}, "type": "Opaque", "immutable": false}));
+        there_and_back(
+            json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "data": {"k": "AAEC/w=="}, "type": "Opaque", "immutable": false}),
+        );
         there_and_back(json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}, "spec": {"replicas": 0,
             "strategy": {"rollingUpdate": {"maxSurge": "25%", "maxUnavailable": 0}}, "selector": {"matchLabels": {"a": "b"}},
             "template": {"metadata": {}, "spec": {"nodeName": "n"}}}}));
         there_and_back(json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "l"},
             "spec": {"holderIdentity": "h", "leaseDurationSeconds": 40, "renewTime": "2024-05-01T10:11:12.123456Z"}}));
-        there_and_back(json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "e"}, "addressType": "IPv4",
-            "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": false}}], "ports": [{"name": "", "port": 80}]}));
-        there_and_back(json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "metadata": {}, "spec": {"user": "u",
-            "extra": {"k": ["a", "b"]}, "groups": ["g"]}, "status": {"allowed": false}}));
-        there_and_back(json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "c"}, "spec": {"group": "g", "scope": "Namespaced",
+        there_and_back(
+            json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "e"}, "addressType": "IPv4",
+            "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": false}}], "ports": [{"name": "", "port": 80}]}),
+        );
+        there_and_back(
+            json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "metadata": {}, "spec": {"user": "u",
+            "extra": {"k": ["a", "b"]}, "groups": ["g"]}, "status": {"allowed": false}}),
+        );
+        there_and_back(
+            json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "c"}, "spec": {"group": "g", "scope": "Namespaced",
             "names": {"plural": "cs", "kind": "C"}, "versions": [{"name": "v1", "served": true, "storage": true, "subresources": {"status": {}},
             "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true, "properties": {
                 "a": {"type": "array", "items": {"type": "string", "minLength": 1, "default": "x", "enum": ["x", 1]}},
-                "b": {"type": "object", "additionalProperties": {"type": "number", "minimum": 1.5}}, "c": {"additionalProperties": true}}}}}]}}));
-        there_and_back(json!({"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0, "propagationPolicy": "Foreground", "preconditions": {"uid": "u"}}));
+                "b": {"type": "object", "additionalProperties": {"type": "number", "minimum": 1.5}}, "c": {"additionalProperties": true}}}}}]}}),
+        );
+        there_and_back(
+            json!({"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0, "propagationPolicy": "Foreground", "preconditions": {"uid": "u"}}),
+        );
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 
 use k8s_openapi::{
-    api, apiextensions_apiserver::pkg::apis::apiextensions, apimachinery::pkg::apis::meta,
+    api,
+    apiextensions_apiserver::pkg::apis::apiextensions,
+    apimachinery::pkg::apis::meta,
     kube_aggregator::pkg::apis::apiregistration,
     schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings},
 };
@@ -71,12 +73,9 @@ pub fn definitions() -> (Map<String, Value>, Vec<(&'static str, &'static str, St
 
 pub(super) fn build() -> Schemas {
     let (definitions, kinds) = definitions();
-    let ids: HashMap<&str, StructId> =
-        definitions.keys().enumerate().map(|(i, name)| (name.as_str(), StructId(i as u16))).collect();
-    let structs = definitions
-        .iter()
-        .map(|(name, schema)| Struct { name: name.as_str().into(), fields: fields(name, schema, &ids) })
-        .collect();
+    let ids: HashMap<&str, StructId> = definitions.keys().enumerate().map(|(i, name)| (name.as_str(), StructId(i as u16))).collect();
+    let structs =
+        definitions.iter().map(|(name, schema)| Struct { name: name.as_str().into(), fields: fields(name, schema, &ids) }).collect();
     let kinds = kinds.iter().filter_map(|(v, k, name)| Some(((*v, *k), *ids.get(name.as_str())?))).collect();
     Schemas { structs, kinds }
 }
@@ -106,9 +105,7 @@ fn type_of(schema: &Value, ids: &HashMap<&str, StructId>) -> Type {
         "integer" => Type::Int64,
         "number" => Type::Float,
         "array" => Type::List(Box::new(type_of(&schema["items"], ids))),
-        "object" if schema["additionalProperties"].is_object() => {
-            Type::Map(Box::new(type_of(&schema["additionalProperties"], ids)))
-        }
+        "object" if schema["additionalProperties"].is_object() => Type::Map(Box::new(type_of(&schema["additionalProperties"], ids))),
         _ => Type::Any,
     }
 }
@@ -125,16 +122,17 @@ fn named(name: &str, ids: &HashMap<&str, StructId>) -> Type {
         "RawExtension" | "FieldsV1" | "JSON" => Type::Any,
         "JSONSchemaPropsOrArray" => Type::Either(Box::new(props()), Box::new(Type::List(Box::new(props())))),
         "JSONSchemaPropsOrBool" => Type::Either(Box::new(props()), Box::new(Type::Bool)),
-        "JSONSchemaPropsOrStringArray" => {
-            Type::Either(Box::new(props()), Box::new(Type::List(Box::new(Type::String))))
-        }
+        "JSONSchemaPropsOrStringArray" => Type::Either(Box::new(props()), Box::new(Type::List(Box::new(Type::String)))),
         _ => ids.get(name).map_or(Type::Any, |id| Type::Struct(*id)),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::{builtin, schema::{Type, schemas}};
+    use crate::{
+        builtin,
+        schema::{Type, schemas},
+    };
 
     #[test]
     fn every_row_has_a_schema() {

@@ -85,9 +85,7 @@ pub fn decode_kind(
     let unknown = coerce(api_version, kind, &mut value).map_err(cannot)?;
     complaints.extend(unknown.iter().map(|path| format!("unknown field {path:?}")));
     match validation {
-        FieldValidation::Strict if !complaints.is_empty() => {
-            Err(cannot(format!("strict decoding error: {}", complaints.join(", "))))
-        }
+        FieldValidation::Strict if !complaints.is_empty() => Err(cannot(format!("strict decoding error: {}", complaints.join(", ")))),
         FieldValidation::Warn => Ok((value, complaints)),
         FieldValidation::Strict | FieldValidation::Ignore => Ok((value, Vec::new())),
     }
@@ -110,9 +108,7 @@ pub fn decode_patched(
     let unknown = coerce(&resource.api_version(), &resource.kind, &mut doc).map_err(rejected)?;
     let complaints: Vec<String> = unknown.iter().map(|path| format!("unknown field {path:?}")).collect();
     match validation {
-        FieldValidation::Strict if !complaints.is_empty() => {
-            Err(rejected(format!("strict decoding error: {}", complaints.join(", "))))
-        }
+        FieldValidation::Strict if !complaints.is_empty() => Err(rejected(format!("strict decoding error: {}", complaints.join(", ")))),
         FieldValidation::Warn => Ok((doc, complaints)),
         FieldValidation::Strict | FieldValidation::Ignore => Ok((doc, Vec::new())),
     }
@@ -131,9 +127,7 @@ fn check_kind(doc: &Value, api_version: &str, kind: &str) -> Result<(), ApiError
         )));
     }
     if let Some(given) = text("apiVersion").filter(|v| *v != api_version) {
-        return Err(bad_request(format!(
-            "the API version in the data ({given}) does not match the expected API version ({api_version})"
-        )));
+        return Err(bad_request(format!("the API version in the data ({given}) does not match the expected API version ({api_version})")));
     }
     Ok(())
 }
@@ -344,9 +338,8 @@ fn bytes(text: &mut String) -> Result<(), String> {
 }
 
 fn time(text: &mut String, micro: bool) -> Result<(), String> {
-    let parsed = DateTime::parse_from_rfc3339(text).map_err(|_| {
-        format!("parsing time {text:?} as \"2006-01-02T15:04:05Z07:00\": cannot parse {text:?} as \"2006\"")
-    })?;
+    let parsed = DateTime::parse_from_rfc3339(text)
+        .map_err(|_| format!("parsing time {text:?} as \"2006-01-02T15:04:05Z07:00\": cannot parse {text:?} as \"2006\""))?;
     let precision = if micro { SecondsFormat::Micros } else { SecondsFormat::Secs };
     *text = parsed.with_timezone(&Utc).to_rfc3339_opts(precision, true);
     Ok(())
@@ -392,10 +385,7 @@ mod tests {
                 r#"{"spec":{"replicas":1.5}}"#,
                 "json: cannot unmarshal number 1.5 into Go struct field DeploymentSpec.spec.replicas of type int32",
             ),
-            (
-                r#"{"spec":{"template":{"spec":{"containers":[{"resources":{"limits":{"cpu":"x"}}}]}}}}"#,
-                PATTERN_ERROR,
-            ),
+            (r#"{"spec":{"template":{"spec":{"containers":[{"resources":{"limits":{"cpu":"x"}}}]}}}}"#, PATTERN_ERROR),
         ] {
             assert_eq!(strict(body), format!("{prefix}{want}"));
         }

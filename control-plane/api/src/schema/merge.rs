@@ -143,12 +143,8 @@ fn parse(text: &'static str) -> (&'static str, Merge) {
 }
 
 fn strip(name: &str) -> &str {
-    const PREFIXES: [&str; 4] = [
-        "io.k8s.api.",
-        "io.k8s.apimachinery.pkg.apis.",
-        "io.k8s.apiextensions-apiserver.pkg.apis.",
-        "io.k8s.kube-aggregator.pkg.apis.",
-    ];
+    const PREFIXES: [&str; 4] =
+        ["io.k8s.api.", "io.k8s.apimachinery.pkg.apis.", "io.k8s.apiextensions-apiserver.pkg.apis.", "io.k8s.kube-aggregator.pkg.apis."];
     PREFIXES.iter().find_map(|p| name.strip_prefix(p)).unwrap_or(name)
 }
 

@@ -126,9 +126,7 @@ impl<'de> Visitor<'de> for Node<'_> {
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
-        while let Some(item) =
-            self.0.within(&format!("[{}]", list.len()), || seq.next_element_seed(Node(self.0)))?
-        {
+        while let Some(item) = self.0.within(&format!("[{}]", list.len()), || seq.next_element_seed(Node(self.0)))? {
             list.push(item);
         }
         Ok(Value::Array(list))

@@ -91,9 +91,7 @@ pub fn human_duration(seconds: i64) -> String {
 fn columns_document(columns: &[Column]) -> Vec<Value> {
     columns
         .iter()
-        .map(|c| {
-            json!({"name": c.name, "type": c.type_, "format": c.format, "description": c.description, "priority": c.priority})
-        })
+        .map(|c| json!({"name": c.name, "type": c.type_, "format": c.format, "description": c.description, "priority": c.priority}))
         .collect()
 }
 
@@ -103,8 +101,7 @@ pub fn row(resource: &Resource, doc: &Document, include: IncludeObject, now: i64
     match include {
         IncludeObject::None => {}
         IncludeObject::Metadata => {
-            row["object"] =
-                json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": doc["metadata"]});
+            row["object"] = json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": doc["metadata"]});
         }
         IncludeObject::Object => {
             let mut object = doc.clone();

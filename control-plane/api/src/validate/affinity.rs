@@ -64,18 +64,14 @@ fn node_term(term: &Value, path: &str, errors: &mut Errors) {
         let path = at_index(path, "matchExpressions", i);
         let values = list(&e["values"]);
         match text(&e["operator"]) {
-            "In" | "NotIn" if values.is_empty() => errors.push(FieldError::required(
-                at(&path, "values"),
-                "must be specified when `operator` is 'In' or 'NotIn'",
-            )),
-            "Exists" | "DoesNotExist" if !values.is_empty() => errors.push(FieldError::forbidden(
-                at(&path, "values"),
-                "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
-            )),
-            "Gt" | "Lt" if values.len() != 1 => errors.push(FieldError::required(
-                at(&path, "values"),
-                "must be specified single value when `operator` is 'Lt' or 'Gt'",
-            )),
+            "In" | "NotIn" if values.is_empty() => {
+                errors.push(FieldError::required(at(&path, "values"), "must be specified when `operator` is 'In' or 'NotIn'"))
+            }
+            "Exists" | "DoesNotExist" if !values.is_empty() => errors
+                .push(FieldError::forbidden(at(&path, "values"), "may not be specified when `operator` is 'Exists' or 'DoesNotExist'")),
+            "Gt" | "Lt" if values.len() != 1 => {
+                errors.push(FieldError::required(at(&path, "values"), "must be specified single value when `operator` is 'Lt' or 'Gt'"))
+            }
             "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
             other => errors.push(FieldError::invalid(at(&path, "operator"), other, "not a valid selector operator")),
         }

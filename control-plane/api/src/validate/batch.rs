@@ -28,9 +28,15 @@ pub fn validate_job(doc: &Document, errors: &mut Errors) {
 
 /// A job spec at `path`, its own selector left aside.
 fn job_spec(spec: &Value, path: &str, errors: &mut Errors) {
-    for key in
-        ["parallelism", "completions", "activeDeadlineSeconds", "backoffLimit", "ttlSecondsAfterFinished", "backoffLimitPerIndex", "maxFailedIndexes"]
-    {
+    for key in [
+        "parallelism",
+        "completions",
+        "activeDeadlineSeconds",
+        "backoffLimit",
+        "ttlSecondsAfterFinished",
+        "backoffLimitPerIndex",
+        "maxFailedIndexes",
+    ] {
         non_negative(&spec[key], &at(path, key), errors);
     }
     let mode = at(path, "completionMode");

@@ -225,15 +225,12 @@ pub fn label_selector(selector: &Value, path: &str, errors: &mut Errors) {
         let path = at_index(path, "matchExpressions", i);
         let values = list(&e["values"]);
         match text(&e["operator"]) {
-            "In" | "NotIn" if values.is_empty() => errors.push(FieldError::required(
-                at(&path, "values"),
-                "must be specified when `operator` is 'In' or 'NotIn'",
-            )),
+            "In" | "NotIn" if values.is_empty() => {
+                errors.push(FieldError::required(at(&path, "values"), "must be specified when `operator` is 'In' or 'NotIn'"))
+            }
             "In" | "NotIn" => {}
-            "Exists" | "DoesNotExist" if !values.is_empty() => errors.push(FieldError::forbidden(
-                at(&path, "values"),
-                "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
-            )),
+            "Exists" | "DoesNotExist" if !values.is_empty() => errors
+                .push(FieldError::forbidden(at(&path, "values"), "may not be specified when `operator` is 'Exists' or 'DoesNotExist'")),
             "Exists" | "DoesNotExist" => {}
             other => errors.push(FieldError::invalid(at(&path, "operator"), other, "not a valid selector operator")),
         }
@@ -285,7 +282,11 @@ pub fn has_time_zone(zone: &str, path: &str, errors: &mut Errors) {
     if zone.is_empty() {
         errors.push(FieldError::invalid(path, zone, "timeZone must be nil or non-empty string"));
     } else if zone.eq_ignore_ascii_case("local") {
-        errors.push(FieldError::invalid(path, zone, "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones"));
+        errors.push(FieldError::invalid(
+            path,
+            zone,
+            "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
+        ));
     } else if !full_match!("[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+){0,2}", zone) {
         errors.push(FieldError::invalid(path, zone, format!("unknown time zone {zone}")));
     }

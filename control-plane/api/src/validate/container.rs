@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use super::{
     check::{
-        Errors, amount, at, at_index, data_key, given, in_range, maybe_one_of, no_backsteps, non_negative, one_of, port,
-        port_name, port_or_name, relative_path, required, required_name, syntax,
+        Errors, amount, at, at_index, data_key, given, in_range, maybe_one_of, no_backsteps, non_negative, one_of, port, port_name,
+        port_or_name, relative_path, required, required_name, syntax,
     },
     names,
 };
@@ -62,10 +62,9 @@ pub fn container(c: &Value, path: &str, role: Role, volumes: &[&str], errors: &m
             Role::Ephemeral => {
                 errors.push(FieldError::forbidden(at(path, key), "cannot be set for an Ephemeral Container"));
             }
-            _ if runs_once => errors.push(FieldError::forbidden(
-                at(path, key),
-                "may not be set for init containers without restartPolicy=Always",
-            )),
+            _ if runs_once => {
+                errors.push(FieldError::forbidden(at(path, key), "may not be set for init containers without restartPolicy=Always"))
+            }
             _ if key == "lifecycle" => {
                 for hook in given(&c[key], &["postStart", "preStop"]) {
                     handler(&c[key][hook], &at(&at(path, key), hook), &["exec", "httpGet", "tcpSocket", "sleep"], errors);
@@ -202,14 +201,8 @@ pub fn field_ref(f: &Value, path: &str, supported: &[&str], errors: &mut Errors)
 
 /// A resource amount that is told to containers.
 pub fn resource_ref(f: &Value, path: &str, errors: &mut Errors) {
-    const SUPPORTED: [&str; 6] = [
-        "limits.cpu",
-        "limits.ephemeral-storage",
-        "limits.memory",
-        "requests.cpu",
-        "requests.ephemeral-storage",
-        "requests.memory",
-    ];
+    const SUPPORTED: [&str; 6] =
+        ["limits.cpu", "limits.ephemeral-storage", "limits.memory", "requests.cpu", "requests.ephemeral-storage", "requests.memory"];
     let resource = text(&f["resource"]);
     if resource.is_empty() {
         errors.push(FieldError::required(at(path, "resource"), ""));

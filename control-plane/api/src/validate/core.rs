@@ -193,13 +193,27 @@ pub fn resource_quota(doc: &Document, errors: &mut Errors) {
         let counted = name.starts_with("count/")
             || matches!(
                 name,
-                "pods" | "services" | "replicationcontrollers" | "resourcequotas" | "secrets" | "configmaps"
-                    | "persistentvolumeclaims" | "services.nodeports" | "services.loadbalancers"
+                "pods"
+                    | "services"
+                    | "replicationcontrollers"
+                    | "resourcequotas"
+                    | "secrets"
+                    | "configmaps"
+                    | "persistentvolumeclaims"
+                    | "services.nodeports"
+                    | "services.loadbalancers"
             );
         amount(value, &path, counted, errors);
     }
-    const SCOPES: [&str; 7] =
-        ["Terminating", "NotTerminating", "BestEffort", "NotBestEffort", "PriorityClass", "CrossNamespacePodAffinity", "VolumeAttributesClass"];
+    const SCOPES: [&str; 7] = [
+        "Terminating",
+        "NotTerminating",
+        "BestEffort",
+        "NotBestEffort",
+        "PriorityClass",
+        "CrossNamespacePodAffinity",
+        "VolumeAttributesClass",
+    ];
     for scope in strings(&doc["spec"]["scopes"]).filter(|s| !SCOPES.contains(s)) {
         errors.push(FieldError::invalid("spec.scopes", scope, "unsupported scope"));
     }
@@ -342,16 +356,15 @@ mod tests {
     #[test]
     fn data_has_keys_and_bounds() {
         assert!(messages("ConfigMap", json!({"data": {"a.b-c_D": "x"}})).is_empty());
-        assert!(messages("ConfigMap", json!({"data": {"a b": "x"}}))[0]
-            .starts_with("data[a b]: Invalid value: \"a b\": a valid config key must consist of alphanumeric characters"));
+        assert!(
+            messages("ConfigMap", json!({"data": {"a b": "x"}}))[0]
+                .starts_with("data[a b]: Invalid value: \"a b\": a valid config key must consist of alphanumeric characters")
+        );
         assert_eq!(
             messages("ConfigMap", json!({"data": {"a": "x".repeat(super::MAX_DATA + 1)}})),
             ["Too long: may not be more than 1048576 bytes"]
         );
-        assert_eq!(
-            messages("Secret", json!({"type": "kubernetes.io/tls", "data": {"tls.crt": ""}})),
-            ["data[tls.key]: Required value"]
-        );
+        assert_eq!(messages("Secret", json!({"type": "kubernetes.io/tls", "data": {"tls.crt": ""}})), ["data[tls.key]: Required value"]);
         let (old, new) = (json!({"immutable": true, "data": {"a": "1"}}), json!({"immutable": true, "data": {"a": "2"}}));
         let errors = by_kind("v1", "ConfigMap").unwrap().hooks.validate_update(&new, &old, "");
         assert_eq!(errors[0].to_string(), "data: Forbidden: field is immutable when `immutable` is set");

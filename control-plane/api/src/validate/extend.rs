@@ -63,11 +63,7 @@ fn match_rule(rule: &Value, path: &str, errors: &mut Errors) {
             errors.push(FieldError::required(at(path, key), ""));
         }
         if key != "resources" && values.len() > 1 && values.iter().any(|v| v == "*") {
-            errors.push(FieldError::invalid(
-                at(path, key),
-                rule[key].clone(),
-                "if '*' is present, must not specify other values",
-            ));
+            errors.push(FieldError::invalid(at(path, key), rule[key].clone(), "if '*' is present, must not specify other values"));
         }
     }
     for (i, operation) in list(&rule["operations"]).iter().enumerate() {

@@ -1,7 +1,5 @@
 //! Names, labels and their syntax: each function returns what is wrong, nothing when all is well.
 
-
-
 const DNS1123_LABEL: &str = "[a-z0-9]([-a-z0-9]*[a-z0-9])?";
 const DNS1123_SUBDOMAIN: &str = "[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*";
 const DNS1035_LABEL: &str = "[a-z]([-a-z0-9]*[a-z0-9])?";
@@ -117,9 +115,7 @@ pub fn qualified_name(value: &str) -> Vec<String> {
         }
         _ => {
             let text = pattern_message(QUALIFIED_TEXT, QUALIFIED, &["MyName", "my.name", "123-abc"]);
-            return vec![format!(
-                "a qualified name {text} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')"
-            )];
+            return vec![format!("a qualified name {text} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')")];
         }
     };
     if name.is_empty() {

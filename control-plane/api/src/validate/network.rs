@@ -106,11 +106,9 @@ pub fn ingress(doc: &Document, errors: &mut Errors) {
                         errors.push(FieldError::invalid(at(&path, "path"), route, "must be an absolute path"));
                     }
                 }
-                other => errors.push(FieldError::not_supported(
-                    at(&path, "pathType"),
-                    other,
-                    &["Exact", "ImplementationSpecific", "Prefix"],
-                )),
+                other => {
+                    errors.push(FieldError::not_supported(at(&path, "pathType"), other, &["Exact", "ImplementationSpecific", "Prefix"]))
+                }
             }
             ingress_backend(&p["backend"], &at(&path, "backend"), errors);
         }
@@ -165,11 +163,7 @@ pub fn ingress_class(doc: &Document, errors: &mut Errors) {
     match controller.split_once('/') {
         _ if controller.is_empty() => errors.push(FieldError::required("spec.controller", "")),
         Some((domain, path)) if !path.is_empty() => syntax(domain, "spec.controller", names::dns1123_subdomain, errors),
-        _ => errors.push(FieldError::invalid(
-            "spec.controller",
-            controller,
-            "must be a domain-prefixed path (such as \"acme.io/foo\")",
-        )),
+        _ => errors.push(FieldError::invalid("spec.controller", controller, "must be a domain-prefixed path (such as \"acme.io/foo\")")),
     }
 }
 
@@ -205,11 +199,7 @@ fn policy_port(p: &Value, path: &str, errors: &mut Errors) {
     let Some(end) = p["endPort"].as_i64() else { return };
     match &p["port"] {
         Value::Null => errors.push(FieldError::required(at(path, "port"), "must be specified when `endPort` is specified")),
-        Value::String(_) => errors.push(FieldError::invalid(
-            at(path, "endPort"),
-            end,
-            "may not be specified when `port` is non-numeric",
-        )),
+        Value::String(_) => errors.push(FieldError::invalid(at(path, "endPort"), end, "may not be specified when `port` is non-numeric")),
         first => {
             port(&end.into(), &at(path, "endPort"), errors);
             if first.as_i64().is_some_and(|first| end < first) {

@@ -9,8 +9,7 @@ use super::{
     names, volume,
 };
 use crate::{
-    Document,
-    meta,
+    Document, meta,
     status::FieldError,
     value::{copy, each, entries, has, list, strings, text, unset},
 };
@@ -277,8 +276,7 @@ fn spec_update(new: &Value, old: &Value, errors: &mut Errors) {
         keys
     };
     if !changed.is_empty() {
-        let lines: String =
-            changed.iter().map(|k| format!("-\t{k}: {}\n+\t{k}: {}\n", short(&old[*k]), short(&rest[*k]))).collect();
+        let lines: String = changed.iter().map(|k| format!("-\t{k}: {}\n+\t{k}: {}\n", short(&old[*k]), short(&rest[*k]))).collect();
         errors.push(FieldError::forbidden("spec", format!("{MAY_CHANGE}\n{lines}")));
     }
 }
@@ -314,7 +312,6 @@ fn tolerations(new: &Value, old: &Value, errors: &mut Errors) {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -344,7 +341,10 @@ mod tests {
         let case = |change: fn(&mut Value), want: &str| assert_eq!(messages(change), [want]);
         case(|s| s["containers"] = json!([]), "spec.containers: Required value");
         case(|s| unset(&mut s["containers"][0], "image"), "spec.containers[0].image: Required value");
-        case(|s| s["restartPolicy"] = "x".into(), "spec.restartPolicy: Unsupported value: \"x\": supported values: \"Always\", \"OnFailure\", \"Never\"");
+        case(
+            |s| s["restartPolicy"] = "x".into(),
+            "spec.restartPolicy: Unsupported value: \"x\": supported values: \"Always\", \"OnFailure\", \"Never\"",
+        );
         case(
             |s| s["containers"] = json!([{"name": "c", "image": "i"}, {"name": "c", "image": "i"}]),
             "spec.containers[1].name: Duplicate value: \"c\"",
@@ -403,13 +403,12 @@ mod tests {
         assert!(update(|s| s["containers"][0]["image"] = "j".into()).is_empty());
         assert!(update(|s| s["activeDeadlineSeconds"] = 5.into()).is_empty());
         assert!(update(|s| s["tolerations"] = json!([{"key": "a", "operator": "Exists"}])).is_empty());
-        assert!(update(|s| s["hostNetwork"] = true.into())[0].starts_with(
-            "spec: Forbidden: pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers"
-        ));
-        assert_eq!(
-            update(|s| s["containers"] = json!([])),
-            ["spec.containers: Forbidden: pod updates may not add or remove containers"]
+        assert!(
+            update(|s| s["hostNetwork"] = true.into())[0].starts_with(
+                "spec: Forbidden: pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers"
+            )
         );
+        assert_eq!(update(|s| s["containers"] = json!([])), ["spec.containers: Forbidden: pod updates may not add or remove containers"]);
         assert_eq!(
             update(|s| s["activeDeadlineSeconds"] = 50.into()),
             ["spec.activeDeadlineSeconds: Invalid value: 50: must be less than or equal to previous value"]

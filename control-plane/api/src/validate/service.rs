@@ -202,7 +202,10 @@ pub fn validate_update(new: &Document, old: &Document, sub: &str, errors: &mut E
             errors.push(FieldError::invalid("spec.clusterIPs[0]", value, "may not change once set"));
         }
     }
-    if before["type"] == "LoadBalancer" && after["type"] == "LoadBalancer" && !same(&after["loadBalancerClass"], &before["loadBalancerClass"]) {
+    if before["type"] == "LoadBalancer"
+        && after["type"] == "LoadBalancer"
+        && !same(&after["loadBalancerClass"], &before["loadBalancerClass"])
+    {
         errors.push(FieldError::invalid("spec.loadBalancerClass", after["loadBalancerClass"].clone(), "may not change once set"));
     }
 }
@@ -227,11 +230,11 @@ mod tests {
         assert_eq!(messages(|s| *s = json!({"type": "ExternalName", "externalName": "a.b"})), Vec::<String>::new());
         let case = |change: fn(&mut Value), want: &str| assert_eq!(messages(change), [want]);
         case(|s| *s = json!({}), "spec.ports: Required value");
-        case(|s| s["type"] = "x".into(), "spec.type: Unsupported value: \"x\": supported values: \"ClusterIP\", \"ExternalName\", \"LoadBalancer\", \"NodePort\"");
         case(
-            |s| s["ports"][0]["nodePort"] = 30000.into(),
-            "spec.ports[0].nodePort: Forbidden: may not be used when `type` is 'ClusterIP'",
+            |s| s["type"] = "x".into(),
+            "spec.type: Unsupported value: \"x\": supported values: \"ClusterIP\", \"ExternalName\", \"LoadBalancer\", \"NodePort\"",
         );
+        case(|s| s["ports"][0]["nodePort"] = 30000.into(), "spec.ports[0].nodePort: Forbidden: may not be used when `type` is 'ClusterIP'");
         case(
             |s| s["externalTrafficPolicy"] = "Local".into(),
             "spec.externalTrafficPolicy: Invalid value: \"Local\": may only be set for externally-accessible services",

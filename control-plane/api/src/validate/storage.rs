@@ -87,8 +87,15 @@ pub fn volume(doc: &Document, errors: &mut Errors) {
 fn is_source(key: &str) -> bool {
     !matches!(
         key,
-        "accessModes" | "capacity" | "claimRef" | "mountOptions" | "nodeAffinity" | "persistentVolumeReclaimPolicy"
-            | "storageClassName" | "volumeAttributesClassName" | "volumeMode"
+        "accessModes"
+            | "capacity"
+            | "claimRef"
+            | "mountOptions"
+            | "nodeAffinity"
+            | "persistentVolumeReclaimPolicy"
+            | "storageClassName"
+            | "volumeAttributesClassName"
+            | "volumeMode"
     )
 }
 
@@ -148,10 +155,7 @@ pub fn claim_update(new: &Document, old: &Document, sub: &str, errors: &mut Erro
     let size = |spec: &Value| Quantity::from_value(&spec["resources"]["requests"]["storage"]).map(|q| q.nanos());
     let (now, was) = (size(&after), size(before));
     if now < was {
-        errors.push(FieldError::forbidden(
-            "spec.resources.requests.storage",
-            "field can not be less than status.capacity",
-        ));
+        errors.push(FieldError::forbidden("spec.resources.requests.storage", "field can not be less than status.capacity"));
         return;
     }
     if old["status"]["phase"] == "Bound" {

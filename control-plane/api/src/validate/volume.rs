@@ -12,12 +12,10 @@ use crate::{
     value::{entries, has, list, text},
 };
 
-const DOWNWARD_FIELDS: [&str; 5] =
-    ["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
+const DOWNWARD_FIELDS: [&str; 5] = ["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
 
 /// What a hostPath may ask for.
-pub const HOST_PATH_TYPES: [&str; 7] =
-    ["BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
+pub const HOST_PATH_TYPES: [&str; 7] = ["BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
 
 /// The volumes of a pod spec.
 pub fn volumes(spec: &Value, path: &str, errors: &mut Errors) {
@@ -139,8 +137,7 @@ fn projected(s: &Value, path: &str, errors: &mut Errors) {
     mode(&s["defaultMode"], &at(path, "defaultMode"), errors);
     for (i, source) in list(&s["sources"]).iter().enumerate() {
         let path = at_index(path, "sources", i);
-        let kinds =
-            given(source, &["secret", "configMap", "downwardAPI", "serviceAccountToken", "clusterTrustBundle", "podCertificate"]);
+        let kinds = given(source, &["secret", "configMap", "downwardAPI", "serviceAccountToken", "clusterTrustBundle", "podCertificate"]);
         for (j, kind) in kinds.iter().enumerate() {
             let (s, path) = (&source[*kind], at(&path, kind));
             if j > 0 {

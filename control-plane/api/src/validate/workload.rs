@@ -3,9 +3,7 @@
 use serde_json::Value;
 
 use super::{
-    check::{
-        Errors, at, at_most_all, count_or_percent, is_empty_selector, is_none_at_all, label_selector, non_negative, one_of,
-    },
+    check::{Errors, at, at_most_all, count_or_percent, is_empty_selector, is_none_at_all, label_selector, non_negative, one_of},
     pod,
 };
 use crate::{
@@ -181,11 +179,7 @@ pub fn validate_stateful_set(doc: &Document, errors: &mut Errors) {
         )),
         "OnDelete" => {}
         "" => errors.push(FieldError::required("spec.updateStrategy", "")),
-        _ => errors.push(FieldError::invalid(
-            "spec.updateStrategy",
-            update.clone(),
-            "must be 'RollingUpdate' or 'OnDelete'",
-        )),
+        _ => errors.push(FieldError::invalid("spec.updateStrategy", update.clone(), "must be 'RollingUpdate' or 'OnDelete'")),
     }
     for key in ["whenDeleted", "whenScaled"] {
         let path = at("spec.persistentVolumeClaimRetentionPolicy", key);
@@ -196,9 +190,10 @@ pub fn validate_stateful_set(doc: &Document, errors: &mut Errors) {
     selector(spec, "statefulset", errors);
     // Volumes that claim templates make are there for mounts.
     let mut with_claims = spec.clone();
-    if let Some(volumes) = with_claims.pointer_mut("/template/spec").and_then(|s| {
-        s.as_object_mut().map(|m| m.entry("volumes").or_insert_with(|| Value::Array(Vec::new())))
-    }) && let Some(volumes) = volumes.as_array_mut()
+    if let Some(volumes) = with_claims
+        .pointer_mut("/template/spec")
+        .and_then(|s| s.as_object_mut().map(|m| m.entry("volumes").or_insert_with(|| Value::Array(Vec::new()))))
+        && let Some(volumes) = volumes.as_array_mut()
     {
         for claim in list(&spec["volumeClaimTemplates"]) {
             volumes.retain(|v| v["name"] != claim["metadata"]["name"]);
@@ -239,7 +234,6 @@ pub fn validate_stateful_set_update(new: &Document, old: &Document, sub: &str, e
         ));
     }
 }
-
 
 #[cfg(test)]
 mod tests {
@@ -297,8 +291,13 @@ mod tests {
     #[test]
     fn selectors_stay() {
         let hooks = &by_kind("apps/v1", "Deployment").unwrap().hooks;
-        let (old, new) = (json!({"spec": {"selector": {"matchLabels": {"a": "b"}}}}), json!({"spec": {"selector": {"matchLabels": {"a": "c"}}}}));
-        assert!(hooks.validate_update(&new, &old, "").iter().any(|e| e.to_string()
-            == "spec.selector: Invalid value: {\"matchLabels\":{\"a\":\"c\"}}: field is immutable"));
+        let (old, new) =
+            (json!({"spec": {"selector": {"matchLabels": {"a": "b"}}}}), json!({"spec": {"selector": {"matchLabels": {"a": "c"}}}}));
+        assert!(
+            hooks
+                .validate_update(&new, &old, "")
+                .iter()
+                .any(|e| e.to_string() == "spec.selector: Invalid value: {\"matchLabels\":{\"a\":\"c\"}}: field is immutable")
+        );
     }
 }

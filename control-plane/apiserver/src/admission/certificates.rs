@@ -4,7 +4,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use x509_parser::prelude::FromDer;
-use xebec_api::{status::ApiError, value::{list, text}};
+use xebec_api::{
+    status::ApiError,
+    value::{list, text},
+};
 
 use super::refuse;
 use crate::auth::{Attributes, Authorizer, Decision, MASTERS};
@@ -71,10 +74,7 @@ fn subject(change: &Change<'_>, request: &Value) -> Result<(), ApiError> {
     let Ok((_, parsed)) = x509_parser::certification_request::X509CertificationRequest::from_der(&pem.contents) else { return Ok(()) };
     let subject = &parsed.certification_request_info.subject;
     if subject.iter_organization().any(|o| o.as_str() == Ok(MASTERS)) {
-        return Err(refuse(
-            change,
-            "use of kubernetes.io/kube-apiserver-client signer with system:masters group is not allowed",
-        ));
+        return Err(refuse(change, "use of kubernetes.io/kube-apiserver-client signer with system:masters group is not allowed"));
     }
     Ok(())
 }
@@ -113,7 +113,10 @@ mod tests {
     #[test]
     fn approvers_need_the_signer() {
         let objects = Fixed::new(vec![
-            ("clusterroles", json!({"metadata": {"name": "a"}, "rules": [{"verbs": ["approve"], "apiGroups": ["certificates.k8s.io"], "resources": ["signers"], "resourceNames": ["kubernetes.io/*"]}]})),
+            (
+                "clusterroles",
+                json!({"metadata": {"name": "a"}, "rules": [{"verbs": ["approve"], "apiGroups": ["certificates.k8s.io"], "resources": ["signers"], "resourceNames": ["kubernetes.io/*"]}]}),
+            ),
             ("clusterrolebindings", json!({"roleRef": {"kind": "ClusterRole", "name": "a"}, "subjects": [{"kind": "User", "name": "jo"}]})),
         ]);
         let chain = Chain::new(Arc::new(objects));
@@ -129,7 +132,10 @@ mod tests {
         ask("jo", "approval", &approved).unwrap();
         ask("al", "approval", &old).unwrap();
         let error = ask("al", "approval", &approved).unwrap_err();
-        assert_eq!(error.message, "certificatesigningrequests.certificates.k8s.io \"r\" is forbidden: user not permitted to approve requests with signerName \"kubernetes.io/kube-apiserver-client\"");
+        assert_eq!(
+            error.message,
+            "certificatesigningrequests.certificates.k8s.io \"r\" is forbidden: user not permitted to approve requests with signerName \"kubernetes.io/kube-apiserver-client\""
+        );
         let mut signed = approved.clone();
         signed["status"]["certificate"] = "x".into();
         assert!(ask("jo", "status", &signed).is_err());

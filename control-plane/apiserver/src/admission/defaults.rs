@@ -2,7 +2,12 @@
 //! PersistentVolumeClaimResize.
 
 use serde_json::{Value, json};
-use xebec_api::{Document, meta, quantity::Quantity, status::{self, ApiError}, value::{list, text}};
+use xebec_api::{
+    Document, meta,
+    quantity::Quantity,
+    status::{self, ApiError},
+    value::{list, text},
+};
 
 use super::{is, refuse};
 use crate::extension::{Change, Operation};
@@ -18,9 +23,7 @@ pub(super) fn tolerations(change: &mut Change<'_>) {
     let Some(spec) = change.object.as_mut().map(|pod| &mut pod["spec"]).filter(|spec| spec.is_object()) else { return };
     let mut tolerations = list(&spec["tolerations"]).to_vec();
     for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
-        let tolerated = tolerations.iter().any(|t| {
-            ["", key].contains(&text(&t["key"])) && ["", "NoExecute"].contains(&text(&t["effect"]))
-        });
+        let tolerated = tolerations.iter().any(|t| ["", key].contains(&text(&t["key"])) && ["", "NoExecute"].contains(&text(&t["effect"])));
         if !tolerated {
             tolerations.push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": TOLERATION_SECONDS}));
         }
@@ -125,7 +128,10 @@ mod tests {
     #[test]
     fn the_newest_default_class_is_taken() {
         let class = |name: &str, created: &str, default: &str| {
-            ("storageclasses", json!({"metadata": {"name": name, "creationTimestamp": created, "annotations": {"storageclass.kubernetes.io/is-default-class": default}}}))
+            (
+                "storageclasses",
+                json!({"metadata": {"name": name, "creationTimestamp": created, "annotations": {"storageclass.kubernetes.io/is-default-class": default}}}),
+            )
         };
         let objects = Fixed::new(vec![class("old", "2020", "true"), class("new", "2021", "true"), class("no", "2022", "false")]);
         let user = UserInfo::loopback();
@@ -142,9 +148,7 @@ mod tests {
     fn claims_grow_when_the_class_allows() {
         let objects = Fixed::new(vec![("storageclasses", json!({"metadata": {"name": "s"}, "allowVolumeExpansion": true}))]);
         let user = UserInfo::loopback();
-        let claim = |class: &str, size: &str, phase: &str| {
-            json!({"metadata": {"name": "c"}, "spec": {"storageClassName": class, "resources": {"requests": {"storage": size}}}, "status": {"phase": phase}})
-        };
+        let claim = |class: &str, size: &str, phase: &str| json!({"metadata": {"name": "c"}, "spec": {"storageClassName": class, "resources": {"requests": {"storage": size}}}, "status": {"phase": phase}});
         let ask = |old: Value, new: Value| {
             claim_resize(&objects, &change(&user, Operation::Update, ("v1", "PersistentVolumeClaim"), Some(new), Some(&old)))
         };

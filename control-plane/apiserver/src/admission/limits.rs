@@ -3,7 +3,12 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
-use xebec_api::{Document, quantity::Quantity, status::ApiError, value::{entries, list, text}};
+use xebec_api::{
+    Document,
+    quantity::Quantity,
+    status::ApiError,
+    value::{entries, list, text},
+};
 
 use super::{is, refuse};
 use crate::extension::{Change, Operation};
@@ -109,7 +114,9 @@ fn bounds(kind: &str, item: &Value, requests: &Value, limits: &Value) -> Vec<Str
         let start = format!("minimum {name} usage per {kind} is {}", text(min));
         match (amount(requests, name), amount(limits, name)) {
             (None, _) => errors.push(format!("{start}.  No request is specified")),
-            (Some(request), _) if request.nanos() < bound.nanos() => errors.push(format!("{start}, but request is {}", text(&requests[name]))),
+            (Some(request), _) if request.nanos() < bound.nanos() => {
+                errors.push(format!("{start}, but request is {}", text(&requests[name])))
+            }
             (_, Some(limit)) if limit.nanos() < bound.nanos() => errors.push(format!("{start}, but limit is {}", text(&limits[name]))),
             _ => {}
         }
@@ -120,7 +127,9 @@ fn bounds(kind: &str, item: &Value, requests: &Value, limits: &Value) -> Vec<Str
         match (amount(requests, name), amount(limits, name)) {
             (_, None) if !claim => errors.push(format!("{start}.  No limit is specified")),
             (_, Some(limit)) if limit.nanos() > bound.nanos() => errors.push(format!("{start}, but limit is {}", text(&limits[name]))),
-            (Some(request), _) if request.nanos() > bound.nanos() => errors.push(format!("{start}, but request is {}", text(&requests[name]))),
+            (Some(request), _) if request.nanos() > bound.nanos() => {
+                errors.push(format!("{start}, but request is {}", text(&requests[name])))
+            }
             _ => {}
         }
     }
@@ -192,8 +201,14 @@ mod tests {
     fn defaults_are_filled_and_told() {
         let item = json!({"type": "Container", "default": {"cpu": "1"}, "defaultRequest": {"cpu": "100m", "memory": "1Mi"}});
         let pod = admit(item.clone(), Value::Null).unwrap();
-        assert_eq!(pod["spec"]["containers"][0]["resources"], json!({"limits": {"cpu": "1"}, "requests": {"cpu": "100m", "memory": "1Mi"}}));
-        assert_eq!(pod["metadata"]["annotations"][ANNOTATION], "LimitRanger plugin set: cpu, memory request for container c; cpu limit for container c");
+        assert_eq!(
+            pod["spec"]["containers"][0]["resources"],
+            json!({"limits": {"cpu": "1"}, "requests": {"cpu": "100m", "memory": "1Mi"}})
+        );
+        assert_eq!(
+            pod["metadata"]["annotations"][ANNOTATION],
+            "LimitRanger plugin set: cpu, memory request for container c; cpu limit for container c"
+        );
         let stated = admit(item, json!({"limits": {"cpu": "2"}})).unwrap();
         assert_eq!(stated["spec"]["containers"][0]["resources"]["requests"], json!({"memory": "1Mi"}));
     }

@@ -121,7 +121,13 @@ mod testing {
     use crate::objects::fixed::Fixed;
 
     /// A change of a built-in kind to run plugins on.
-    pub fn change<'a>(user: &'a UserInfo, operation: Operation, kind: (&str, &str), object: Option<Value>, old: Option<&'a Value>) -> Change<'a> {
+    pub fn change<'a>(
+        user: &'a UserInfo,
+        operation: Operation,
+        kind: (&str, &str),
+        object: Option<Value>,
+        old: Option<&'a Value>,
+    ) -> Change<'a> {
         let resource: &'static Resource = builtin::by_kind(kind.0, kind.1).unwrap();
         Change {
             user,

@@ -1,7 +1,10 @@
 //! NamespaceLifecycle: nothing is created where no namespace is, or where one is on its way out.
 
 use serde_json::json;
-use xebec_api::{builtin, status::{self, ApiError}};
+use xebec_api::{
+    builtin,
+    status::{self, ApiError},
+};
 
 use super::{BuiltIn, is, refuse};
 use crate::extension::{Change, Operation};
@@ -56,7 +59,10 @@ mod tests {
         assert_eq!((error.code, error.message.as_str()), (404, "namespaces \"a\" not found"));
         let (going, _dir) = built_in(vec![("namespaces", json!({"metadata": {"name": "a"}, "status": {"phase": "Terminating"}}))]);
         let error = create(&going, &user, ("v1", "ConfigMap"), map()).await.unwrap_err();
-        assert_eq!(error.message, "configmaps \"m\" is forbidden: unable to create new content in namespace a because it is being terminated");
+        assert_eq!(
+            error.message,
+            "configmaps \"m\" is forbidden: unable to create new content in namespace a because it is being terminated"
+        );
         assert_eq!(error.details["causes"][0]["reason"], "NamespaceTerminating");
         let (there, _dir) = built_in(vec![("namespaces", json!({"metadata": {"name": "a"}}))]);
         create(&there, &user, ("v1", "ConfigMap"), map()).await.unwrap();
@@ -72,7 +78,11 @@ mod tests {
     #[tokio::test]
     async fn a_namespace_the_cache_has_not_seen_yet_counts() {
         let (plugins, _dir) = built_in(vec![]);
-        let op = xebec_store::Op::Put { key: "/registry/namespaces/a".into(), value: br#"{"metadata":{"name":"a"}}"#.as_slice().into(), ttl: None };
+        let op = xebec_store::Op::Put {
+            key: "/registry/namespaces/a".into(),
+            value: br#"{"metadata":{"name":"a"}}"#.as_slice().into(),
+            ttl: None,
+        };
         plugins.store.txn(xebec_store::Txn { compares: vec![], ops: vec![op] }).await.unwrap();
         create(&plugins, &UserInfo::loopback(), ("v1", "ConfigMap"), json!({"metadata": {"name": "m"}})).await.unwrap();
     }

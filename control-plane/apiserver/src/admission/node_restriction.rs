@@ -1,7 +1,11 @@
 //! NodeRestriction: a node writes its own Node and the pods bound to it, nothing of others'.
 
 use serde_json::Value;
-use xebec_api::{meta, status::ApiError, value::{entries, list, text}};
+use xebec_api::{
+    meta,
+    status::ApiError,
+    value::{entries, list, text},
+};
 
 use super::refuse;
 use crate::authz::node_name;
@@ -25,7 +29,7 @@ pub(super) fn admit(objects: &dyn Objects, change: &Change<'_>) -> Result<(), Ap
                 None => Ok(()),
             }
         }
-                ("coordination.k8s.io", "leases", _) => {
+        ("coordination.k8s.io", "leases", _) => {
             if change.namespace != "kube-node-lease" {
                 return Err(refuse(change, "can only access leases in the \"kube-node-lease\" system namespace"));
             }
@@ -125,7 +129,9 @@ fn pod(change: &Change<'_>, node: &str) -> Result<(), ApiError> {
             if owners.len() > 1 || !owners.iter().all(own) {
                 return Err(refuse(change, format!("node {node:?} can only create pods with an owner reference set to itself")));
             }
-            let refers = list(&pod["spec"]["volumes"]).iter().any(|v| ["secret", "configMap", "persistentVolumeClaim", "projected"].iter().any(|s| v[*s].is_object()));
+            let refers = list(&pod["spec"]["volumes"])
+                .iter()
+                .any(|v| ["secret", "configMap", "persistentVolumeClaim", "projected"].iter().any(|s| v[*s].is_object()));
             if refers || !text(&pod["spec"]["serviceAccountName"]).is_empty() {
                 return Err(refuse(change, format!("node {node:?} can not create pods that reference other objects")));
             }
@@ -167,9 +173,7 @@ pub(crate) fn token(objects: &dyn Objects, namespace: &str, request: &Value, nod
             let known = text(&pod["metadata"]["uid"]);
             Err(format!("the UID in the bound object reference ({uid}) does not match the UID in record ({known})"))
         }
-        Some(pod) if pod["spec"]["nodeName"] != node => {
-            Err("node requested token bound to a pod scheduled on a different node".into())
-        }
+        Some(pod) if pod["spec"]["nodeName"] != node => Err("node requested token bound to a pod scheduled on a different node".into()),
         Some(_) => Ok(()),
         None => Err(format!("pod {name:?} not found")),
     }
@@ -219,7 +223,8 @@ mod tests {
     fn a_node_writes_its_own_pods_only() {
         let user = node();
         let pod = |on: &str| json!({"metadata": {"name": "p", "uid": "u", "annotations": {MIRROR: "x"}}, "spec": {"nodeName": on}});
-        let objects = Fixed::new(vec![("pods", json!({"metadata": {"name": "p", "namespace": "a", "uid": "u"}, "spec": {"nodeName": "n"}}))]);
+        let objects =
+            Fixed::new(vec![("pods", json!({"metadata": {"name": "p", "namespace": "a", "uid": "u"}, "spec": {"nodeName": "n"}}))]);
         let run = |operation: Operation, sub: &'static str, kind: (&str, &str), doc: Option<Value>, old: Option<&Value>| {
             let mut change = change(&user, operation, kind, doc, old);
             change.subresource = sub;
@@ -235,7 +240,8 @@ mod tests {
         assert!(!run(Operation::Delete, "", kind, None, Some(&theirs)));
         assert!(run(Operation::Update, "status", kind, Some(mine.clone()), Some(&mine)));
         assert!(!run(Operation::Update, "status", kind, Some(theirs.clone()), Some(&theirs)));
-        let token = |name: &str, uid: &str| json!({"spec": {"boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid}}});
+        let token =
+            |name: &str, uid: &str| json!({"spec": {"boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid}}});
         super::token(&objects, "a", &token("p", "u"), "n").unwrap();
         for (request, node) in [(token("p", "v"), "n"), (token("gone", "u"), "n"), (json!({"spec": {}}), "n"), (token("p", "u"), "m")] {
             assert!(super::token(&objects, "a", &request, node).is_err(), "{request}");

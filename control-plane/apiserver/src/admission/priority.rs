@@ -21,14 +21,20 @@ pub(super) fn mutate(objects: &dyn Objects, change: &mut Change<'_>) -> Result<(
     let priority = class.as_ref().and_then(|c| c["value"].as_i64()).unwrap_or(0);
     let policy = class.as_ref().and_then(|c| c["preemptionPolicy"].as_str()).unwrap_or("PreemptLowerPriority");
     if let Some(given) = spec["priority"].as_i64().filter(|given| *given != priority) {
-        return Err(refuse(change, format!(
-            "the integer value of priority ({given}) must not be provided in pod spec; priority admission controller computed {priority} from the given PriorityClass name"
-        )));
+        return Err(refuse(
+            change,
+            format!(
+                "the integer value of priority ({given}) must not be provided in pod spec; priority admission controller computed {priority} from the given PriorityClass name"
+            ),
+        ));
     }
     if let Some(given) = spec["preemptionPolicy"].as_str().filter(|given| *given != policy) {
-        return Err(refuse(change, format!(
-            "the string value of PreemptionPolicy ({given}) must not be provided in pod spec; priority admission controller computed {policy} from the given PriorityClass name"
-        )));
+        return Err(refuse(
+            change,
+            format!(
+                "the string value of PreemptionPolicy ({given}) must not be provided in pod spec; priority admission controller computed {policy} from the given PriorityClass name"
+            ),
+        ));
     }
     let found = class.as_ref().map(|c| meta::name(c).to_string());
     if let Some(pod) = change.object.as_mut() {

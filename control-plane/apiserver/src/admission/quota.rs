@@ -46,9 +46,7 @@ pub(super) fn validate(objects: &dyn Objects, pending: &Pending, change: &Change
     }
     let prefix = change.resource.storage_prefix.as_str();
     let mut waiting = pending.0.lock();
-    waiting.retain(|(at, prefix, doc)| {
-        at.elapsed() < PENDING && objects.get(prefix, meta::namespace(doc), meta::name(doc)).is_none()
-    });
+    waiting.retain(|(at, prefix, doc)| at.elapsed() < PENDING && objects.get(prefix, meta::namespace(doc), meta::name(doc)).is_none());
     for quota in &quotas {
         let name = meta::name(quota);
         let hard = amounts(&quota["spec"]["hard"]);
@@ -91,7 +89,8 @@ pub(super) fn validate(objects: &dyn Objects, pending: &Pending, change: &Change
 
 /// Keeps `status.hard` and `status.used` of all quotas until cancelled.
 pub async fn maintain(objects: Arc<dyn Objects>, store: Arc<dyn Store>, cancel: CancellationToken) {
-    let prefixes: Vec<&str> = builtin::resources().iter().filter(|r| r.is_namespaced() && r.is_stored()).map(|r| r.storage_prefix.as_str()).collect();
+    let prefixes: Vec<&str> =
+        builtin::resources().iter().filter(|r| r.is_namespaced() && r.is_stored()).map(|r| r.storage_prefix.as_str()).collect();
     let mut seen = Vec::new();
     loop {
         tokio::select! {
@@ -184,7 +183,9 @@ fn bounds(name: &str, prefix: &str) -> bool {
     match prefix {
         "pods" => name == "pods" || is_compute(name),
         "services/specs" => matches!(name, "services" | "services.nodeports" | "services.loadbalancers"),
-        "persistentvolumeclaims" => name == prefix || name.ends_with("requests.storage") || name.ends_with(".storageclass.storage.k8s.io/persistentvolumeclaims"),
+        "persistentvolumeclaims" => {
+            name == prefix || name.ends_with("requests.storage") || name.ends_with(".storageclass.storage.k8s.io/persistentvolumeclaims")
+        }
         "controllers" => name == "replicationcontrollers",
         "configmaps" | "secrets" | "resourcequotas" => name == prefix,
         _ => false,
@@ -285,7 +286,8 @@ fn pod_in_scope(pod: &Document, scope: &str, operator: &str, values: &Value) -> 
     let terminating = spec["activeDeadlineSeconds"].as_i64().is_some_and(|s| s >= 0);
     let best_effort = || {
         let all = ["initContainers", "containers"].iter().flat_map(|kind| list(&spec[*kind]));
-        all.flat_map(|c| [&c["resources"]["requests"], &c["resources"]["limits"]]).all(|map| entries(map).all(|(name, _)| !["cpu", "memory"].contains(&name)))
+        all.flat_map(|c| [&c["resources"]["requests"], &c["resources"]["limits"]])
+            .all(|map| entries(map).all(|(name, _)| !["cpu", "memory"].contains(&name)))
     };
     match scope {
         "Terminating" => terminating,
@@ -360,7 +362,10 @@ mod tests {
         objects.add("pods", pod("b", "500m"));
         let error = ask(&objects, &pending, kind, pod("c", "0")).unwrap_err();
         assert_eq!(error.message, "pods \"c\" is forbidden: exceeded quota: q, requested: pods=1, used: pods=2, limited: pods=2");
-        assert_eq!(ask(&objects, &pending, kind, pod("c", "")).unwrap_err().message, "pods \"c\" is forbidden: failed quota: q: must specify cpu for: c");
+        assert_eq!(
+            ask(&objects, &pending, kind, pod("c", "")).unwrap_err().message,
+            "pods \"c\" is forbidden: failed quota: q: must specify cpu for: c"
+        );
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! RuntimeClass: its overhead and scheduling constraints become the pod's.
 
 use serde_json::Value;
-use xebec_api::{status::ApiError, value::{entries, list, text}};
+use xebec_api::{
+    status::ApiError,
+    value::{entries, list, text},
+};
 
 use super::refuse;
 use crate::extension::Change;
@@ -28,7 +31,11 @@ pub(super) fn mutate(objects: &dyn Objects, change: &mut Change<'_>) -> Result<(
     for (key, value) in entries(&class["scheduling"]["nodeSelector"]) {
         match selector.get(key) {
             Some(other) if other != value => {
-                let why = format!("conflict: runtimeClass.scheduling.nodeSelector[{key}] = {}; pod.spec.nodeSelector[{key}] = {}", text(value), text(other));
+                let why = format!(
+                    "conflict: runtimeClass.scheduling.nodeSelector[{key}] = {}; pod.spec.nodeSelector[{key}] = {}",
+                    text(value),
+                    text(other)
+                );
                 return Err(refuse(change, why));
             }
             _ => {
@@ -70,8 +77,11 @@ mod tests {
 
     #[test]
     fn classes_constrain_pods() {
-        let objects = Fixed::new(vec![("runtimeclasses", json!({"metadata": {"name": "vm"}, "overhead": {"podFixed": {"memory": "10Mi"}},
-            "scheduling": {"nodeSelector": {"vm": "yes"}, "tolerations": [{"key": "vm", "operator": "Exists"}]}}))]);
+        let objects = Fixed::new(vec![(
+            "runtimeclasses",
+            json!({"metadata": {"name": "vm"}, "overhead": {"podFixed": {"memory": "10Mi"}},
+            "scheduling": {"nodeSelector": {"vm": "yes"}, "tolerations": [{"key": "vm", "operator": "Exists"}]}}),
+        )]);
         let user = UserInfo::loopback();
         let admit = |spec: Value| {
             let mut change = change(&user, Operation::Create, ("v1", "Pod"), Some(json!({"metadata": {"name": "p"}, "spec": spec})), None);
@@ -80,7 +90,10 @@ mod tests {
         let spec = admit(json!({"runtimeClassName": "vm", "nodeSelector": {"zone": "a"}})).unwrap();
         assert_eq!(spec["nodeSelector"], json!({"zone": "a", "vm": "yes"}));
         assert_eq!((&spec["overhead"], list(&spec["tolerations"]).len()), (&json!({"memory": "10Mi"}), 1));
-        assert_eq!(admit(json!({"runtimeClassName": "no"})).unwrap_err().message, "pods \"p\" is forbidden: pod rejected: RuntimeClass \"no\" not found");
+        assert_eq!(
+            admit(json!({"runtimeClassName": "no"})).unwrap_err().message,
+            "pods \"p\" is forbidden: pod rejected: RuntimeClass \"no\" not found"
+        );
         assert!(admit(json!({"runtimeClassName": "vm", "nodeSelector": {"vm": "no"}})).is_err());
         assert!(admit(json!({"overhead": {"cpu": "1"}})).is_err());
         assert_eq!(admit(json!({"containers": []})).unwrap(), json!({"containers": []}));

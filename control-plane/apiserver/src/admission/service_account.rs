@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use xebec_api::{meta, status::ApiError, value::{list, text}};
+use xebec_api::{
+    meta,
+    status::ApiError,
+    value::{list, text},
+};
 
 use super::{BuiltIn, refuse};
 use crate::extension::Change;
@@ -85,11 +89,15 @@ fn apply(pod: &mut Value, account: &Value, suffix: &str) {
         }
     }
     if mounted && !exists {
-        push(spec, "volumes", json!({"name": volume, "projected": {"defaultMode": 420, "sources": [
-            {"serviceAccountToken": {"expirationSeconds": TOKEN_SECONDS, "path": "token"}},
-            {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
-            {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}]}},
-        ]}}));
+        push(
+            spec,
+            "volumes",
+            json!({"name": volume, "projected": {"defaultMode": 420, "sources": [
+                {"serviceAccountToken": {"expirationSeconds": TOKEN_SECONDS, "path": "token"}},
+                {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+                {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}]}},
+            ]}}),
+        );
     }
 }
 
@@ -121,7 +129,9 @@ mod tests {
 
     #[tokio::test]
     async fn pods_get_account_secrets_and_token() {
-        let pod = admit(json!({"containers": [{"name": "c"}, {"name": "own", "volumeMounts": [{"name": "x", "mountPath": MOUNT_PATH}]}]})).await.unwrap();
+        let pod = admit(json!({"containers": [{"name": "c"}, {"name": "own", "volumeMounts": [{"name": "x", "mountPath": MOUNT_PATH}]}]}))
+            .await
+            .unwrap();
         let spec = &pod["spec"];
         assert_eq!((&spec["serviceAccountName"], &spec["serviceAccount"]), (&json!("default"), &json!("default")));
         assert_eq!(spec["imagePullSecrets"], json!([{"name": "pull"}]));
@@ -141,7 +151,9 @@ mod tests {
         ] {
             assert_eq!(admit(spec).await.unwrap()["spec"].get("volumes"), None);
         }
-        let wanted = admit(json!({"serviceAccountName": "quiet", "automountServiceAccountToken": true, "containers": [{"name": "c"}]})).await.unwrap();
+        let wanted = admit(json!({"serviceAccountName": "quiet", "automountServiceAccountToken": true, "containers": [{"name": "c"}]}))
+            .await
+            .unwrap();
         assert_eq!(list(&wanted["spec"]["volumes"]).len(), 1);
     }
 

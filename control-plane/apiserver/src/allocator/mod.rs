@@ -114,9 +114,8 @@ impl State {
                     taken.ips.push(ip);
                 }
                 None => {
-                    let ip = range
-                        .take_any(rand::random())
-                        .map_err(|e| status::internal(&format!("failed to allocate a serviceIP: {e}")))?;
+                    let ip =
+                        range.take_any(rand::random()).map_err(|e| status::internal(&format!("failed to allocate a serviceIP: {e}")))?;
                     taken.ips.push(ip);
                     ips.truncate(i);
                     ips.push(ip.to_string());
@@ -173,15 +172,16 @@ impl State {
             match plan::port_number(&service["spec"]["healthCheckNodePort"]) {
                 Some(number) if before.ports.contains(&number) || taken.ports.contains(&number) => {}
                 Some(number) => {
-                    self.ports.take(number).map_err(|e| {
-                        status::internal(&format!("failed to allocate requested HealthCheck NodePort {number}: {e}"))
-                    })?;
+                    self.ports
+                        .take(number)
+                        .map_err(|e| status::internal(&format!("failed to allocate requested HealthCheck NodePort {number}: {e}")))?;
                     taken.ports.push(number);
                 }
                 None => {
-                    let number = self.ports.take_any(rand::random()).map_err(|e| {
-                        status::internal(&format!("failed to allocate a HealthCheck NodePort <nil>: {e}"))
-                    })?;
+                    let number = self
+                        .ports
+                        .take_any(rand::random())
+                        .map_err(|e| status::internal(&format!("failed to allocate a HealthCheck NodePort <nil>: {e}")))?;
                     taken.ports.push(number);
                     service["spec"]["healthCheckNodePort"] = number.into();
                 }
@@ -207,8 +207,7 @@ impl Allocator for ServiceAllocator {
             // Validation has the words for it.
             return Ok(Allocation::default());
         }
-        let families: Vec<&str> =
-            self.state.lock().ranges.iter().map(|r| if r.is_ipv4() { "IPv4" } else { "IPv6" }).collect();
+        let families: Vec<&str> = self.state.lock().ranges.iter().map(|r| if r.is_ipv4() { "IPv4" } else { "IPv6" }).collect();
         let name = xebec_api::meta::name(service).to_string();
         plan::prepare(service, change.old, &families).map_err(|errors| status::invalid(change.resource, &name, &errors))?;
         let before = change.old.map(Held::of).unwrap_or_default();
@@ -272,8 +271,12 @@ mod tests {
     #[tokio::test]
     async fn a_service_gets_an_address_and_ports() {
         let a = small();
-        let doc = create(&a, json!({"type": "NodePort", "ports": [
-            {"port": 53, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}, {"port": 80, "protocol": "TCP", "nodePort": 30002}]})).await;
+        let doc = create(
+            &a,
+            json!({"type": "NodePort", "ports": [
+            {"port": 53, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}, {"port": 80, "protocol": "TCP", "nodePort": 30002}]}),
+        )
+        .await;
         let spec = &doc["spec"];
         assert_eq!(spec["clusterIPs"], json!([spec["clusterIP"]]));
         assert_eq!((&spec["ipFamilies"], &spec["ipFamilyPolicy"]), (&json!(["IPv4"]), &json!("SingleStack")));
@@ -291,16 +294,26 @@ mod tests {
         let a = small();
         create(&a, json!({"clusterIP": "10.0.0.2", "type": "NodePort", "ports": [{"port": 1, "nodePort": 30001}]})).await;
         for (spec, message) in [
-            (json!({"clusterIP": "10.0.0.2"}),
-             r#"Service "s" is invalid: spec.clusterIPs: Invalid value: ["10.0.0.2"]: failed to allocate IP 10.0.0.2: provided IP is already allocated"#),
-            (json!({"clusterIP": "10.9.0.2"}),
-             r#"Service "s" is invalid: spec.clusterIPs: Invalid value: ["10.9.0.2"]: failed to allocate IP 10.9.0.2: the provided IP (10.9.0.2) is not in the valid range. The range of valid IPs is 10.0.0.0/29"#),
-            (json!({"clusterIP": "10.0.0.3", "type": "NodePort", "ports": [{"port": 1, "nodePort": 30001}]}),
-             r#"Service "s" is invalid: spec.ports[0].nodePort: Invalid value: 30001: provided port is already allocated"#),
-            (json!({"type": "NodePort", "ports": [{"port": 1, "nodePort": 99}]}),
-             r#"Service "s" is invalid: spec.ports[0].nodePort: Invalid value: 99: provided port is not in the valid range. The range of valid ports is 30000-30003"#),
-            (json!({"ipFamilies": ["IPv6"]}),
-             r#"Service "s" is invalid: spec.ipFamilies[0]: Invalid value: "IPv6": not configured on this cluster"#),
+            (
+                json!({"clusterIP": "10.0.0.2"}),
+                r#"Service "s" is invalid: spec.clusterIPs: Invalid value: ["10.0.0.2"]: failed to allocate IP 10.0.0.2: provided IP is already allocated"#,
+            ),
+            (
+                json!({"clusterIP": "10.9.0.2"}),
+                r#"Service "s" is invalid: spec.clusterIPs: Invalid value: ["10.9.0.2"]: failed to allocate IP 10.9.0.2: the provided IP (10.9.0.2) is not in the valid range. The range of valid IPs is 10.0.0.0/29"#,
+            ),
+            (
+                json!({"clusterIP": "10.0.0.3", "type": "NodePort", "ports": [{"port": 1, "nodePort": 30001}]}),
+                r#"Service "s" is invalid: spec.ports[0].nodePort: Invalid value: 30001: provided port is already allocated"#,
+            ),
+            (
+                json!({"type": "NodePort", "ports": [{"port": 1, "nodePort": 99}]}),
+                r#"Service "s" is invalid: spec.ports[0].nodePort: Invalid value: 99: provided port is not in the valid range. The range of valid ports is 30000-30003"#,
+            ),
+            (
+                json!({"ipFamilies": ["IPv6"]}),
+                r#"Service "s" is invalid: spec.ipFamilies[0]: Invalid value: "IPv6": not configured on this cluster"#,
+            ),
         ] {
             assert_eq!(write(&a, spec, None, false).await.map(|_| ()).unwrap_err().message, message);
         }
@@ -330,7 +343,14 @@ mod tests {
     async fn updates_keep_change_and_release() {
         let a = small();
         let old = create(&a, json!({"type": "NodePort", "ports": [{"port": 1, "protocol": "TCP"}]})).await;
-        let (kept, allocation) = write(&a, json!({"type": "NodePort", "ports": [{"port": 1, "protocol": "TCP"}, {"port": 2, "protocol": "TCP"}]}), Some(&old), false).await.unwrap();
+        let (kept, allocation) = write(
+            &a,
+            json!({"type": "NodePort", "ports": [{"port": 1, "protocol": "TCP"}, {"port": 2, "protocol": "TCP"}]}),
+            Some(&old),
+            false,
+        )
+        .await
+        .unwrap();
         allocation.committed();
         assert_eq!(kept["spec"]["clusterIP"], old["spec"]["clusterIP"]);
         assert_eq!(kept["spec"]["ports"][0]["nodePort"], old["spec"]["ports"][0]["nodePort"]);
@@ -342,7 +362,8 @@ mod tests {
             assert_eq!(message, r#"Service "s" is invalid: spec.clusterIPs[0]: Invalid value: ["10.0.0.1"]: may not change once set"#);
         }
         // To ClusterIP: the ports are free again; to ExternalName: the address as well.
-        let (inner, allocation) = write(&a, json!({"type": "ClusterIP", "ports": [{"port": 1, "protocol": "TCP"}]}), Some(&kept), false).await.unwrap();
+        let (inner, allocation) =
+            write(&a, json!({"type": "ClusterIP", "ports": [{"port": 1, "protocol": "TCP"}]}), Some(&kept), false).await.unwrap();
         allocation.committed();
         assert_eq!(inner["spec"]["ports"][0].get("nodePort"), None);
         let mut ports = Vec::new();

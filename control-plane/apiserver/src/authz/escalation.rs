@@ -44,15 +44,14 @@ fn covers(rule: &Rule, atom: &Rule) -> bool {
         return false;
     }
     if let Some(url) = atom.non_resource_urls.first() {
-        return rule.non_resource_urls.iter().any(|held| {
-            held == "*" || held == url || held.strip_suffix('*').is_some_and(|start| url.starts_with(start))
-        });
+        return rule
+            .non_resource_urls
+            .iter()
+            .any(|held| held == "*" || held == url || held.strip_suffix('*').is_some_and(|start| url.starts_with(start)));
     }
     let resource = &atom.resources[0];
     let resources = rule.resources.iter().any(|held| {
-        held == "*"
-            || held == resource
-            || resource.split_once('/').is_some_and(|(_, sub)| held.strip_prefix("*/") == Some(sub))
+        held == "*" || held == resource || resource.split_once('/').is_some_and(|(_, sub)| held.strip_prefix("*/") == Some(sub))
     });
     let names = rule.resource_names.is_empty() || atom.resource_names.first().is_some_and(|n| rule.resource_names.contains(n));
     one(&rule.api_groups, &atom.api_groups[0]) && resources && names
@@ -180,7 +179,11 @@ mod tests {
 
     #[test]
     fn covering_is_by_every_combination() {
-        let held = [rule(&["get", "list"], &[""], &["pods"], &[]), rule(&["get"], &["apps"], &["*"], &["a"]), rule(&["get"], &["x"], &["*/status"], &[])];
+        let held = [
+            rule(&["get", "list"], &[""], &["pods"], &[]),
+            rule(&["get"], &["apps"], &["*"], &["a"]),
+            rule(&["get"], &["x"], &["*/status"], &[]),
+        ];
         assert!(uncovered(&held, &[rule(&["get"], &[""], &["pods"], &["p"])]).is_empty());
         assert!(uncovered(&held, &[rule(&["get"], &["apps"], &["deployments/scale"], &["a"])]).is_empty());
         assert!(uncovered(&held, &[rule(&["get"], &["x"], &["y/status"], &[])]).is_empty());
@@ -192,12 +195,24 @@ mod tests {
     #[test]
     fn only_held_permissions_are_granted() {
         let objects = Arc::new(Fixed::new(vec![
-            ("clusterroles", json!({"metadata": {"name": "pods"}, "rules": [{"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}]})),
+            (
+                "clusterroles",
+                json!({"metadata": {"name": "pods"}, "rules": [{"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}]}),
+            ),
             ("clusterroles", json!({"metadata": {"name": "all"}, "rules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}]})),
-            ("clusterroles", json!({"metadata": {"name": "binder"}, "rules": [
-                {"verbs": ["bind"], "apiGroups": ["rbac.authorization.k8s.io"], "resources": ["clusterroles"], "resourceNames": ["all"]}]})),
-            ("clusterrolebindings", json!({"roleRef": {"kind": "ClusterRole", "name": "pods"}, "subjects": [{"kind": "User", "name": "jo"}]})),
-            ("clusterrolebindings", json!({"roleRef": {"kind": "ClusterRole", "name": "binder"}, "subjects": [{"kind": "User", "name": "bi"}]})),
+            (
+                "clusterroles",
+                json!({"metadata": {"name": "binder"}, "rules": [
+                {"verbs": ["bind"], "apiGroups": ["rbac.authorization.k8s.io"], "resources": ["clusterroles"], "resourceNames": ["all"]}]}),
+            ),
+            (
+                "clusterrolebindings",
+                json!({"roleRef": {"kind": "ClusterRole", "name": "pods"}, "subjects": [{"kind": "User", "name": "jo"}]}),
+            ),
+            (
+                "clusterrolebindings",
+                json!({"roleRef": {"kind": "ClusterRole", "name": "binder"}, "subjects": [{"kind": "User", "name": "bi"}]}),
+            ),
         ]));
         let chain = Chain::new(objects);
         let jo = UserInfo { name: "jo".into(), groups: vec!["g".into()], ..UserInfo::default() };

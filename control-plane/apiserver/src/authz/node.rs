@@ -52,9 +52,7 @@ impl NodeAuthorizer {
             }
             ("", "secrets", "") => related(self.pod_refers(node, a.namespace, &Reference::Secret(name))),
             ("", "configmaps", "") => related(self.pod_refers(node, a.namespace, &Reference::ConfigMap(name))),
-            ("", "persistentvolumeclaims", "") if a.verb == "get" => {
-                related(self.pod_refers(node, a.namespace, &Reference::Claim(name)))
-            }
+            ("", "persistentvolumeclaims", "") if a.verb == "get" => related(self.pod_refers(node, a.namespace, &Reference::Claim(name))),
             ("", "persistentvolumeclaims", "status") if matches!(a.verb, "get" | "update" | "patch") => {
                 related(self.pod_refers(node, a.namespace, &Reference::Claim(name)))
             }
@@ -63,9 +61,7 @@ impl NodeAuthorizer {
             ("", "serviceaccounts", "token") if a.verb == "create" => {
                 related(self.pod_refers(node, a.namespace, &Reference::ServiceAccount(name)))
             }
-            ("", "serviceaccounts", "") if a.verb == "get" => {
-                related(self.pod_refers(node, a.namespace, &Reference::ServiceAccount(name)))
-            }
+            ("", "serviceaccounts", "") if a.verb == "get" => related(self.pod_refers(node, a.namespace, &Reference::ServiceAccount(name))),
             ("storage.k8s.io", "volumeattachments", "") if a.verb == "get" => {
                 let attachment = self.objects.get("volumeattachments", "", name);
                 related(attachment.is_some_and(|doc| doc["spec"]["nodeName"] == node))
@@ -167,9 +163,8 @@ fn refers(pod: &Value, to: &Reference<'_>) -> bool {
         })
     };
     let volumes = || array(&spec["volumes"]).iter();
-    let projected = |source: &str, name: &str| {
-        volumes().any(|v| array(&v["projected"]["sources"]).iter().any(|s| s[source]["name"] == name))
-    };
+    let projected =
+        |source: &str, name: &str| volumes().any(|v| array(&v["projected"]["sources"]).iter().any(|s| s[source]["name"] == name));
     match to {
         Reference::ServiceAccount(name) => spec["serviceAccountName"] == **name,
         Reference::Secret(name) => {
@@ -187,8 +182,7 @@ fn refers(pod: &Value, to: &Reference<'_>) -> bool {
             let pod_name = pod["metadata"]["name"].as_str().unwrap_or_default();
             volumes().any(|v| {
                 v["persistentVolumeClaim"]["claimName"] == **name
-                    || (v["ephemeral"].is_object()
-                        && v["name"].as_str().is_some_and(|volume| format!("{pod_name}-{volume}") == **name))
+                    || (v["ephemeral"].is_object() && v["name"].as_str().is_some_and(|volume| format!("{pod_name}-{volume}") == **name))
             })
         }
     }
@@ -209,10 +203,14 @@ mod tests {
             ("pods", doc)
         };
         let objects = Fixed::new(vec![
-            pod("p", "n1", json!({"serviceAccountName": "bot", "imagePullSecrets": [{"name": "pull"}],
+            pod(
+                "p",
+                "n1",
+                json!({"serviceAccountName": "bot", "imagePullSecrets": [{"name": "pull"}],
                 "volumes": [{"secret": {"secretName": "vol"}}, {"projected": {"sources": [{"configMap": {"name": "proj"}}]}},
                             {"persistentVolumeClaim": {"claimName": "claim"}}, {"name": "tmp", "ephemeral": {}}],
-                "containers": [{"env": [{"valueFrom": {"secretKeyRef": {"name": "env"}}}], "envFrom": [{"configMapRef": {"name": "from"}}]}]})),
+                "containers": [{"env": [{"valueFrom": {"secretKeyRef": {"name": "env"}}}], "envFrom": [{"configMapRef": {"name": "from"}}]}]}),
+            ),
             pod("q", "n2", json!({"volumes": [{"secret": {"secretName": "other"}}]})),
             ("persistentvolumes", json!({"metadata": {"name": "pv"}, "spec": {"claimRef": {"namespace": "a", "name": "claim"}}})),
         ]);
@@ -221,8 +219,19 @@ mod tests {
         let ask = |verb: &str, resource: &str, namespace: &str, name: &str, selector: &str| {
             let (group, resource) = resource.split_once(':').unwrap_or(("", resource));
             let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
-            node.authorize(&Attributes { user: &user, verb, group, version: "v1", resource, subresource, namespace, name,
-                path: "", field_selector: selector, label_selector: "" })
+            node.authorize(&Attributes {
+                user: &user,
+                verb,
+                group,
+                version: "v1",
+                resource,
+                subresource,
+                namespace,
+                name,
+                path: "",
+                field_selector: selector,
+                label_selector: "",
+            })
         };
         for (verb, resource, namespace, name, selector) in [
             ("get", "secrets", "a", "pull", ""),

@@ -225,24 +225,54 @@ mod tests {
         let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
         let (group, resource) = resource.split_once(':').unwrap_or(("", resource));
         let path = if resource.is_empty() { name } else { "" };
-        Attributes { user, verb, group, version: "v1", resource, subresource, namespace, name, path, field_selector: "", label_selector: "" }
+        Attributes {
+            user,
+            verb,
+            group,
+            version: "v1",
+            resource,
+            subresource,
+            namespace,
+            name,
+            path,
+            field_selector: "",
+            label_selector: "",
+        }
     }
 
     fn rbac() -> (Arc<Fixed>, Rbac) {
         let objects = Arc::new(Fixed::new(vec![
-            ("clusterroles", json!({"metadata": {"name": "reader"}, "rules": [
+            (
+                "clusterroles",
+                json!({"metadata": {"name": "reader"}, "rules": [
                 {"verbs": ["get", "list"], "apiGroups": [""], "resources": ["pods", "pods/log", "*/scale"]},
-                {"verbs": ["get"], "nonResourceURLs": ["/metrics", "/logs/*"]}]})),
-            ("roles", json!({"metadata": {"name": "named", "namespace": "a"}, "rules": [
-                {"verbs": ["*"], "apiGroups": ["apps"], "resources": ["deployments"], "resourceNames": ["web"]}]})),
-            ("clusterrolebindings", json!({"metadata": {"name": "b"}, "roleRef": {"kind": "ClusterRole", "name": "reader"},
-                "subjects": [{"kind": "Group", "name": "readers"}]})),
-            ("rolebindings", json!({"metadata": {"name": "b", "namespace": "a"}, "roleRef": {"kind": "Role", "name": "named"},
-                "subjects": [{"kind": "User", "name": "jo"}, {"kind": "ServiceAccount", "name": "bot"}]})),
-            ("rolebindings", json!({"metadata": {"name": "c", "namespace": "c"}, "roleRef": {"kind": "ClusterRole", "name": "reader"},
-                "subjects": [{"kind": "User", "name": "jo"}]})),
-            ("rolebindings", json!({"metadata": {"name": "d", "namespace": "d"}, "roleRef": {"kind": "Role", "name": "gone"},
-                "subjects": [{"kind": "User", "name": "jo"}]})),
+                {"verbs": ["get"], "nonResourceURLs": ["/metrics", "/logs/*"]}]}),
+            ),
+            (
+                "roles",
+                json!({"metadata": {"name": "named", "namespace": "a"}, "rules": [
+                {"verbs": ["*"], "apiGroups": ["apps"], "resources": ["deployments"], "resourceNames": ["web"]}]}),
+            ),
+            (
+                "clusterrolebindings",
+                json!({"metadata": {"name": "b"}, "roleRef": {"kind": "ClusterRole", "name": "reader"},
+                "subjects": [{"kind": "Group", "name": "readers"}]}),
+            ),
+            (
+                "rolebindings",
+                json!({"metadata": {"name": "b", "namespace": "a"}, "roleRef": {"kind": "Role", "name": "named"},
+                "subjects": [{"kind": "User", "name": "jo"}, {"kind": "ServiceAccount", "name": "bot"}]}),
+            ),
+            (
+                "rolebindings",
+                json!({"metadata": {"name": "c", "namespace": "c"}, "roleRef": {"kind": "ClusterRole", "name": "reader"},
+                "subjects": [{"kind": "User", "name": "jo"}]}),
+            ),
+            (
+                "rolebindings",
+                json!({"metadata": {"name": "d", "namespace": "d"}, "roleRef": {"kind": "Role", "name": "gone"},
+                "subjects": [{"kind": "User", "name": "jo"}]}),
+            ),
         ]));
         (objects.clone(), Rbac::new(objects))
     }
@@ -286,8 +316,11 @@ mod tests {
         let (objects, rbac) = rbac();
         let new = UserInfo { name: "new".into(), ..UserInfo::default() };
         assert_ne!(rbac.authorize(&request(&new, "get", "pods", "x", "p")), Decision::Allow);
-        objects.add("clusterrolebindings", json!({"metadata": {"name": "n"}, "roleRef": {"kind": "ClusterRole", "name": "reader"},
-            "subjects": [{"kind": "User", "name": "new"}]}));
+        objects.add(
+            "clusterrolebindings",
+            json!({"metadata": {"name": "n"}, "roleRef": {"kind": "ClusterRole", "name": "reader"},
+            "subjects": [{"kind": "User", "name": "new"}]}),
+        );
         assert_eq!(rbac.authorize(&request(&new, "get", "pods", "x", "p")), Decision::Allow);
         let (resources, urls) = rbac.rules_documents(&new, "x");
         assert_eq!((resources.len(), urls.len()), (1, 1));

@@ -141,7 +141,10 @@ mod tests {
     fn reviews_answer_as_requests_would() {
         let chain = Chain::new(Arc::new(Fixed::new(vec![
             ("clusterroles", json!({"metadata": {"name": "r"}, "rules": [{"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}]})),
-            ("rolebindings", json!({"metadata": {"namespace": "a"}, "roleRef": {"kind": "ClusterRole", "name": "r"}, "subjects": [{"kind": "User", "name": "jo"}]})),
+            (
+                "rolebindings",
+                json!({"metadata": {"namespace": "a"}, "roleRef": {"kind": "ClusterRole", "name": "r"}, "subjects": [{"kind": "User", "name": "jo"}]}),
+            ),
         ])));
         let jo = UserInfo { name: "jo".into(), ..UserInfo::default() };
         let root = UserInfo::loopback();

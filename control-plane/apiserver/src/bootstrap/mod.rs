@@ -151,8 +151,7 @@ async fn announce(store: &dyn Store, params: &Params) -> Result<()> {
 /// Makes the `kubernetes` Service and its endpoints what they should be.
 async fn service(store: &dyn Store, params: &Params) -> Result<()> {
     let leases = store.range(RangeRequest { prefix: MASTER_LEASES.into(), ..RangeRequest::default() }).await?;
-    let mut servers: Vec<IpAddr> =
-        leases.kvs.iter().filter_map(|kv| kv.key[MASTER_LEASES.len()..].parse().ok()).collect();
+    let mut servers: Vec<IpAddr> = leases.kvs.iter().filter_map(|kv| kv.key[MASTER_LEASES.len()..].parse().ok()).collect();
     servers.sort_by_key(|ip| (ip.is_ipv4() != params.advertise.is_ipv4(), *ip));
     for (prefix, wanted) in data::kubernetes_service(params, &servers) {
         let key = key(prefix, &wanted);

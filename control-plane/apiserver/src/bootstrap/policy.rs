@@ -163,19 +163,42 @@ const CLUSTER_ROLE_BINDINGS: &[(&str, &str)] = &[
 /// (namespace, name, rules)
 const ROLES: &[(&str, &str, &str)] = &[
     ("kube-system", "extension-apiserver-authentication-reader", "READ core configmaps extension-apiserver-authentication"),
-    ("kube-system", "system::leader-locking-kube-controller-manager", "watch core configmaps\nget,update core configmaps kube-controller-manager"),
+    (
+        "kube-system",
+        "system::leader-locking-kube-controller-manager",
+        "watch core configmaps\nget,update core configmaps kube-controller-manager",
+    ),
     ("kube-system", "system::leader-locking-kube-scheduler", "watch core configmaps\nget,update core configmaps kube-scheduler"),
     ("kube-system", "system:controller:bootstrap-signer", "READ core secrets"),
     ("kube-system", "system:controller:cloud-provider", "create,get,list,watch,patch,update core configmaps"),
     ("kube-system", "system:controller:token-cleaner", "READ,delete core secrets\ncreate,patch,update core,events.k8s.io events"),
-    ("kube-public", "system:controller:bootstrap-signer", "READ core configmaps\nupdate core configmaps cluster-info\ncreate,patch,update core,events.k8s.io events"),
+    (
+        "kube-public",
+        "system:controller:bootstrap-signer",
+        "READ core configmaps\nupdate core configmaps cluster-info\ncreate,patch,update core,events.k8s.io events",
+    ),
 ];
 
 /// (namespace, name, role, subjects)
 const ROLE_BINDINGS: &[(&str, &str, &str, &str)] = &[
-    ("kube-system", "system::extension-apiserver-authentication-reader", "extension-apiserver-authentication-reader", "u:system:kube-controller-manager u:system:kube-scheduler"),
-    ("kube-system", "system::leader-locking-kube-controller-manager", "system::leader-locking-kube-controller-manager", "u:system:kube-controller-manager s:kube-system/kube-controller-manager"),
-    ("kube-system", "system::leader-locking-kube-scheduler", "system::leader-locking-kube-scheduler", "u:system:kube-scheduler s:kube-system/kube-scheduler"),
+    (
+        "kube-system",
+        "system::extension-apiserver-authentication-reader",
+        "extension-apiserver-authentication-reader",
+        "u:system:kube-controller-manager u:system:kube-scheduler",
+    ),
+    (
+        "kube-system",
+        "system::leader-locking-kube-controller-manager",
+        "system::leader-locking-kube-controller-manager",
+        "u:system:kube-controller-manager s:kube-system/kube-controller-manager",
+    ),
+    (
+        "kube-system",
+        "system::leader-locking-kube-scheduler",
+        "system::leader-locking-kube-scheduler",
+        "u:system:kube-scheduler s:kube-system/kube-scheduler",
+    ),
     ("kube-system", "system:controller:bootstrap-signer", "system:controller:bootstrap-signer", "s:kube-system/bootstrap-signer"),
     ("kube-system", "system:controller:cloud-provider", "system:controller:cloud-provider", "s:kube-system/cloud-provider"),
     ("kube-system", "system:controller:token-cleaner", "system:controller:token-cleaner", "s:kube-system/token-cleaner"),
@@ -356,8 +379,19 @@ mod tests {
             (&scheduler, "create", "", "services", "", false),
             (&controllers, "delete", "example.com", "widgets", "", true),
         ] {
-            let attributes = Attributes { user, verb, group, version: "v1", resource, subresource: "", namespace: "a", name: "",
-                path, field_selector: "", label_selector: "" };
+            let attributes = Attributes {
+                user,
+                verb,
+                group,
+                version: "v1",
+                resource,
+                subresource: "",
+                namespace: "a",
+                name: "",
+                path,
+                field_selector: "",
+                label_selector: "",
+            };
             assert_eq!(chain.authorize(&attributes) == Decision::Allow, allowed, "{} {verb} {resource}{path}", user.name);
         }
     }

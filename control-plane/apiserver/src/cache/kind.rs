@@ -3,7 +3,10 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     ops::Bound,
-    sync::{Arc, atomic::{AtomicUsize, Ordering}},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -177,7 +180,9 @@ impl KindCache {
             state.ring.push_back((now, event));
         }
         state.revision = state.revision.max(revision);
-        while state.ring.len() > RING_MAX || (state.ring.len() > RING && state.ring.front().is_some_and(|(at, _)| now.duration_since(*at) > RING_AGE)) {
+        while state.ring.len() > RING_MAX
+            || (state.ring.len() > RING && state.ring.front().is_some_and(|(at, _)| now.duration_since(*at) > RING_AGE))
+        {
             if let Some((_, event)) = state.ring.pop_front() {
                 state.complete_after = event.revision;
             }

@@ -6,11 +6,7 @@
 mod entry;
 mod kind;
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use parking_lot::RwLock;
@@ -221,14 +217,16 @@ impl Hub {
 
     async fn load(&self, resource: &Resource, revision: Revision) -> Result<Vec<Entry>, StoreError> {
         let prefix = format!("{ROOT}{}/", resource.storage_prefix);
-        let response = self.store.range(RangeRequest { prefix: prefix.clone(), revision: Some(revision), ..RangeRequest::default() }).await?;
-        let entries = response.kvs.iter().filter_map(|kv| match Entry::new(&kv.key[prefix.len()..], &kv.value, kv.mod_revision, resource) {
-            Ok(entry) => Some(entry),
-            Err(error) => {
-                tracing::error!(%error, "object left out");
-                None
-            }
-        });
+        let response =
+            self.store.range(RangeRequest { prefix: prefix.clone(), revision: Some(revision), ..RangeRequest::default() }).await?;
+        let entries =
+            response.kvs.iter().filter_map(|kv| match Entry::new(&kv.key[prefix.len()..], &kv.value, kv.mod_revision, resource) {
+                Ok(entry) => Some(entry),
+                Err(error) => {
+                    tracing::error!(%error, "object left out");
+                    None
+                }
+            });
         Ok(entries.collect())
     }
 }
@@ -245,7 +243,12 @@ impl Objects for Hub {
 
     fn select(&self, prefix: &str, namespace: &str, field: &str, value: &str) -> Vec<Document> {
         let Some(kind) = self.kind(prefix) else { return Vec::new() };
-        kind.snapshot(namespace).0.iter().filter(|entry| entry.field(field).unwrap_or_default() == value).map(|entry| entry.document()).collect()
+        kind.snapshot(namespace)
+            .0
+            .iter()
+            .filter(|entry| entry.field(field).unwrap_or_default() == value)
+            .map(|entry| entry.document())
+            .collect()
     }
 
     fn changed(&self, prefix: &str) -> u64 {

@@ -16,7 +16,11 @@ pub(super) fn parse(version: &Value) -> Vec<PrinterColumn> {
     let Some(list) = version["additionalPrinterColumns"].as_array().filter(|list| !list.is_empty()) else {
         let column = table::default_columns().pop();
         let path = Path::parse(".metadata.creationTimestamp");
-        return column.zip(path).map(|(column, path)| PrinterColumn { column: Column { type_: "date".into(), ..column }, path }).into_iter().collect();
+        return column
+            .zip(path)
+            .map(|(column, path)| PrinterColumn { column: Column { type_: "date".into(), ..column }, path })
+            .into_iter()
+            .collect();
     };
     let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
     list.iter()

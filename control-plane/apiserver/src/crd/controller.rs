@@ -86,7 +86,10 @@ pub(crate) async fn reconcile(core: &Arc<Core>) -> Result<bool, ApiError> {
         }
     }
     // The same definitions give the same rows: exchanged only when one changed.
-    let fingerprint: Vec<String> = definitions.iter().map(|crd| format!("{}/{}/{}", crd["metadata"]["uid"], crd["metadata"]["generation"], define::is_established(&crd["status"]))).collect();
+    let fingerprint: Vec<String> = definitions
+        .iter()
+        .map(|crd| format!("{}/{}/{}", crd["metadata"]["uid"], crd["metadata"]["generation"], define::is_established(&crd["status"])))
+        .collect();
     core.rows.set_custom(rows, fingerprint);
     for kind in core.hub.kinds() {
         let custom = !xebec_api::builtin::resources().iter().any(|r| r.storage_prefix == kind.resource.storage_prefix);

@@ -59,7 +59,9 @@ fn custom(version: &Value) -> Result<Custom, String> {
         columns: columns::parse(version),
         selectable: selectable.collect(),
         has_status: !version["subresources"]["status"].is_null(),
-        scale: pointer(&scale["specReplicasPath"]).zip(pointer(&scale["statusReplicasPath"])).map(|(spec, status)| (spec, status, pointer(&scale["labelSelectorPath"]))),
+        scale: pointer(&scale["specReplicasPath"])
+            .zip(pointer(&scale["statusReplicasPath"]))
+            .map(|(spec, status)| (spec, status, pointer(&scale["labelSelectorPath"]))),
         openapi: raw.clone(),
     })
 }
@@ -67,7 +69,8 @@ fn custom(version: &Value) -> Result<Custom, String> {
 fn row(crd: &Document, group: &str, version: &Value, storage_api_version: &str, custom: &Arc<Custom>) -> Resource {
     let names = &crd["spec"]["names"];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
-    let texts = |value: &Value| -> Vec<String> { value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_string).collect() };
+    let texts =
+        |value: &Value| -> Vec<String> { value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_string).collect() };
     let or = |given: String, other: String| if given.is_empty() { other } else { given };
     let (kind, plural) = (text(&names["kind"]), text(&names["plural"]));
     let mut subresources = Vec::new();
@@ -129,7 +132,8 @@ pub(super) fn status(crd: &Document, conflicts: &[String], problem: Option<&str>
         }
         status["acceptedNames"] = accepted_names;
     }
-    let stored: Vec<Value> = crd["spec"]["versions"].as_array().into_iter().flatten().filter(|v| v["storage"] == true).map(|v| v["name"].clone()).collect();
+    let stored: Vec<Value> =
+        crd["spec"]["versions"].as_array().into_iter().flatten().filter(|v| v["storage"] == true).map(|v| v["name"].clone()).collect();
     let mut all = status["storedVersions"].as_array().cloned().unwrap_or_default();
     for version in stored {
         if !all.contains(&version) {
@@ -144,7 +148,9 @@ pub(super) fn status(crd: &Document, conflicts: &[String], problem: Option<&str>
     }
     match (accepted, problem) {
         (_, Some(problem)) => set_condition(&mut status, "NonStructuralSchema", true, "Violations", problem, now),
-        (true, None) => set_condition(&mut status, "Established", true, "InitialNamesAccepted", "the initial names have been accepted", now),
+        (true, None) => {
+            set_condition(&mut status, "Established", true, "InitialNamesAccepted", "the initial names have been accepted", now)
+        }
         (false, None) => set_condition(&mut status, "Established", false, "NotAccepted", "not all names are accepted", now),
     }
     if !crd["metadata"]["deletionTimestamp"].is_null() {
@@ -187,12 +193,17 @@ pub(super) fn conflicts(crd: &Document, others: &[Document]) -> Vec<String> {
                 all.push((field, name.to_string()));
             }
         }
-        all.extend(names["shortNames"].as_array().into_iter().flatten().filter_map(Value::as_str).map(|name| ("shortNames", name.to_string())));
+        all.extend(
+            names["shortNames"].as_array().into_iter().flatten().filter_map(Value::as_str).map(|name| ("shortNames", name.to_string())),
+        );
         all
     };
     let own_name = &crd["metadata"]["name"];
-    let taken: Vec<(&str, String)> =
-        others.iter().filter(|o| o["spec"]["group"] == crd["spec"]["group"] && o["metadata"]["name"] != *own_name).flat_map(|o| names(o, true)).collect();
+    let taken: Vec<(&str, String)> = others
+        .iter()
+        .filter(|o| o["spec"]["group"] == crd["spec"]["group"] && o["metadata"]["name"] != *own_name)
+        .flat_map(|o| names(o, true))
+        .collect();
     let kinds = |field: &str| matches!(field, "kind" | "listKind");
     names(crd, false)
         .into_iter()

@@ -20,8 +20,8 @@ use xebec_api::{
     status::{self, ApiError, FieldError},
 };
 
-pub(crate) use controller::{FINALIZER, reconcile, run};
 use columns::PrinterColumn;
+pub(crate) use controller::{FINALIZER, reconcile, run};
 use schema::Schema;
 
 /// What a version of a custom resource is, behind its row.

@@ -129,7 +129,14 @@ impl Schema {
         }
     }
 
-    fn check_object(&self, map: &serde_json::Map<String, Value>, path: &str, shown: &str, required: &[&String], errors: &mut Vec<FieldError>) {
+    fn check_object(
+        &self,
+        map: &serde_json::Map<String, Value>,
+        path: &str,
+        shown: &str,
+        required: &[&String],
+        errors: &mut Vec<FieldError>,
+    ) {
         let below = |key: &str| if path.is_empty() { key.to_string() } else { format!("{path}.{key}") };
         for key in required {
             if !map.contains_key(key.as_str()) {
@@ -161,7 +168,8 @@ impl Schema {
         for schema in &self.all_of {
             schema.validate(value, path, errors);
         }
-        let mut fail = |what: &str| errors.push(FieldError::invalid(path, value.clone(), format!("{shown:?} {what}").replace("\"<nil>\"", "\"\"")));
+        let mut fail =
+            |what: &str| errors.push(FieldError::invalid(path, value.clone(), format!("{shown:?} {what}").replace("\"<nil>\"", "\"\"")));
         if !self.any_of.is_empty() && !self.any_of.iter().any(holds) {
             fail("must validate at least one schema (anyOf)");
         }
@@ -227,14 +235,26 @@ mod tests {
     #[test]
     fn messages_are_upstreams() {
         check(json!({"type": "integer"}), json!("x"), &[("f", "Invalid value: \"string\": f in body must be of type integer: \"string\"")]);
-        check(json!({"type": "integer", "maximum": 3}), json!(5), &[("f", "Invalid value: 5: f in body should be less than or equal to 3")]);
+        check(
+            json!({"type": "integer", "maximum": 3}),
+            json!(5),
+            &[("f", "Invalid value: 5: f in body should be less than or equal to 3")],
+        );
         check(json!({"type": "string", "pattern": "^a$"}), json!("b"), &[("f", "Invalid value: \"b\": f in body should match '^a$'")]);
-        check(json!({"type": "string", "enum": ["a", "b"]}), json!("c"), &[("f", "Unsupported value: \"c\": supported values: \"a\", \"b\"")]);
+        check(
+            json!({"type": "string", "enum": ["a", "b"]}),
+            json!("c"),
+            &[("f", "Unsupported value: \"c\": supported values: \"a\", \"b\"")],
+        );
         check(json!({"type": "object", "required": ["x"]}), json!({}), &[("f.x", "Required value")]);
-        check(json!({"type": "array", "items": {"type": "string"}, "maxItems": 1}), json!(["a", 1]), &[
-            ("f", "Too many: 2: must have at most 1 item"),
-            ("f[1]", "Invalid value: \"integer\": f[1] in body must be of type string: \"integer\""),
-        ]);
+        check(
+            json!({"type": "array", "items": {"type": "string"}, "maxItems": 1}),
+            json!(["a", 1]),
+            &[
+                ("f", "Too many: 2: must have at most 1 item"),
+                ("f[1]", "Invalid value: \"integer\": f[1] in body must be of type string: \"integer\""),
+            ],
+        );
         check(json!({"x-kubernetes-int-or-string": true}), json!("5%"), &[]);
         check(json!({"type": "string", "nullable": true}), Value::Null, &[]);
         check(json!({"anyOf": [{"type": "string"}, {"type": "integer"}]}), json!(1), &[]);
@@ -243,7 +263,8 @@ mod tests {
 
     #[test]
     fn lists_with_keys_hold_each_once() {
-        let schema = json!({"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k"], "items": {"type": "object"}});
+        let schema =
+            json!({"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k"], "items": {"type": "object"}});
         check(schema, json!([{"k": 1}, {"k": 2}, {"k": 1}]), &[("f[2]", "Duplicate value: {\"k\":1}")]);
     }
 }

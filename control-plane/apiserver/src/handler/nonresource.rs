@@ -9,7 +9,11 @@ use xebec_api::status::{self, ApiError};
 use crate::{
     core::Core,
     documents,
-    http::{Response, negotiate::{self, Format}, respond},
+    http::{
+        Response,
+        negotiate::{self, Format},
+        respond,
+    },
     request_info::RequestInfo,
 };
 
@@ -25,7 +29,9 @@ pub(super) async fn answer(core: Arc<Core>, info: RequestInfo, method: Method, h
         "/version" => Ok(respond::document(StatusCode::OK, negotiate::accept(headers, true, false)?.format, &documents::version())),
         "/metrics" => {
             let mut response = respond::text(StatusCode::OK, core.metrics.render(&core.hub));
-            response.headers_mut().insert(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8".parse().expect("a constant"));
+            response
+                .headers_mut()
+                .insert(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8".parse().expect("a constant"));
             Ok(response)
         }
         "/.well-known/openid-configuration" | "/openid/v1/jwks" => {
@@ -108,7 +114,9 @@ async fn health(core: &Core, group: String, single: String, info: &RequestInfo) 
 /// `/`: what there is.
 fn paths(core: &Core) -> Response {
     let mut paths: Vec<String> =
-        ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"].map(String::from).to_vec();
+        ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]
+            .map(String::from)
+            .to_vec();
     for row in core.rows.table().rows().iter().filter(|r| !r.group.is_empty()) {
         for path in [format!("/apis/{}", row.group), format!("/apis/{}", row.api_version())] {
             if !paths.contains(&path) {

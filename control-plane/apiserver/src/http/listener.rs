@@ -57,7 +57,12 @@ pub async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, clients: Clien
             let mut builder = auto::Builder::new(TokioExecutor::new());
             builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
             // 250 streams a connection as upstream; keep-alive pings find clients that are gone.
-            builder.http2().timer(TokioTimer::new()).max_concurrent_streams(250).keep_alive_interval(Duration::from_secs(30)).keep_alive_timeout(Duration::from_secs(15));
+            builder
+                .http2()
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(250)
+                .keep_alive_interval(Duration::from_secs(30))
+                .keep_alive_timeout(Duration::from_secs(15));
             let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
             if let Err(error) = watcher.watch(connection.into_owned()).await {
                 log_connection_end(address, error.as_ref());

@@ -17,9 +17,13 @@ pub enum Format {
 pub enum Shape {
     Object,
     /// `meta.k8s.io/v1 Table` (v1beta1 is answered in the version asked for).
-    Table { v1beta1: bool },
+    Table {
+        v1beta1: bool,
+    },
     /// `PartialObjectMetadata` or its list.
-    Metadata { v1beta1: bool },
+    Metadata {
+        v1beta1: bool,
+    },
 }
 
 /// What was agreed on.
@@ -141,8 +145,14 @@ mod tests {
         check("*/*", Some((Format::Json, Shape::Object)));
         check("application/yaml", Some((Format::Yaml, Shape::Object)));
         check("application/vnd.kubernetes.protobuf,application/json", Some((Format::Json, Shape::Object)));
-        check("application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json", Some((Format::Json, table)));
-        check("application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1", Some((Format::Json, Shape::Metadata { v1beta1: false })));
+        check(
+            "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json",
+            Some((Format::Json, table)),
+        );
+        check(
+            "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",
+            Some((Format::Json, Shape::Metadata { v1beta1: false })),
+        );
         check("application/json;q=0.5, application/yaml", Some((Format::Yaml, Shape::Object)));
         check("application/vnd.kubernetes.protobuf", None);
         check("text/html", None);

@@ -97,11 +97,14 @@ pub fn maybe_gzip(request: &HeaderMap, format: Format, body: Vec<u8>) -> Respons
 
 /// Adds a `Warning: 299` header (RFC 7234, 5.5) as kubectl prints them.
 pub fn warn(headers: &mut HeaderMap, message: &str) {
-    let quoted: String = message.chars().flat_map(|c| match c {
-        '"' | '\\' => vec!['\\', c],
-        c if c.is_control() => vec![' '],
-        c => vec![c],
-    }).collect();
+    let quoted: String = message
+        .chars()
+        .flat_map(|c| match c {
+            '"' | '\\' => vec!['\\', c],
+            c if c.is_control() => vec![' '],
+            c => vec![c],
+        })
+        .collect();
     if let Ok(value) = HeaderValue::from_bytes(format!("299 - \"{quoted}\"").as_bytes()) {
         headers.append(header::WARNING, value);
     }

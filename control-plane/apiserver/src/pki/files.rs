@@ -109,7 +109,9 @@ fn still_good(cert_pem: &str, key_pem: &str, ca: &Ca, names: &[String], ips: &[I
     if ends - time::OffsetDateTime::now_utc() < RENEW_BEFORE {
         return false;
     }
-    if cert.public_key().subject_public_key.data.as_ref() != key.public_key_raw() || cert.verify_signature(Some(ca_cert.public_key())).is_err() {
+    if cert.public_key().subject_public_key.data.as_ref() != key.public_key_raw()
+        || cert.verify_signature(Some(ca_cert.public_key())).is_err()
+    {
         return false;
     }
     let mut have_names = BTreeSet::new();

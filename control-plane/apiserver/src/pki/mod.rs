@@ -50,7 +50,9 @@ impl Pki {
     /// The API server's serving certificate for exactly these names and addresses, issued again when they changed
     /// or when it is near its end.
     pub fn serving(&self, names: &[String], ips: &[IpAddr]) -> Result<Issued> {
-        files::open_leaf(&self.dir, "apiserver", &self.cluster_ca, names, ips, || issue_serving(&self.cluster_ca, "kube-apiserver", names, ips))
+        files::open_leaf(&self.dir, "apiserver", &self.cluster_ca, names, ips, || {
+            issue_serving(&self.cluster_ca, "kube-apiserver", names, ips)
+        })
     }
 
     /// The certificate the server shows to kubelets.

@@ -62,7 +62,11 @@ impl Transport {
 
     /// Sends `request` to `target`. The answer may be an upgrade: then bytes are copied both ways until either side ends.
     pub async fn send(&self, target: &Target, mut request: Request) -> Result<Response, Unreachable> {
-        let authority = if target.host.contains(':') { format!("[{}]:{}", target.host, target.port) } else { format!("{}:{}", target.host, target.port) };
+        let authority = if target.host.contains(':') {
+            format!("[{}]:{}", target.host, target.port)
+        } else {
+            format!("{}:{}", target.host, target.port)
+        };
         let connecting = async {
             let socket = TcpStream::connect((target.host.as_str(), target.port)).await.map_err(|e| format!("dial tcp {authority}: {e}"))?;
             let _ = socket.set_nodelay(true);
@@ -90,7 +94,8 @@ impl Transport {
         let client = hyper::upgrade::on(&mut request);
         let upgrade = wants_upgrade(request.headers());
         let (parts, body) = request.into_parts();
-        let mut outgoing = http::Request::builder().method(parts.method).uri(&target.path_and_query).body(body).map_err(|e| Unreachable(e.to_string()))?;
+        let mut outgoing =
+            http::Request::builder().method(parts.method).uri(&target.path_and_query).body(body).map_err(|e| Unreachable(e.to_string()))?;
         *outgoing.headers_mut() = forwarded(&parts.headers, upgrade);
         if let Ok(host) = HeaderValue::from_str(&authority) {
             outgoing.headers_mut().insert(header::HOST, host);
@@ -171,11 +176,21 @@ impl ServerCertVerifier for Unverified {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
         rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
     }
 
-    fn verify_tls13_signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
         rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
     }
 
@@ -246,7 +261,8 @@ mod tests {
                 let service = hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
                     let transport = transport.clone();
                     async move {
-                        let target = Target { scheme: Scheme::Http, host: "127.0.0.1".into(), port: backend, path_and_query: "/there?x=1".into() };
+                        let target =
+                            Target { scheme: Scheme::Http, host: "127.0.0.1".into(), port: backend, path_and_query: "/there?x=1".into() };
                         Ok::<Response, std::convert::Infallible>(
                             match transport.send(&target, request.map(|b| b.map_err(Into::into).boxed_unsync())).await {
                                 Ok(response) => response,
@@ -256,7 +272,8 @@ mod tests {
                     }
                 });
                 tokio::spawn(async move {
-                    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(socket), service).with_upgrades().await;
+                    let _ =
+                        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(socket), service).with_upgrades().await;
                 });
             }
         });

@@ -161,7 +161,8 @@ impl Proxy {
     }
 
     async fn object(&self, storage: &str, namespace: &str, name: &str) -> Result<Value, ApiError> {
-        let key = if namespace.is_empty() { format!("/registry/{storage}/{name}") } else { format!("/registry/{storage}/{namespace}/{name}") };
+        let key =
+            if namespace.is_empty() { format!("/registry/{storage}/{name}") } else { format!("/registry/{storage}/{namespace}/{name}") };
         let found = self.store.get(&key).await.map_err(|e| status::internal(&e.to_string()))?;
         let plural = match storage {
             "services/specs" => "services",
@@ -179,7 +180,8 @@ impl Proxy {
 
     async fn endpoint_slices(&self, namespace: &str, service: &str) -> Result<Vec<Value>, ApiError> {
         let prefix = format!("/registry/endpointslices/{namespace}/");
-        let found = self.store.range(RangeRequest { prefix, ..RangeRequest::default() }).await.map_err(|e| status::internal(&e.to_string()))?;
+        let found =
+            self.store.range(RangeRequest { prefix, ..RangeRequest::default() }).await.map_err(|e| status::internal(&e.to_string()))?;
         let slices = found.kvs.iter().filter_map(|kv| serde_json::from_slice::<Value>(&kv.value).ok());
         Ok(slices.filter(|s| s["metadata"]["labels"]["kubernetes.io/service-name"] == service).collect())
     }

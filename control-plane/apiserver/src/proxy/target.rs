@@ -44,7 +44,9 @@ pub fn kubelet(node: &Value) -> Result<(String, u16), ApiError> {
         .iter()
         .filter_map(|a| Some((rank(a["type"].as_str()?)?, a["address"].as_str()?)))
         .min_by_key(|(rank, _)| *rank)
-        .ok_or_else(|| status::internal(&format!("no preferred addresses found; known addresses of node {name}: {}", node["status"]["addresses"])))?;
+        .ok_or_else(|| {
+            status::internal(&format!("no preferred addresses found; known addresses of node {name}: {}", node["status"]["addresses"]))
+        })?;
     let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64().filter(|p| *p != 0).unwrap_or(KUBELET_PORT);
     Ok((best.1.to_string(), u16::try_from(port).unwrap_or_default()))
 }
@@ -95,7 +97,9 @@ fn enc(text: &str) -> String {
 
 fn segment(text: &str) -> String {
     // Names are DNS labels or subdomains: nothing but these ever needs no encoding.
-    text.chars().flat_map(|c| if c.is_ascii_alphanumeric() || "-._".contains(c) { vec![c] } else { enc(&c.to_string()).chars().collect() }).collect()
+    text.chars()
+        .flat_map(|c| if c.is_ascii_alphanumeric() || "-._".contains(c) { vec![c] } else { enc(&c.to_string()).chars().collect() })
+        .collect()
 }
 
 /// The kubelet path of `pods/exec` and `pods/attach` (`streamParams` upstream).
@@ -275,7 +279,10 @@ mod tests {
     #[test]
     fn kubelet_paths() {
         let query = Query::parse("container=a&stdin=true&stdout=1&tty=false&command=sh&command=-c&command=echo%20%22x%26y%22");
-        assert_eq!(stream_path("exec", &two(), "a", &query).unwrap(), "/exec/ns/p/a?input=1&output=1&command=sh&command=%2Dc&command=echo%20%22x%26y%22");
+        assert_eq!(
+            stream_path("exec", &two(), "a", &query).unwrap(),
+            "/exec/ns/p/a?input=1&output=1&command=sh&command=%2Dc&command=echo%20%22x%26y%22"
+        );
         assert!(stream_path("attach", &two(), "a", &Query::parse("tty=true")).is_err());
         assert_eq!(port_forward_path(&two(), &Query::parse("ports=80")), "/portForward/ns/p?port=80");
         let query = Query::parse("follow=true&tailLines=5&previous=false");

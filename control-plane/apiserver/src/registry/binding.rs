@@ -21,7 +21,13 @@ use crate::http::Response;
 pub(crate) async fn create(mut call: Call, received: Received, name: &str) -> Result<Response, ApiError> {
     let dry_run = options::dry_run(call.query(), "CreateOptions")?;
     let received = body::as_json(received)?;
-    let (binding, _) = schema::decode_kind("v1", "Binding", &received.bytes, &received.media_type, FieldValidation::parse(call.query().get("fieldValidation"))?)?;
+    let (binding, _) = schema::decode_kind(
+        "v1",
+        "Binding",
+        &received.bytes,
+        &received.media_type,
+        FieldValidation::parse(call.query().get("fieldValidation"))?,
+    )?;
     let own = meta::name(&binding);
     if !name.is_empty() && !own.is_empty() && own != name {
         return Err(status::bad_request(format!("name in URL does not match name in Binding object: {name} != {own}")));
@@ -63,7 +69,10 @@ fn assign(pods: &Resource, pod: &mut Document, name: &str, binding: &Document) -
         if let Some(given) = binding["metadata"][field].as_str().filter(|v| !v.is_empty())
             && pod["metadata"][field] != given
         {
-            return Err(conflict(format!("Precondition failed: {field} in precondition: {given}, {field} in object meta: {}", pod["metadata"][field].as_str().unwrap_or_default())));
+            return Err(conflict(format!(
+                "Precondition failed: {field} in precondition: {given}, {field} in object meta: {}",
+                pod["metadata"][field].as_str().unwrap_or_default()
+            )));
         }
     }
     if !pod["metadata"]["deletionTimestamp"].is_null() {

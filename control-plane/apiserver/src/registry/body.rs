@@ -71,7 +71,8 @@ pub(crate) fn plain_document(received: &Received) -> Result<Document, ApiError> 
     } else {
         serde_json::from_slice(&received.bytes).map_err(|e| e.to_string())
     };
-    let doc: Document = parsed.map_err(|e| status::bad_request(format!("the object provided is unrecognized (must be of type Object): {e}")))?;
+    let doc: Document =
+        parsed.map_err(|e| status::bad_request(format!("the object provided is unrecognized (must be of type Object): {e}")))?;
     if !doc.is_object() {
         return Err(status::bad_request("the object provided is unrecognized (must be of type Object)"));
     }

@@ -145,7 +145,10 @@ fn check_preconditions(resource: &Resource, name: &str, doc: &Document, options:
         return Err(status::conflict_because(resource, name, &why));
     }
     if let Some(version) = options.resource_version.as_deref().filter(|v| *v != present("resourceVersion")) {
-        let why = format!("Precondition failed: ResourceVersion in precondition: {version}, ResourceVersion in object meta: {}", present("resourceVersion"));
+        let why = format!(
+            "Precondition failed: ResourceVersion in precondition: {version}, ResourceVersion in object meta: {}",
+            present("resourceVersion")
+        );
         return Err(status::conflict_because(resource, name, &why));
     }
     Ok(())
@@ -154,5 +157,8 @@ fn check_preconditions(resource: &Resource, name: &str, doc: &Document, options:
 /// Kinds whose delete answers with the object instead of a Status: upstream's `ReturnDeletedObject`.
 fn returns_object(resource: &Resource) -> bool {
     resource.group.is_empty()
-        && matches!(resource.kind.as_str(), "Pod" | "PodTemplate" | "PersistentVolume" | "PersistentVolumeClaim" | "ResourceQuota" | "ServiceAccount" | "Service")
+        && matches!(
+            resource.kind.as_str(),
+            "Pod" | "PodTemplate" | "PersistentVolume" | "PersistentVolumeClaim" | "ResourceQuota" | "ServiceAccount" | "Service"
+        )
 }

@@ -80,7 +80,10 @@ fn grace(resource: &Resource, doc: &mut Document, options: &DeleteOptions, now: 
             // A second delete with no grace left takes the object away (unless finalizers hold it).
             return Ok(if allowed == 0 { Grace::None } else { Grace::Pending });
         }
-        let due = doc["metadata"]["deletionTimestamp"].as_str().and_then(|t| DateTime::parse_from_rfc3339(t).ok()).map_or(now, |t| t.with_timezone(&Utc));
+        let due = doc["metadata"]["deletionTimestamp"]
+            .as_str()
+            .and_then(|t| DateTime::parse_from_rfc3339(t).ok())
+            .map_or(now, |t| t.with_timezone(&Utc));
         let due = due - TimeDelta::seconds(allowed) + TimeDelta::seconds(period);
         let metadata = meta::metadata_mut(doc)?;
         metadata.insert("deletionTimestamp".into(), meta::timestamp(due).into());
@@ -100,7 +103,13 @@ fn pod_grace(pod: &Document, options: &DeleteOptions) -> i64 {
     let period = options.grace_period_seconds.or_else(|| pod["spec"]["terminationGracePeriodSeconds"].as_i64()).unwrap_or(30);
     let scheduled = pod["spec"]["nodeName"].as_str().is_some_and(|node| !node.is_empty());
     let over = matches!(pod["status"]["phase"].as_str(), Some("Failed" | "Succeeded"));
-    if !scheduled || over { 0 } else if period < 0 { 1 } else { period }
+    if !scheduled || over {
+        0
+    } else if period < 0 {
+        1
+    } else {
+        period
+    }
 }
 
 fn present_finalizers(doc: &Document) -> Option<Vec<String>> {
@@ -255,7 +264,9 @@ mod tests {
 
     #[test]
     fn namespaces_wait_for_their_content() {
-        let Plan::Mark(doc) = run("Namespace", json!({"metadata": {}, "spec": {"finalizers": ["kubernetes"]}}), with(None, None)) else { panic!() };
+        let Plan::Mark(doc) = run("Namespace", json!({"metadata": {}, "spec": {"finalizers": ["kubernetes"]}}), with(None, None)) else {
+            panic!()
+        };
         assert_eq!(doc["status"]["phase"], "Terminating");
         assert_eq!(run("Namespace", doc.clone(), with(None, None)), Plan::Pending);
         let mut emptied = doc;

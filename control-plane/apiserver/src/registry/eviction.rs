@@ -37,7 +37,14 @@ pub(crate) async fn create(mut call: Call, received: Received) -> Result<Respons
     let eviction = if received.bytes.is_empty() {
         json!({})
     } else {
-        schema::decode_kind("policy/v1", "Eviction", &received.bytes, &received.media_type, FieldValidation::parse(call.query().get("fieldValidation"))?)?.0
+        schema::decode_kind(
+            "policy/v1",
+            "Eviction",
+            &received.bytes,
+            &received.media_type,
+            FieldValidation::parse(call.query().get("fieldValidation"))?,
+        )?
+        .0
     };
     let own = meta::name(&eviction);
     if !own.is_empty() && own != name {
@@ -71,7 +78,11 @@ async fn check_budgets(call: &Call, name: &str, pod: &Document, dry_run: bool) -
     let budget = match matching.as_slice() {
         [] => return Ok(()),
         [one] => one,
-        _ => return Err(status::internal("This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.")),
+        _ => {
+            return Err(status::internal(
+                "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
+            ));
+        }
     };
     let Some(row) = call.core.rows.table().find("policy", "v1", "poddisruptionbudgets") else { return Ok(()) };
     let mut on_budget = Call {
@@ -114,10 +125,19 @@ fn judge(budget: &Document, pod: &Document, pod_name: &str) -> Result<Verdict, A
     }
     let disrupted = budget["status"]["disruptedPods"].as_object().map_or(0, serde_json::Map::len);
     if disrupted > MAX_DISRUPTED {
-        return Err(status::forbidden_named("policy", "poddisruptionbudgets", name, "DisruptedPods map too big - too many evictions not confirmed by PDB controller"));
+        return Err(status::forbidden_named(
+            "policy",
+            "poddisruptionbudgets",
+            name,
+            "DisruptedPods map too big - too many evictions not confirmed by PDB controller",
+        ));
     }
     if number("disruptionsAllowed") == 0 {
-        let cause = format!("The disruption budget {name} needs {} healthy pods and has {} currently", number("desiredHealthy"), number("currentHealthy"));
+        let cause = format!(
+            "The disruption budget {name} needs {} healthy pods and has {} currently",
+            number("desiredHealthy"),
+            number("currentHealthy")
+        );
         return Err(too_many(0, &cause));
     }
     let mut new_status = budget["status"].clone();

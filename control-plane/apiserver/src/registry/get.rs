@@ -3,7 +3,11 @@
 use http::StatusCode;
 use xebec_api::status::{self, ApiError};
 
-use super::{Call, options, present::{Presenter, to_row_version}, store_error};
+use super::{
+    Call, options,
+    present::{Presenter, to_row_version},
+    store_error,
+};
 use crate::{
     cache::from_stored,
     http::{Response, respond},
@@ -18,7 +22,8 @@ pub(crate) async fn get(mut call: Call) -> Result<Response, ApiError> {
         let key = call.store_key(&name);
         let found = call.core.store.get(&key).await.map_err(store_error)?;
         let kv = found.kv.ok_or_else(|| status::not_found(&call.resource, &name))?;
-        let doc = from_stored(&kv.value, kv.mod_revision).map_err(|e| status::internal(&format!("stored object cannot be decoded: {e}")))?;
+        let doc =
+            from_stored(&kv.value, kv.mod_revision).map_err(|e| status::internal(&format!("stored object cannot be decoded: {e}")))?;
         let doc = to_row_version(&call.resource, doc);
         return call.answer(StatusCode::OK, &doc);
     }

@@ -37,7 +37,11 @@ use crate::{
     cache::{KindCache, ROOT},
     core::Core,
     crd::Custom,
-    http::{Body, Response, negotiate::{self, Wanted}, respond},
+    http::{
+        Body, Response,
+        negotiate::{self, Wanted},
+        respond,
+    },
     request_info::{Query, RequestInfo},
 };
 

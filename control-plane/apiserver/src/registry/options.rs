@@ -72,15 +72,24 @@ pub(crate) fn version_match(query: &Query, watch: bool) -> Result<Option<Match>,
     }
     if watch {
         if initial_events && text.is_empty() {
-            errors.push(FieldError::forbidden("resourceVersionMatch", "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"));
+            errors.push(FieldError::forbidden(
+                "resourceVersionMatch",
+                "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+            ));
         } else if !initial_events && !text.is_empty() {
-            errors.push(FieldError::forbidden("resourceVersionMatch", "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"));
+            errors.push(FieldError::forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+            ));
         } else if initial_events && text != "NotOlderThan" {
             errors.push(FieldError::not_supported("resourceVersionMatch", text, &["NotOlderThan"]));
         }
     } else if !text.is_empty() {
         if query.get("resourceVersion").is_empty() {
-            errors.push(FieldError::forbidden("resourceVersionMatch", "resourceVersionMatch is forbidden unless resourceVersion is provided"));
+            errors.push(FieldError::forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden unless resourceVersion is provided",
+            ));
         }
         if !query.get("continue").is_empty() {
             errors.push(FieldError::forbidden("resourceVersionMatch", "resourceVersionMatch is forbidden when continue is provided"));
@@ -89,7 +98,10 @@ pub(crate) fn version_match(query: &Query, watch: bool) -> Result<Option<Match>,
             errors.push(FieldError::not_supported("resourceVersionMatch", text, &["Exact", "NotOlderThan", ""]));
         }
         if text == "Exact" && query.get("resourceVersion") == "0" {
-            errors.push(FieldError::forbidden("resourceVersionMatch", "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\""));
+            errors.push(FieldError::forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+            ));
         }
     }
     if !errors.is_empty() {

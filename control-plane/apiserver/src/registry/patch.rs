@@ -10,12 +10,7 @@ use xebec_api::{
     status::{self, ApiError},
 };
 
-use super::{
-    Call,
-    body::Received,
-    create, options,
-    write,
-};
+use super::{Call, body::Received, create, options, write};
 use crate::{crd::Custom, http::Response};
 
 pub(crate) const JSON: &str = "application/json-patch+json";

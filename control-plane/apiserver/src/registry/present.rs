@@ -75,7 +75,10 @@ impl Presenter {
             }),
             Shape::Metadata { v1beta1 } => {
                 let items: Vec<Value> = docs.iter().map(|doc| partial_metadata(doc, v1beta1)).collect();
-                with_version(json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "items": items}), v1beta1)
+                with_version(
+                    json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "items": items}),
+                    v1beta1,
+                )
             }
             Shape::Table { v1beta1 } => with_version(table::table(&self.resource, docs, metadata, self.include, true, self.now), v1beta1),
         }
@@ -93,7 +96,13 @@ pub(crate) fn to_row_version(resource: &Resource, doc: Document) -> Document {
 }
 
 /// The answer that is one document.
-pub(crate) fn single(resource: &Arc<Resource>, wanted: Wanted, query: &Query, code: StatusCode, doc: &Document) -> Result<Response, ApiError> {
+pub(crate) fn single(
+    resource: &Arc<Resource>,
+    wanted: Wanted,
+    query: &Query,
+    code: StatusCode,
+    doc: &Document,
+) -> Result<Response, ApiError> {
     Ok(match wanted.shape {
         Shape::Object => respond::document(code, wanted.format, doc),
         // A Status is never a row.

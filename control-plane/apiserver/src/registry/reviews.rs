@@ -52,7 +52,8 @@ async fn token_review(call: &Call, mut doc: Document) -> Result<Document, ApiErr
     if token.is_empty() {
         return Err(status::bad_request("token is required for TokenReview in authentication"));
     }
-    let audiences: Vec<String> = doc["spec"]["audiences"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_string).collect();
+    let audiences: Vec<String> =
+        doc["spec"]["audiences"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_string).collect();
     doc["status"] = match call.core.extensions.tokens.authenticate(&token, &audiences).await {
         Ok(Some(mut user)) => {
             if !user.in_group(crate::auth::AUTHENTICATED) {

@@ -11,8 +11,7 @@ use xebec_api::{
 use super::{
     Call,
     body::{self, Received},
-    options, patch,
-    write,
+    options, patch, write,
 };
 use crate::{crd::Custom, http::Response};
 
@@ -30,7 +29,11 @@ impl Paths {
         if let Some((spec, status, selector)) = custom.and_then(|custom| custom.scale.clone()) {
             return Paths { spec_replicas: spec, status_replicas: status, selector };
         }
-        Paths { spec_replicas: "/spec/replicas".into(), status_replicas: "/status/replicas".into(), selector: Some("/spec/selector".into()) }
+        Paths {
+            spec_replicas: "/spec/replicas".into(),
+            status_replicas: "/status/replicas".into(),
+            selector: Some("/spec/selector".into()),
+        }
     }
 }
 
@@ -143,7 +146,8 @@ fn selector_text(selector: &Value) -> String {
     let pairs = |map: &Value| -> Vec<(String, String)> {
         map.as_object().into_iter().flatten().filter_map(|(k, v)| Some((k.clone(), format!("{k}={}", v.as_str()?)))).collect()
     };
-    let structured = selector.get("matchLabels").is_some_and(Value::is_object) || selector.get("matchExpressions").is_some_and(Value::is_array);
+    let structured =
+        selector.get("matchLabels").is_some_and(Value::is_object) || selector.get("matchExpressions").is_some_and(Value::is_array);
     let mut terms = if structured { pairs(&selector["matchLabels"]) } else { pairs(selector) };
     for expression in selector["matchExpressions"].as_array().into_iter().flatten() {
         let key = expression["key"].as_str().unwrap_or_default();
@@ -171,14 +175,19 @@ mod tests {
     fn selectors_are_written_as_queries() {
         assert_eq!(selector_text(&json!({"matchLabels": {"b": "2", "a": "1"}})), "a=1,b=2");
         assert_eq!(selector_text(&json!({"app": "x"})), "app=x");
-        let expressions = json!({"matchExpressions": [{"key": "t", "operator": "In", "values": ["b", "a"]}, {"key": "q", "operator": "DoesNotExist"}]});
+        let expressions =
+            json!({"matchExpressions": [{"key": "t", "operator": "In", "values": ["b", "a"]}, {"key": "q", "operator": "DoesNotExist"}]});
         assert_eq!(selector_text(&expressions), "!q,t in (a,b)");
     }
 
     #[test]
     fn a_scale_shows_replicas_and_selector() {
-        let doc = json!({"metadata": {"name": "d"}, "spec": {"replicas": 3, "selector": {"matchLabels": {"a": "b"}}}, "status": {"replicas": 2}});
+        let doc =
+            json!({"metadata": {"name": "d"}, "spec": {"replicas": 3, "selector": {"matchLabels": {"a": "b"}}}, "status": {"replicas": 2}});
         let scale = scale_of(None, &doc);
-        assert_eq!((&scale["spec"]["replicas"], &scale["status"]["replicas"], &scale["status"]["selector"]), (&json!(3), &json!(2), &json!("a=b")));
+        assert_eq!(
+            (&scale["spec"]["replicas"], &scale["status"]["replicas"], &scale["status"]["selector"]),
+            (&json!(3), &json!(2), &json!("a=b"))
+        );
     }
 }

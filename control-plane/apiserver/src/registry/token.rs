@@ -20,7 +20,8 @@ pub(crate) async fn create(mut call: Call, received: Received) -> Result<Respons
     let name = call.info.name.clone();
     let received = body::as_json(received)?;
     let validation = FieldValidation::parse(call.query().get("fieldValidation"))?;
-    let (mut request, warnings) = schema::decode_kind("authentication.k8s.io/v1", "TokenRequest", &received.bytes, &received.media_type, validation)?;
+    let (mut request, warnings) =
+        schema::decode_kind("authentication.k8s.io/v1", "TokenRequest", &received.bytes, &received.media_type, validation)?;
     call.warnings.extend(warnings);
     let own = meta::name(&request);
     if !own.is_empty() && own != name {

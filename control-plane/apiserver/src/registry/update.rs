@@ -9,8 +9,7 @@ use xebec_api::{
 use super::{
     Call,
     body::{self, Received},
-    create, options,
-    write,
+    create, options, write,
 };
 use crate::http::Response;
 
@@ -29,7 +28,10 @@ pub(crate) async fn update(call: &mut Call, received: Received, sub: &str) -> Re
     let unconditional = version.is_empty() || version == "0";
     if unconditional && !resource.unconditional_update && sub.is_empty() {
         // Upstream prints the number it parsed.
-        let error = FieldError { message: "Invalid value: 0: must be specified for an update".into(), ..FieldError::invalid("metadata.resourceVersion", 0, "") };
+        let error = FieldError {
+            message: "Invalid value: 0: must be specified for an update".into(),
+            ..FieldError::invalid("metadata.resourceVersion", 0, "")
+        };
         if write::read(call, &name).await?.is_some() || !resource.creates_on_update {
             if write::read(call, &name).await?.is_none() {
                 return Err(status::not_found(&resource, &name));

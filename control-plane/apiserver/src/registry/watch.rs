@@ -14,7 +14,11 @@ use super::{Call, list::Selectors, options, present::Presenter, store_error};
 use crate::{
     cache::{CacheEvent, Entry, Start, WatchScope},
     core::Core,
-    http::{BoxError, Response, negotiate::{Format, Shape}, stream as stream_body},
+    http::{
+        BoxError, Response,
+        negotiate::{Format, Shape},
+        stream as stream_body,
+    },
 };
 
 /// Bookmarks come this often, as upstream.

@@ -32,7 +32,8 @@ pub(crate) async fn read(call: &Call, name: &str) -> Result<Option<(KeyValue, Do
 }
 
 fn decode(resource: &Resource, kv: &KeyValue) -> Result<Document, ApiError> {
-    let doc = from_stored(&kv.value, kv.mod_revision).map_err(|e| status::internal(&format!("stored object {} cannot be decoded: {e}", kv.key)))?;
+    let doc = from_stored(&kv.value, kv.mod_revision)
+        .map_err(|e| status::internal(&format!("stored object {} cannot be decoded: {e}", kv.key)))?;
     Ok(to_row_version(resource, doc))
 }
 

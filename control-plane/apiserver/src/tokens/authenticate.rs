@@ -9,9 +9,7 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 use xebec_api::{Document, status::ApiError};
 
-use super::{
-    Claims, EXTRA_CREDENTIAL, EXTRA_NODE_NAME, EXTRA_NODE_UID, EXTRA_POD_NAME, EXTRA_POD_UID, Issuer, Named,
-};
+use super::{Claims, EXTRA_CREDENTIAL, EXTRA_NODE_NAME, EXTRA_NODE_UID, EXTRA_POD_NAME, EXTRA_POD_UID, Issuer, Named};
 use crate::auth::{AUTHENTICATED, TokenAuthenticator, UserInfo};
 use crate::objects::Objects;
 
@@ -34,11 +32,7 @@ impl Tokens {
         let own = [self.issuer.url().to_string()];
         let audiences = if audiences.is_empty() { &own[..] } else { audiences };
         if !claims.aud.iter().any(|a| audiences.contains(a)) {
-            return Err(format!(
-                "token audiences [{}] is invalid for the target audiences [{}]",
-                quoted(&claims.aud),
-                quoted(audiences)
-            ));
+            return Err(format!("token audiences [{}] is invalid for the target audiences [{}]", quoted(&claims.aud), quoted(audiences)));
         }
         self.still_valid(&claims, now.timestamp())?;
         Ok(user(&claims))
@@ -76,9 +70,8 @@ impl Tokens {
     /// `ID.SECRET` of a Secret of type `bootstrap.kubernetes.io/token`.
     fn bootstrap(&self, token: &str, now: DateTime<Utc>) -> Option<Result<UserInfo, String>> {
         let (id, secret) = token.split_once('.')?;
-        let well_formed = |part: &str, length: usize| {
-            part.len() == length && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
-        };
+        let well_formed =
+            |part: &str, length: usize| part.len() == length && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
         if !well_formed(id, 6) || !well_formed(secret, 16) {
             return None;
         }
@@ -163,9 +156,8 @@ impl TokenAuthenticator for Tokens {
     async fn issue(&self, account: &Document, request: Document, user: &UserInfo) -> Result<Document, ApiError> {
         if let Some(node) = crate::authz::node_name(user) {
             let namespace = xebec_api::meta::namespace(account);
-            crate::admission::node_restriction::token(&*self.objects, namespace, &request, node).map_err(|why| {
-                xebec_api::status::forbidden_named("", "serviceaccounts", xebec_api::meta::name(account), &why)
-            })?;
+            crate::admission::node_restriction::token(&*self.objects, namespace, &request, node)
+                .map_err(|why| xebec_api::status::forbidden_named("", "serviceaccounts", xebec_api::meta::name(account), &why))?;
         }
         super::issue(&*self.objects, &self.issuer, account, request, Utc::now())
     }
@@ -196,13 +188,22 @@ mod tests {
         let issuer = Arc::new(Issuer::new(URL, &pki.service_account_key, &pki.service_account_public).unwrap());
         let objects = Arc::new(Fixed::new(vec![
             ("serviceaccounts", json!({"metadata": {"name": "bot", "namespace": "a", "uid": "u1"}})),
-            ("pods", json!({"metadata": {"name": "p", "namespace": "a", "uid": "p1"}, "spec": {"serviceAccountName": "bot", "nodeName": "n"}})),
-            ("pods", json!({"metadata": {"name": "old", "namespace": "a", "uid": "p2", "deletionTimestamp": "2020-01-01T00:00:00Z"}, "spec": {"serviceAccountName": "bot"}})),
+            (
+                "pods",
+                json!({"metadata": {"name": "p", "namespace": "a", "uid": "p1"}, "spec": {"serviceAccountName": "bot", "nodeName": "n"}}),
+            ),
+            (
+                "pods",
+                json!({"metadata": {"name": "old", "namespace": "a", "uid": "p2", "deletionTimestamp": "2020-01-01T00:00:00Z"}, "spec": {"serviceAccountName": "bot"}}),
+            ),
             ("pods", json!({"metadata": {"name": "q", "namespace": "a", "uid": "q1"}, "spec": {"serviceAccountName": "other"}})),
             ("minions", json!({"metadata": {"name": "n", "uid": "n1"}})),
-            ("secrets", json!({"metadata": {"name": "bootstrap-token-abcdef", "namespace": "kube-system"}, "type": "bootstrap.kubernetes.io/token",
+            (
+                "secrets",
+                json!({"metadata": {"name": "bootstrap-token-abcdef", "namespace": "kube-system"}, "type": "bootstrap.kubernetes.io/token",
                 "data": {"token-id": "YWJjZGVm", "token-secret": STANDARD.encode("0123456789abcdef"), "usage-bootstrap-authentication": "dHJ1ZQ==",
-                         "auth-extra-groups": STANDARD.encode("system:bootstrappers:x")}})),
+                         "auth-extra-groups": STANDARD.encode("system:bootstrappers:x")}}),
+            ),
         ]));
         let tokens = Tokens::new(issuer.clone(), objects.clone());
         (objects, issuer, tokens)
@@ -262,7 +263,8 @@ mod tests {
     #[test]
     fn requests_that_cannot_be_met_are_refused() {
         let (objects, issuer, _) = set_up();
-        let bound = |kind: &str, name: &str, uid: &str| json!({"boundObjectRef": {"apiVersion": "v1", "kind": kind, "name": name, "uid": uid}});
+        let bound =
+            |kind: &str, name: &str, uid: &str| json!({"boundObjectRef": {"apiVersion": "v1", "kind": kind, "name": name, "uid": uid}});
         for (spec, code, text) in [
             (json!({"expirationSeconds": 10}), 422, "may not specify a duration less than 10 minutes"),
             (json!({"expirationSeconds": 1i64 << 33}), 422, "may not specify a duration larger than 2^32 seconds"),
@@ -290,10 +292,9 @@ mod tests {
     fn others_can_check_our_tokens() {
         let (objects, issuer, _) = set_up();
         let keys = issuer.keys();
-        let key = jsonwebtoken::DecodingKey::from_ec_components(
-            keys["keys"][0]["x"].as_str().unwrap(),
-            keys["keys"][0]["y"].as_str().unwrap(),
-        ).unwrap();
+        let key =
+            jsonwebtoken::DecodingKey::from_ec_components(keys["keys"][0]["x"].as_str().unwrap(), keys["keys"][0]["y"].as_str().unwrap())
+                .unwrap();
         let mut validation = jsonwebtoken::Validation::new(jsonwebtoken::Algorithm::ES256);
         validation.set_audience(&[URL]);
         let token = token(&request(&objects, &issuer, json!({})).unwrap());

@@ -72,7 +72,8 @@ impl Issuer {
         validation.validate_aud = false;
         validation.validate_exp = false;
         validation.required_spec_claims.clear();
-        let claims: Claims = jsonwebtoken::decode(token, &self.verifying, &validation).map_err(|e| format!("invalid bearer token: {e}"))?.claims;
+        let claims: Claims =
+            jsonwebtoken::decode(token, &self.verifying, &validation).map_err(|e| format!("invalid bearer token: {e}"))?.claims;
         if now > claims.exp {
             return Err("service account token has expired".into());
         }

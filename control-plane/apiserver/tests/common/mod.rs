@@ -122,7 +122,11 @@ impl Watch {
     /// Type and name of the next event.
     pub async fn expect(&mut self, type_: &str, name: &str) -> Value {
         let event = self.next().await.expect("an event");
-        assert_eq!((event["type"].as_str().unwrap(), event["object"]["metadata"]["name"].as_str().unwrap_or_default()), (type_, name), "{event}");
+        assert_eq!(
+            (event["type"].as_str().unwrap(), event["object"]["metadata"]["name"].as_str().unwrap_or_default()),
+            (type_, name),
+            "{event}"
+        );
         event
     }
 }

@@ -108,9 +108,11 @@ fn subject(der: &[u8]) -> Option<(String, Vec<String>, bool)> {
     let subject = &request.certification_request_info.subject;
     let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
     let organizations = subject.iter_organization().filter_map(|o| o.as_str().ok().map(str::to_owned)).collect();
-    let alternative = request.requested_extensions().into_iter().flatten().any(|e| {
-        matches!(e, x509_parser::extensions::ParsedExtension::SubjectAlternativeName(n) if !n.general_names.is_empty())
-    });
+    let alternative = request
+        .requested_extensions()
+        .into_iter()
+        .flatten()
+        .any(|e| matches!(e, x509_parser::extensions::ParsedExtension::SubjectAlternativeName(n) if !n.general_names.is_empty()));
     Some((name, organizations, alternative))
 }
 
@@ -147,7 +149,9 @@ fn check(signer: &str, der: &[u8], usages: &[String]) -> Result<(), SignError> {
         "kubernetes.io/kubelet-serving" if !usages_are(usages, "server auth") => {
             refuse("usages must be \"digital signature\", \"server auth\" and at most \"key encipherment\"")
         }
-        "kubernetes.io/kube-apiserver-client" if !usages.iter().any(|u| u == "client auth") => refuse("usages must contain \"client auth\""),
+        "kubernetes.io/kube-apiserver-client" if !usages.iter().any(|u| u == "client auth") => {
+            refuse("usages must contain \"client auth\"")
+        }
         "kubernetes.io/kube-apiserver-client" if subject.as_ref().is_some_and(|s| s.1.iter().any(|o| o == "system:masters")) => {
             refuse("organization system:masters is not given by this signer")
         }

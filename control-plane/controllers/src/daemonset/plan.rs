@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetStatus};
 use k8s_openapi::api::core::v1::{
-    Affinity, Node, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, PodTemplateSpec,
-    Toleration,
+    Affinity, Node, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, PodTemplateSpec, Toleration,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -56,17 +55,12 @@ pub fn pod_template(set: &DaemonSet, hash: &str) -> PodTemplateSpec {
 
 /// Pins a template to one node; the scheduler then does the binding.
 pub fn pinned(mut template: PodTemplateSpec, node: &str) -> PodTemplateSpec {
-    let by_name = NodeSelectorRequirement {
-        key: "metadata.name".into(),
-        operator: "In".into(),
-        values: Some(vec![node.to_owned()]),
-    };
+    let by_name = NodeSelectorRequirement { key: "metadata.name".into(), operator: "In".into(), values: Some(vec![node.to_owned()]) };
     let spec = template.spec.get_or_insert_default();
     let affinity = spec.affinity.get_or_insert_with(Affinity::default).node_affinity.get_or_insert_with(NodeAffinity::default);
     // Whatever the template requires was looked at when the node was chosen; only the name remains.
-    affinity.required_during_scheduling_ignored_during_execution = Some(NodeSelector {
-        node_selector_terms: vec![NodeSelectorTerm { match_fields: Some(vec![by_name]), match_expressions: None }],
-    });
+    affinity.required_during_scheduling_ignored_during_execution =
+        Some(NodeSelector { node_selector_terms: vec![NodeSelectorTerm { match_fields: Some(vec![by_name]), match_expressions: None }] });
     template
 }
 
@@ -129,7 +123,8 @@ pub fn plan(set: &DaemonSet, template: &PodTemplateSpec, nodes: &[Arc<Node>], po
         running.sort_by_key(|p| (p.metadata.creation_timestamp.clone(), p.metadata.name.clone()));
         if max_surge > 0 {
             let (new, old): (Vec<_>, Vec<_>) = running.into_iter().partition(|p| is_hash(p, hash));
-            plan.delete.extend(new.iter().chain(old.iter()).enumerate().filter(|(i, _)| *i != 0 && *i != new.len()).map(|(_, p)| (*p).clone()));
+            plan.delete
+                .extend(new.iter().chain(old.iter()).enumerate().filter(|(i, _)| *i != 0 && *i != new.len()).map(|(_, p)| (*p).clone()));
         } else {
             plan.delete.extend(running.iter().skip(1).map(|p| (*p).clone()));
         }
@@ -190,7 +185,11 @@ fn roll(
             (None, None) => unavailable += 1,
             (Some(new), None) => unavailable += i32::from(!available(new)),
             (None, Some(old)) if max_surge > 0 => {
-                if available(old) { candidates.push(name.to_owned()) } else { surge_nodes.push(name.to_owned()) }
+                if available(old) {
+                    candidates.push(name.to_owned())
+                } else {
+                    surge_nodes.push(name.to_owned())
+                }
             }
             (None, Some(old)) => {
                 if available(old) {
@@ -201,7 +200,11 @@ fn roll(
                 }
             }
             (Some(new), Some(old)) => {
-                if available(new) || !available(old) { at_once.push(old.clone()) } else { surging += 1 }
+                if available(new) || !available(old) {
+                    at_once.push(old.clone())
+                } else {
+                    surging += 1
+                }
             }
         }
     }
@@ -222,7 +225,14 @@ fn roll(
 }
 
 /// The status.
-pub fn status(set: &DaemonSet, template: &PodTemplateSpec, nodes: &[Arc<Node>], pods: &[Arc<Pod>], hash: &str, now: &Time) -> DaemonSetStatus {
+pub fn status(
+    set: &DaemonSet,
+    template: &PodTemplateSpec,
+    nodes: &[Arc<Node>],
+    pods: &[Arc<Pod>],
+    hash: &str,
+    now: &Time,
+) -> DaemonSetStatus {
     let spec = template.spec.clone().unwrap_or_default();
     let min_ready = set.spec.as_ref().and_then(|s| s.min_ready_seconds).unwrap_or(0);
     let by_node = by_node(pods);
@@ -240,7 +250,8 @@ pub fn status(set: &DaemonSet, template: &PodTemplateSpec, nodes: &[Arc<Node>], 
             continue;
         }
         s.desired_number_scheduled += 1;
-        let oldest = here.iter().filter(|p| phase(p) != "Failed").min_by_key(|p| (p.metadata.creation_timestamp.clone(), p.metadata.name.clone()));
+        let oldest =
+            here.iter().filter(|p| phase(p) != "Failed").min_by_key(|p| (p.metadata.creation_timestamp.clone(), p.metadata.name.clone()));
         let Some(_) = oldest else { continue };
         s.current_number_scheduled += 1;
         if let Some(ready) = here.iter().find(|p| is_ready(p)) {
@@ -268,13 +279,22 @@ mod tests {
     }
 
     fn node(name: &str, taint: Option<Value>) -> Arc<Node> {
-        Arc::new(from_value(json!({"metadata": {"name": name, "labels": {"on": "yes"}}, "spec": {"taints": taint.into_iter().collect::<Vec<_>>()}})).unwrap())
+        Arc::new(
+            from_value(
+                json!({"metadata": {"name": name, "labels": {"on": "yes"}}, "spec": {"taints": taint.into_iter().collect::<Vec<_>>()}}),
+            )
+            .unwrap(),
+        )
     }
 
     fn pod(name: &str, node: &str, hash: &str, ready: bool) -> Arc<Pod> {
-        Arc::new(from_value(json!({"metadata": {"name": name, "uid": name, "labels": {HASH_LABEL: hash}}, "spec": {"containers": [], "nodeName": node},
-            "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}]}}))
-        .unwrap())
+        Arc::new(
+            from_value(
+                json!({"metadata": {"name": name, "uid": name, "labels": {HASH_LABEL: hash}}, "spec": {"containers": [], "nodeName": node},
+            "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}]}}),
+            )
+            .unwrap(),
+        )
     }
 
     fn run(set: &DaemonSet, nodes: &[Arc<Node>], pods: &[Arc<Pod>]) -> (Vec<String>, Vec<String>) {
@@ -294,7 +314,8 @@ mod tests {
         ];
         assert_eq!(run(&d, &nodes, &[]), (vec!["a".into(), "b".into()], vec![]));
         // A pod stays on a node it could not start on, but not where it may not stay.
-        let pods = [pod("pa", "a", "new", true), pod("pc", "c", "new", true), pod("po", "off", "new", true), pod("extra", "a", "new", true)];
+        let pods =
+            [pod("pa", "a", "new", true), pod("pc", "c", "new", true), pod("po", "off", "new", true), pod("extra", "a", "new", true)];
         assert_eq!(run(&d, &nodes, &pods), (vec!["b".into()], vec!["pa".into(), "po".into()]));
     }
 

@@ -24,8 +24,7 @@ pub enum Step {
 }
 
 /// Annotations that are the Deployment's own and not copied to sets.
-const NOT_COPIED: [&str; 5] =
-    ["kubectl.kubernetes.io/last-applied-configuration", REVISION, REVISION_HISTORY, DESIRED, MAX];
+const NOT_COPIED: [&str; 5] = ["kubectl.kubernetes.io/last-applied-configuration", REVISION, REVISION_HISTORY, DESIRED, MAX];
 
 /// The next writes; empty when nothing is to be done until something changes. `old_pods` tells whether pods of old
 /// sets still run (which Recreate waits for).
@@ -81,9 +80,9 @@ fn plan_recreate(view: &View, old_pods: bool) -> Vec<Step> {
 
 /// Whether `spec.replicas` differs from what the active sets were last sized for.
 fn is_scaling_event(view: &View) -> bool {
-    view.all().filter(|s| wanted(s) > 0).any(|s| {
-        annotation(&s.metadata, DESIRED).and_then(|d| d.parse::<i32>().ok()).is_some_and(|d| d != view.replicas())
-    })
+    view.all()
+        .filter(|s| wanted(s) > 0)
+        .any(|s| annotation(&s.metadata, DESIRED).and_then(|d| d.parse::<i32>().ok()).is_some_and(|d| d != view.replicas()))
 }
 
 /// How large the current set may be: as far as the surge lets it grow.
@@ -302,9 +301,7 @@ fn clean_up(view: &View) -> Vec<Step> {
     old.truncate(surplus);
     let empty = |s: &&Arc<ReplicaSet>| {
         let status = s.status.clone().unwrap_or_default();
-        status.replicas == 0
-            && wanted(s) == 0
-            && s.metadata.generation.unwrap_or(0) <= status.observed_generation.unwrap_or(0)
+        status.replicas == 0 && wanted(s) == 0 && s.metadata.generation.unwrap_or(0) <= status.observed_generation.unwrap_or(0)
     };
     old.into_iter().filter(empty).map(|s| Step::Delete(s.clone())).collect()
 }

@@ -11,9 +11,8 @@ const TIMED_OUT: &str = "ProgressDeadlineExceeded";
 
 /// Counts of the sets, without conditions.
 fn counts(view: &View) -> DeploymentStatus {
-    let sum = |f: fn(&k8s_openapi::api::apps::v1::ReplicaSetStatus) -> i32| -> i32 {
-        view.all().filter_map(|s| s.status.as_ref()).map(f).sum()
-    };
+    let sum =
+        |f: fn(&k8s_openapi::api::apps::v1::ReplicaSetStatus) -> i32| -> i32 { view.all().filter_map(|s| s.status.as_ref()).map(f).sum() };
     let some = |n: i32| (n != 0).then_some(n);
     let available = sum(|s| s.available_replicas.unwrap_or(0));
     let updated = view.new.as_ref().and_then(|s| s.status.as_ref()).map_or(0, |s| s.replicas);
@@ -37,9 +36,7 @@ pub fn is_complete(view: &View) -> bool {
 
 fn complete(view: &View, status: &DeploymentStatus) -> bool {
     let want = view.replicas();
-    status.updated_replicas.unwrap_or(0) == want
-        && status.replicas.unwrap_or(0) == want
-        && status.available_replicas.unwrap_or(0) == want
+    status.updated_replicas.unwrap_or(0) == want && status.replicas.unwrap_or(0) == want && status.available_replicas.unwrap_or(0) == want
 }
 
 fn progressing(old: &DeploymentStatus, new: &DeploymentStatus) -> bool {
@@ -93,11 +90,14 @@ pub fn status(view: &View, news: &News, now: &Time) -> (DeploymentStatus, Option
     let mut status = counts(view);
     let mut conditions = old.conditions.clone().unwrap_or_default();
     let enough = status.available_replicas.unwrap_or(0) >= view.replicas() - view.max_unavailable();
-    set(&mut conditions, if enough {
-        condition("Available", true, "MinimumReplicasAvailable", "Deployment has minimum availability.".into(), now)
-    } else {
-        condition("Available", false, "MinimumReplicasUnavailable", "Deployment does not have minimum availability.".into(), now)
-    });
+    set(
+        &mut conditions,
+        if enough {
+            condition("Available", true, "MinimumReplicasAvailable", "Deployment has minimum availability.".into(), now)
+        } else {
+            condition("Available", false, "MinimumReplicasUnavailable", "Deployment does not have minimum availability.".into(), now)
+        },
+    );
     let mut again = None;
     match view.deadline() {
         None => conditions.retain(|c| c.type_ != "Progressing"),
@@ -106,14 +106,17 @@ pub fn status(view: &View, news: &News, now: &Time) -> (DeploymentStatus, Option
     let failures = view.all().filter_map(|s| s.status.as_ref()?.conditions.as_ref()?.iter().find(|c| c.type_ == "ReplicaFailure"));
     // The current set's failure says more than an old one's.
     match failures.last() {
-        Some(failure) => set(&mut conditions, DeploymentCondition {
-            type_: "ReplicaFailure".into(),
-            status: failure.status.clone(),
-            reason: failure.reason.clone(),
-            message: failure.message.clone(),
-            last_update_time: Some(now.clone()),
-            last_transition_time: failure.last_transition_time.clone(),
-        }),
+        Some(failure) => set(
+            &mut conditions,
+            DeploymentCondition {
+                type_: "ReplicaFailure".into(),
+                status: failure.status.clone(),
+                reason: failure.reason.clone(),
+                message: failure.message.clone(),
+                last_update_time: Some(now.clone()),
+                last_transition_time: failure.last_transition_time.clone(),
+            },
+        ),
         None => conditions.retain(|c| c.type_ != "ReplicaFailure"),
     }
     status.conditions = (!conditions.is_empty()).then_some(conditions);

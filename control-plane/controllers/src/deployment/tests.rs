@@ -241,7 +241,9 @@ fn conditions_tell_the_story() {
     let tell = |world: &mut World, news: &News, second: i64| {
         let (status, again) = status(&world.view(), news, &at(second));
         world.deployment.status = Some(status.clone());
-        let find = |t: &str| status.conditions.iter().flatten().find(|c| c.type_ == t).map(|c| format!("{} {}", c.status, c.reason.clone().unwrap()));
+        let find = |t: &str| {
+            status.conditions.iter().flatten().find(|c| c.type_ == t).map(|c| format!("{} {}", c.status, c.reason.clone().unwrap()))
+        };
         (find("Available").unwrap(), find("Progressing").unwrap(), again.is_some())
     };
     world.step();
@@ -250,7 +252,10 @@ fn conditions_tell_the_story() {
     world.run_pods(0);
     assert_eq!(tell(&mut world, &News::None, 10).1, "True ReplicaSetUpdated");
     assert_eq!(tell(&mut world, &News::None, 500).1, "True ReplicaSetUpdated");
-    assert_eq!(tell(&mut world, &News::None, 620), ("False MinimumReplicasUnavailable".into(), "False ProgressDeadlineExceeded".into(), false));
+    assert_eq!(
+        tell(&mut world, &News::None, 620),
+        ("False MinimumReplicasUnavailable".into(), "False ProgressDeadlineExceeded".into(), false)
+    );
     world.run_pods(2);
     assert_eq!(tell(&mut world, &News::None, 700), ("True MinimumReplicasAvailable".into(), "True NewReplicaSetAvailable".into(), false));
 }

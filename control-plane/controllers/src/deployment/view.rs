@@ -46,9 +46,8 @@ impl View {
             let at = |s: &ReplicaSet| (s.metadata.creation_timestamp.clone(), s.metadata.name.clone());
             at(a).cmp(&at(b))
         });
-        let is_new = |s: &Arc<ReplicaSet>| {
-            s.spec.as_ref().and_then(|s| s.template.as_ref()).is_some_and(|t| same_template(t, &spec.template))
-        };
+        let is_new =
+            |s: &Arc<ReplicaSet>| s.spec.as_ref().and_then(|s| s.template.as_ref()).is_some_and(|t| same_template(t, &spec.template));
         // Of several with the same template the oldest is the one.
         let new = sets.iter().position(is_new).map(|i| sets.remove(i));
         Some(View { deployment, spec, new, old: sets })

@@ -30,8 +30,7 @@ pub struct Plan {
 type Ports = Vec<(Option<String>, Option<String>, Option<i32>, Option<String>)>;
 
 fn key_of(ports: &[EndpointPort]) -> Ports {
-    let mut key: Ports =
-        ports.iter().map(|p| (p.name.clone(), p.protocol.clone(), p.port, p.app_protocol.clone())).collect();
+    let mut key: Ports = ports.iter().map(|p| (p.name.clone(), p.protocol.clone(), p.port, p.app_protocol.clone())).collect();
     key.sort();
     key
 }
@@ -266,11 +265,13 @@ mod tests {
     }
 
     fn pod(i: usize, ready: bool, port: i32) -> Arc<Pod> {
-        Arc::new(from_value(json!({"metadata": {"name": format!("p{i}"), "namespace": "n", "uid": format!("u{i}")},
+        Arc::new(
+            from_value(json!({"metadata": {"name": format!("p{i}"), "namespace": "n", "uid": format!("u{i}")},
             "spec": {"nodeName": "node", "containers": [{"name": "c", "ports": [{"name": "web", "containerPort": port}]}]},
             "status": {"phase": "Running", "podIP": format!("10.1.{}.{}", i / 250, i % 250),
                 "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}]}}))
-        .unwrap())
+            .unwrap(),
+        )
     }
 
     /// Applies a plan as the API server would.
@@ -297,9 +298,12 @@ mod tests {
         let zones = HashMap::from([("node".to_owned(), "z1".to_owned())]);
         let plan = plan(&s, &[pod(1, true, 8080)], &zones, &[]);
         let slice = serde_json::to_value(&plan.create[0]).unwrap();
-        assert_eq!(slice["endpoints"], json!([{"addresses": ["10.1.0.1"], "nodeName": "node", "zone": "z1",
+        assert_eq!(
+            slice["endpoints"],
+            json!([{"addresses": ["10.1.0.1"], "nodeName": "node", "zone": "z1",
             "conditions": {"ready": true, "serving": true, "terminating": false},
-            "targetRef": {"kind": "Pod", "namespace": "n", "name": "p1", "uid": "u1"}}]));
+            "targetRef": {"kind": "Pod", "namespace": "n", "name": "p1", "uid": "u1"}}])
+        );
         assert_eq!(slice["ports"], json!([{"name": "http", "port": 8080, "protocol": "TCP"}]));
         assert_eq!(slice["metadata"]["labels"], json!({"l": "v", SERVICE_NAME: "s", MANAGED_BY: MANAGER}));
         assert_eq!(slice["metadata"]["ownerReferences"][0]["uid"], "su");

@@ -119,7 +119,8 @@ pub fn plan(job: &Job, pods: &[Arc<Pod>], now: &Time) -> Plan {
             plan.status.failed_indexes = Some(indexes::format(&failed_indexes));
         }
     }
-    let succeeded = if indexed { succeeded_indexes.len() as i32 } else { plan.status.succeeded.unwrap_or(0) + waiting(&uncounted.succeeded) };
+    let succeeded =
+        if indexed { succeeded_indexes.len() as i32 } else { plan.status.succeeded.unwrap_or(0) + waiting(&uncounted.succeeded) };
     let failed = plan.status.failed.unwrap_or(0) + waiting(&uncounted.failed);
     let tally = Tally {
         active: pods.iter().filter(|p| is_active(p)).cloned().collect(),
@@ -167,7 +168,8 @@ pub fn plan(job: &Job, pods: &[Arc<Pod>], now: &Time) -> Plan {
     plan.status.ready = Some(tally.active.iter().filter(|p| is_ready(p)).count() as i32);
     plan.status.terminating = Some(tally.terminating.len() as i32);
     // The end is told when nothing runs and everything is counted.
-    if ending && tally.active.is_empty() && tally.terminating.is_empty() && waiting(&uncounted.succeeded) + waiting(&uncounted.failed) == 0 {
+    if ending && tally.active.is_empty() && tally.terminating.is_empty() && waiting(&uncounted.succeeded) + waiting(&uncounted.failed) == 0
+    {
         finish(&mut plan, now);
     }
     plan

@@ -32,7 +32,9 @@ pub fn action(job: &Job, pod: &Pod) -> Action {
             "FailIndex" => Action::FailIndex,
             "FailJob" => Action::FailJob(match found {
                 Found::Exit(container, code) => {
-                    format!("Container {container} for pod {namespace}/{name} failed with exit code {code} matching FailJob rule at index {i}")
+                    format!(
+                        "Container {container} for pod {namespace}/{name} failed with exit code {code} matching FailJob rule at index {i}"
+                    )
                 }
                 Found::Condition(type_) => {
                     format!("Pod {namespace}/{name} has condition {type_} matching FailJob rule at index {i}")

@@ -71,7 +71,10 @@ impl World {
     /// The `n`th running pod ends.
     fn end(&mut self, n: usize, phase: &str) {
         let running: Vec<usize> = (0..self.pods.len())
-            .filter(|i| self.pods[*i].status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running") && self.pods[*i].metadata.deletion_timestamp.is_none())
+            .filter(|i| {
+                self.pods[*i].status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running")
+                    && self.pods[*i].metadata.deletion_timestamp.is_none()
+            })
             .collect();
         if let Some(i) = running.get(n % running.len().max(1)) {
             self.pods[*i].status.as_mut().unwrap().phase = Some(phase.into());
@@ -86,7 +89,10 @@ impl World {
     }
 
     fn running(&self) -> usize {
-        self.pods.iter().filter(|p| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running") && p.metadata.deletion_timestamp.is_none()).count()
+        self.pods
+            .iter()
+            .filter(|p| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running") && p.metadata.deletion_timestamp.is_none())
+            .count()
     }
 }
 
@@ -177,8 +183,10 @@ fn a_deadline_ends_the_job() {
 
 #[test]
 fn policies_decide() {
-    let rule = |action: &str| json!({"parallelism": 1, "completions": 1, "backoffLimit": 0,
-        "podFailurePolicy": {"rules": [{"action": action, "onExitCodes": {"operator": "In", "values": [3]}}]}});
+    let rule = |action: &str| {
+        json!({"parallelism": 1, "completions": 1, "backoffLimit": 0,
+        "podFailurePolicy": {"rules": [{"action": action, "onExitCodes": {"operator": "In", "values": [3]}}]}})
+    };
     let fail = |w: &mut World| {
         w.settle();
         let status = json!({"phase": "Failed", "containerStatuses": [{"name": "c", "image": "", "imageID": "", "ready": false,
@@ -195,7 +203,9 @@ fn policies_decide() {
     let mut w = World::new(rule("Ignore"));
     fail(&mut w);
     assert!(!is_finished(&w.status()) && w.status().failed.is_none() && w.running() == 1);
-    let mut w = World::new(json!({"parallelism": 3, "completions": 3, "completionMode": "Indexed", "successPolicy": {"rules": [{"succeededIndexes": "1"}]}}));
+    let mut w = World::new(
+        json!({"parallelism": 3, "completions": 3, "completionMode": "Indexed", "successPolicy": {"rules": [{"succeededIndexes": "1"}]}}),
+    );
     w.settle();
     w.end(1, "Succeeded");
     w.settle();

@@ -28,20 +28,37 @@ pub fn conditions(namespace: &Namespace, findings: &Findings, now: &Time) -> Vec
     };
     let discovery = &findings.discovery_error;
     let errors = (!findings.errors.is_empty()).then(|| findings.errors.join(", "));
-    let remaining = (!findings.remaining.is_empty())
-        .then(|| format!("Some resources are remaining: {}", listed(&findings.remaining, "has")));
+    let remaining =
+        (!findings.remaining.is_empty()).then(|| format!("Some resources are remaining: {}", listed(&findings.remaining, "has")));
     let finalizers = (!findings.finalizers.is_empty())
         .then(|| format!("Some content in the namespace has finalizers remaining: {}", listed(&findings.finalizers, "in")));
     let rows: [(&str, &Option<String>, &str, &str, &str); 5] = [
         ("NamespaceDeletionDiscoveryFailure", discovery, "DiscoveryFailed", "ResourcesDiscovered", "All resources successfully discovered"),
-        ("NamespaceDeletionGroupVersionParsingFailure", &None, "GroupVersionParsingFailed", "ParsedGroupVersions", "All legacy kube types successfully parsed"),
-        ("NamespaceDeletionContentFailure", &errors, "ContentDeletionFailed", "ContentDeleted", "All content successfully deleted, may be waiting on finalization"),
+        (
+            "NamespaceDeletionGroupVersionParsingFailure",
+            &None,
+            "GroupVersionParsingFailed",
+            "ParsedGroupVersions",
+            "All legacy kube types successfully parsed",
+        ),
+        (
+            "NamespaceDeletionContentFailure",
+            &errors,
+            "ContentDeletionFailed",
+            "ContentDeleted",
+            "All content successfully deleted, may be waiting on finalization",
+        ),
         ("NamespaceContentRemaining", &remaining, "SomeResourcesRemain", "ContentRemoved", "All content successfully removed"),
-        ("NamespaceFinalizersRemaining", &finalizers, "SomeFinalizersRemain", "ContentHasNoFinalizers", "All content-preserving finalizers finished"),
+        (
+            "NamespaceFinalizersRemaining",
+            &finalizers,
+            "SomeFinalizersRemain",
+            "ContentHasNoFinalizers",
+            "All content-preserving finalizers finished",
+        ),
     ];
     let old = namespace.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
-    let mut conditions: Vec<NamespaceCondition> =
-        old.iter().filter(|c| !rows.iter().any(|r| r.0 == c.type_)).cloned().collect();
+    let mut conditions: Vec<NamespaceCondition> = old.iter().filter(|c| !rows.iter().any(|r| r.0 == c.type_)).cloned().collect();
     for (type_, problem, bad, good, fine) in rows {
         let status = if problem.is_some() { "True" } else { "False" };
         let before = old.iter().find(|c| c.type_ == type_ && c.status == status);
@@ -62,11 +79,8 @@ mod tests {
 
     #[test]
     fn says_what_is_left_in_upstreams_words() {
-        let findings = Findings {
-            remaining: [("pods.".to_owned(), 2)].into(),
-            finalizers: [("x.io/f".to_owned(), 1)].into(),
-            ..Findings::default()
-        };
+        let findings =
+            Findings { remaining: [("pods.".to_owned(), 2)].into(), finalizers: [("x.io/f".to_owned(), 1)].into(), ..Findings::default() };
         let now = xebec_loops::clock::now();
         let c = conditions(&Namespace::default(), &findings, &now);
         let text: Vec<String> = c.iter().map(|c| format!("{} {}: {}", c.type_, c.status, c.message.as_deref().unwrap())).collect();

@@ -97,10 +97,8 @@ pub fn wanted_taints(node: &Node, have: &[Taint], any_ready: bool, now: &Time) -
     let ready = condition_status(node, "Ready");
     let unschedulable = node.spec.as_ref().and_then(|s| s.unschedulable).unwrap_or(false);
     // (key, effect, whether it should be there)
-    let mut rules: Vec<(&str, &str, bool)> = PRESSURES
-        .iter()
-        .map(|(condition, key)| (*key, "NoSchedule", condition_status(node, condition) == Some("True")))
-        .collect();
+    let mut rules: Vec<(&str, &str, bool)> =
+        PRESSURES.iter().map(|(condition, key)| (*key, "NoSchedule", condition_status(node, condition) == Some("True"))).collect();
     // A node without a Ready condition has not reported yet: its kubelet's own taint, if any, stays as it is.
     if ready.is_some() {
         rules.push((NOT_READY, "NoSchedule", ready == Some("False")));
@@ -110,8 +108,7 @@ pub fn wanted_taints(node: &Node, have: &[Taint], any_ready: bool, now: &Time) -
     rules.push((UNREACHABLE, "NoExecute", ready == Some("Unknown") && any_ready));
     rules.push((UNSCHEDULABLE, "NoSchedule", unschedulable));
     let is = |t: &Taint, key: &str, effect: &str| t.key == key && t.effect == effect;
-    let mut want: Vec<Taint> =
-        have.iter().filter(|t| !rules.iter().any(|(k, e, wanted)| !wanted && is(t, k, e))).cloned().collect();
+    let mut want: Vec<Taint> = have.iter().filter(|t| !rules.iter().any(|(k, e, wanted)| !wanted && is(t, k, e))).cloned().collect();
     for (key, effect, _) in rules.iter().filter(|(k, e, wanted)| *wanted && !have.iter().any(|t| is(t, k, e))) {
         want.push(Taint { key: (*key).into(), effect: (*effect).into(), time_added: Some(now.clone()), value: None });
     }
@@ -172,7 +169,10 @@ mod tests {
         assert_eq!(keys(ready("Unknown", "00"), json!({}), true), ["mine:NoSchedule", "unreachable:NoSchedule", "unreachable:NoExecute"]);
         assert_eq!(keys(ready("Unknown", "00"), json!({}), false), ["mine:NoSchedule", "unreachable:NoSchedule"]);
         assert_eq!(keys(ready("True", "00"), json!({"unschedulable": true}), true), ["mine:NoSchedule", "unschedulable:NoSchedule"]);
-        assert_eq!(keys(json!([{"type": "DiskPressure", "status": "True"}]), json!({}), true), ["mine:NoSchedule", "disk-pressure:NoSchedule"]);
+        assert_eq!(
+            keys(json!([{"type": "DiskPressure", "status": "True"}]), json!({}), true),
+            ["mine:NoSchedule", "disk-pressure:NoSchedule"]
+        );
     }
 
     #[test]

@@ -275,7 +275,10 @@ mod tests {
     }
 
     fn revision(name: &str) -> Revision {
-        Revision { name: name.into(), template: from_value(json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": []}})).unwrap() }
+        Revision {
+            name: name.into(),
+            template: from_value(json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": []}})).unwrap(),
+        }
     }
 
     fn pod(i: i32, revision: &str, ready: bool) -> Arc<Pod> {
@@ -326,7 +329,11 @@ mod tests {
         assert_eq!(run(&set(3, json!({})), &next), ["-s-1"]);
         let partitioned = set(3, json!({"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": 2}}}));
         assert!(run(&partitioned, &next).is_empty());
-        assert_eq!(run(&partitioned, &[pod(1, "v1", true), pod(2, "v2", true)]), ["+s-0@v1"], "below the partition the old template is used");
+        assert_eq!(
+            run(&partitioned, &[pod(1, "v1", true), pod(2, "v2", true)]),
+            ["+s-0@v1"],
+            "below the partition the old template is used"
+        );
         assert!(run(&set(3, json!({"updateStrategy": {"type": "OnDelete"}})), &old).is_empty());
     }
 

@@ -77,10 +77,7 @@ mod tests {
     fn names_everything_that_is_short() {
         let node = node_with("n", json!({"cpu": "1", "memory": "1Gi", "pods": "1"}), vec![asking(json!({"cpu": "500m"}))]);
         let rejection = filter(&node, &asking(json!({"cpu": "600m", "memory": "2Gi", "x.y/gpu": "1"}))).unwrap_err();
-        assert_eq!(
-            rejection.reasons,
-            ["Too many pods", "Insufficient cpu", "Insufficient memory", "Insufficient x.y/gpu"]
-        );
+        assert_eq!(rejection.reasons, ["Too many pods", "Insufficient cpu", "Insufficient memory", "Insufficient x.y/gpu"]);
         assert!(!rejection.resolvable);
     }
 

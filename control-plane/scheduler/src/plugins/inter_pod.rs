@@ -60,9 +60,7 @@ impl<'a> Filter<'a> {
         if !self.affinity_holds(node) {
             return reject("node(s) didn't match pod affinity rules", false);
         }
-        let near = |places: &Places<'_>, key: &str| {
-            node.label(key).is_some_and(|value| places.get(&(key, value)).is_some_and(|n| *n > 0))
-        };
+        let near = |places: &Places<'_>, key: &str| node.label(key).is_some_and(|value| places.get(&(key, value)).is_some_and(|n| *n > 0));
         if self.pod.terms.anti.iter().any(|t| near(&self.avoided, &t.topology_key)) {
             return reject("node(s) didn't match pod anti-affinity rules", true);
         }
@@ -124,10 +122,8 @@ pub fn score(view: View<'_>, pod: &PodInfo, nodes: &[&NodeInfo]) -> Vec<i64> {
     if places.is_empty() {
         return vec![0; nodes.len()];
     }
-    let sums: Vec<i64> = nodes
-        .iter()
-        .map(|n| places.iter().filter(|((key, value), _)| n.label(key) == Some(*value)).map(|(_, w)| w).sum())
-        .collect();
+    let sums: Vec<i64> =
+        nodes.iter().map(|n| places.iter().filter(|((key, value), _)| n.label(key) == Some(*value)).map(|(_, w)| w).sum()).collect();
     let (min, max) = (sums.iter().copied().min().unwrap_or(0), sums.iter().copied().max().unwrap_or(0));
     sums.into_iter().map(|s| if max > min { MAX_SCORE * (s - min) / (max - min) } else { 0 }).collect()
 }

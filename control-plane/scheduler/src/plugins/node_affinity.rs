@@ -34,8 +34,8 @@ pub fn score(pod: &PodInfo, nodes: &[&NodeInfo]) -> Vec<i64> {
 
 /// Unlike a required term, an empty preference holds everywhere.
 fn preference_holds(term: &NodeSelectorTerm, node: &NodeInfo) -> bool {
-    let empty = term.match_expressions.as_deref().unwrap_or_default().is_empty()
-        && term.match_fields.as_deref().unwrap_or_default().is_empty();
+    let empty =
+        term.match_expressions.as_deref().unwrap_or_default().is_empty() && term.match_fields.as_deref().unwrap_or_default().is_empty();
     empty || term_holds(term, &node.name, node.labels())
 }
 

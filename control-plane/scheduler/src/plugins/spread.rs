@@ -33,9 +33,7 @@ impl<'a> Filter<'a> {
                 let mut domains = HashMap::new();
                 for node in view.nodes() {
                     let complete = constraints.iter().all(|c| node.label(&c.topology_key).is_some());
-                    if let (true, true, Some(value)) =
-                        (complete, counts(constraint, node, pod), node.label(&constraint.topology_key))
-                    {
+                    if let (true, true, Some(value)) = (complete, counts(constraint, node, pod), node.label(&constraint.topology_key)) {
                         *domains.entry(value).or_default() += matching(constraint, node, pod);
                     }
                 }
@@ -67,8 +65,7 @@ impl<'a> Filter<'a> {
 
 /// Whether the constraint looks at this node at all.
 fn counts(constraint: &Spread, node: &NodeInfo, pod: &PodInfo) -> bool {
-    (!constraint.honor_affinity || node_affinity::allows(node, pod))
-        && (!constraint.honor_taints || taints::tolerates_all(node, pod))
+    (!constraint.honor_affinity || node_affinity::allows(node, pod)) && (!constraint.honor_taints || taints::tolerates_all(node, pod))
 }
 
 /// Pods of the group on the node; those on their way out do not count.
@@ -119,8 +116,7 @@ pub fn score(view: View<'_>, pod: &PodInfo, nodes: &[&NodeInfo]) -> Vec<i64> {
             *sum += there as f64 * weight + (c.max_skew - 1) as f64;
         }
     }
-    let scores: Vec<Option<i64>> =
-        nodes.iter().zip(sums).map(|(n, s)| (!ignored(n)).then_some(s.round() as i64)).collect();
+    let scores: Vec<Option<i64>> = nodes.iter().zip(sums).map(|(n, s)| (!ignored(n)).then_some(s.round() as i64)).collect();
     let max = scores.iter().flatten().copied().max().unwrap_or(0);
     let min = scores.iter().flatten().copied().min().unwrap_or(0);
     scores

@@ -39,10 +39,8 @@ pub fn filter(node: &NodeInfo, pod: &PodInfo) -> Result<(), Rejection> {
 
 /// Fewer PreferNoSchedule taints that the pod does not tolerate are better.
 pub fn score(pod: &PodInfo, nodes: &[&NodeInfo]) -> Vec<i64> {
-    let relevant: Vec<&Toleration> = tolerations(pod)
-        .iter()
-        .filter(|t| matches!(t.effect.as_deref().unwrap_or_default(), "" | "PreferNoSchedule"))
-        .collect();
+    let relevant: Vec<&Toleration> =
+        tolerations(pod).iter().filter(|t| matches!(t.effect.as_deref().unwrap_or_default(), "" | "PreferNoSchedule")).collect();
     let count = |node: &&NodeInfo| {
         let taints = node.taints().iter().filter(|t| t.effect == "PreferNoSchedule");
         taints.filter(|taint| !relevant.iter().any(|t| tolerates(t, taint))).count() as i64

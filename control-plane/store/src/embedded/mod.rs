@@ -28,10 +28,7 @@ use tokio::sync::{oneshot, watch as channel};
 
 use crate::cursor::{self, Source};
 use crate::ring::Ring;
-use crate::{
-    GetResponse, RangeRequest, RangeResponse, Result, Revision, Store, StoreError, Txn,
-    TxnResponse, WatchBatch,
-};
+use crate::{GetResponse, RangeRequest, RangeResponse, Result, Revision, Store, StoreError, Txn, TxnResponse, WatchBatch};
 use schema::Snapshot;
 use writer::{Command, Writer};
 
@@ -56,13 +53,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            retain_for: Duration::from_secs(300),
-            retain_revisions: 200_000,
-            max_value: 4 << 20,
-            cache: 8 << 20,
-            verify_up_to: 64 << 20,
-        }
+        Self { retain_for: Duration::from_secs(300), retain_revisions: 200_000, max_value: 4 << 20, cache: 8 << 20, verify_up_to: 64 << 20 }
     }
 }
 
@@ -109,55 +100,30 @@ pub fn open(path: impl AsRef<Path>, options: Options) -> Result<Embedded> {
     let thread = std::thread::Builder::new()
         .name("store-writer".into())
         .spawn(move || writer.run())
-        .map_err(|e| {
-            StoreError::Unavailable(format!("cannot start the store's writer thread: {e}"))
-        })?;
+        .map_err(|e| StoreError::Unavailable(format!("cannot start the store's writer thread: {e}")))?;
     Ok(Embedded {
-        shared: Arc::new(Shared {
-            path,
-            db: RwLock::new(Some(db)),
-            ring,
-            revision,
-        }),
+        shared: Arc::new(Shared { path, db: RwLock::new(Some(db)), ring, revision }),
         commands,
         writer: Mutex::new(Some(thread)),
     })
 }
 
 fn open_database(path: &Path, options: &Options) -> Result<Database> {
-    let unavailable = |e: std::io::Error| {
-        StoreError::Unavailable(format!("cannot open store file {}: {e}", path.display()))
-    };
-    let corrupted = |reason: String| StoreError::Corrupted {
-        path: path.display().to_string(),
-        reason,
-    };
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .map_err(unavailable)?;
+    let unavailable = |e: std::io::Error| StoreError::Unavailable(format!("cannot open store file {}: {e}", path.display()));
+    let corrupted = |reason: String| StoreError::Corrupted { path: path.display().to_string(), reason };
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path).map_err(unavailable)?;
     let metadata = file.metadata().map_err(unavailable)?;
     if !metadata.is_file() {
-        return Err(StoreError::Unavailable(format!(
-            "store file {} is not a regular file",
-            path.display()
-        )));
+        return Err(StoreError::Unavailable(format!("store file {} is not a regular file", path.display())));
     }
     if metadata.permissions().mode() & 0o077 != 0 {
-        file.set_permissions(std::fs::Permissions::from_mode(0o600))
-            .map_err(unavailable)?;
+        file.set_permissions(std::fs::Permissions::from_mode(0o600)).map_err(unavailable)?;
     }
     if metadata.len() == 0
         && let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty())
     {
         // The name must survive a crash as the contents do.
-        std::fs::File::open(folder)
-            .and_then(|f| f.sync_all())
-            .map_err(unavailable)?;
+        std::fs::File::open(folder).and_then(|f| f.sync_all()).map_err(unavailable)?;
     }
     let verify = metadata.len() <= options.verify_up_to;
     let opened = catch_unwind(AssertUnwindSafe(|| {
@@ -169,15 +135,11 @@ fn open_database(path: &Path, options: &Options) -> Result<Database> {
     }));
     match opened {
         Ok(Ok(db)) => Ok(db),
-        Ok(Err(
-            redb::DatabaseError::DatabaseAlreadyOpen | redb::DatabaseError::LockProtocolMismatch,
-        )) => Err(StoreError::InUse {
-            path: path.display().to_string(),
-        }),
+        Ok(Err(redb::DatabaseError::DatabaseAlreadyOpen | redb::DatabaseError::LockProtocolMismatch)) => {
+            Err(StoreError::InUse { path: path.display().to_string() })
+        }
         Ok(Err(redb::DatabaseError::Storage(redb::StorageError::Io(e)))) => match e.kind() {
-            std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof => {
-                Err(corrupted(e.to_string()))
-            }
+            std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof => Err(corrupted(e.to_string())),
             _ => Err(unavailable(e)),
         },
         Ok(Err(e)) => Err(corrupted(e.to_string())),
@@ -195,61 +157,35 @@ struct Prepared {
 fn prepare(db: &Database) -> Result<Prepared> {
     use redb::TableHandle;
     let read = db.begin_read().map_err(schema::transaction)?;
-    let names: Vec<String> = read
-        .list_tables()
-        .map_err(schema::storage)?
-        .map(|t| t.name().to_owned())
-        .collect();
+    let names: Vec<String> = read.list_tables().map_err(schema::storage)?.map(|t| t.name().to_owned()).collect();
     drop(read);
     if names.is_empty() {
         let write = db.begin_write().map_err(schema::transaction)?;
         {
             let mut counters = write.open_table(schema::META).map_err(schema::table)?;
-            counters
-                .insert(schema::META_FORMAT, schema::FORMAT)
-                .map_err(schema::storage)?;
-            counters
-                .insert(schema::META_REVISION, 1)
-                .map_err(schema::storage)?;
+            counters.insert(schema::META_FORMAT, schema::FORMAT).map_err(schema::storage)?;
+            counters.insert(schema::META_REVISION, 1).map_err(schema::storage)?;
             write.open_table(schema::VERSIONS).map_err(schema::table)?;
             write.open_table(schema::LIVE).map_err(schema::table)?;
             write.open_table(schema::EXPIRY).map_err(schema::table)?;
         }
         write.commit().map_err(schema::commit)?;
-        return Ok(Prepared {
-            revision: 1,
-            next_expiry: None,
-        });
+        return Ok(Prepared { revision: 1, next_expiry: None });
     }
-    let damaged = |reason: String| StoreError::Corrupted {
-        path: String::new(),
-        reason,
-    };
+    let damaged = |reason: String| StoreError::Corrupted { path: String::new(), reason };
     if !names.iter().any(|n| n == "meta") {
-        return Err(damaged(format!(
-            "it is a redb file of another program (tables {})",
-            names.join(", ")
-        )));
+        return Err(damaged(format!("it is a redb file of another program (tables {})", names.join(", "))));
     }
     let read = db.begin_read().map_err(schema::transaction)?;
     let counters = read.open_table(schema::META).map_err(schema::table)?;
     let format = schema::meta(&counters, schema::META_FORMAT)?;
     if format != schema::FORMAT {
-        return Err(damaged(format!(
-            "its format is {format}, this program reads {}",
-            schema::FORMAT
-        )));
+        return Err(damaged(format!("its format is {format}, this program reads {}", schema::FORMAT)));
     }
     let snapshot = Snapshot::open(&read)?;
     let expiry = read.open_table(schema::EXPIRY).map_err(schema::table)?;
-    let next_expiry = expiry
-        .first()
-        .map_err(schema::storage)?
-        .map(|(k, _)| k.value().0);
-    Ok(Prepared {
-        revision: snapshot.revision,
-        next_expiry,
-    })
+    let next_expiry = expiry.first().map_err(schema::storage)?.map(|(k, _)| k.value().0);
+    Ok(Prepared { revision: snapshot.revision, next_expiry })
 }
 
 impl Shared {
@@ -260,9 +196,7 @@ impl Shared {
     fn read<T>(&self, f: impl FnOnce(&Snapshot) -> Result<T>) -> Result<T> {
         let db = self.db()?;
         let txn = db.begin_read().map_err(schema::transaction)?;
-        Snapshot::open(&txn)
-            .and_then(|snapshot| f(&snapshot))
-            .map_err(|e| schema::named(e, &self.path))
+        Snapshot::open(&txn).and_then(|snapshot| f(&snapshot)).map_err(|e| schema::named(e, &self.path))
     }
 }
 
@@ -275,12 +209,7 @@ impl Source for Shared {
         self.revision.clone()
     }
 
-    async fn history(
-        &self,
-        prefix: &str,
-        from: Revision,
-        to: Revision,
-    ) -> Result<(Vec<WatchBatch>, Revision)> {
+    async fn history(&self, prefix: &str, from: Revision, to: Revision) -> Result<(Vec<WatchBatch>, Revision)> {
         let (db, prefix, path) = (self.db()?, prefix.to_owned(), self.path.clone());
         run_blocking(move || {
             let txn = db.begin_read().map_err(schema::transaction)?;
@@ -304,22 +233,14 @@ impl Embedded {
         self.shared.db.write().take();
     }
 
-    async fn reading<T: Send + 'static>(
-        &self,
-        f: impl FnOnce(&Snapshot) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
+    async fn reading<T: Send + 'static>(&self, f: impl FnOnce(&Snapshot) -> Result<T> + Send + 'static) -> Result<T> {
         let shared = self.shared.clone();
         run_blocking(move || shared.read(f)).await
     }
 
-    async fn ask<T>(
-        &self,
-        command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command,
-    ) -> Result<T> {
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command) -> Result<T> {
         let (reply, answer) = oneshot::channel();
-        self.commands
-            .send(command(reply))
-            .map_err(|_| StoreError::closed())?;
+        self.commands.send(command(reply)).map_err(|_| StoreError::closed())?;
         answer.await.map_err(|_| StoreError::closed())?
     }
 }
@@ -330,12 +251,8 @@ impl Drop for Embedded {
     }
 }
 
-async fn run_blocking<T: Send + 'static>(
-    f: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    tokio::task::spawn_blocking(f)
-        .await
-        .map_err(|e| StoreError::Backend(format!("read failed: {e}")))?
+async fn run_blocking<T: Send + 'static>(f: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(f).await.map_err(|e| StoreError::Backend(format!("read failed: {e}")))?
 }
 
 #[async_trait]
@@ -346,31 +263,22 @@ impl Store for Embedded {
     }
 
     async fn range(&self, request: RangeRequest) -> Result<RangeResponse> {
-        self.reading(move |snapshot| read::range(snapshot, &request))
-            .await
+        self.reading(move |snapshot| read::range(snapshot, &request)).await
     }
 
     async fn count(&self, prefix: &str) -> Result<u64> {
         let prefix = prefix.to_owned();
-        self.reading(move |snapshot| read::count(snapshot, &prefix))
-            .await
+        self.reading(move |snapshot| read::count(snapshot, &prefix)).await
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnResponse> {
         self.ask(|reply| Command::Txn { txn, reply }).await
     }
 
-    async fn watch(
-        &self,
-        prefix: &str,
-        from: Revision,
-    ) -> Result<BoxStream<'static, Result<WatchBatch>>> {
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<BoxStream<'static, Result<WatchBatch>>> {
         let compacted = self.shared.read(|snapshot| Ok(snapshot.compacted))?;
         if from <= compacted {
-            return Err(StoreError::Compacted {
-                requested: from,
-                oldest: compacted + 1,
-            });
+            return Err(StoreError::Compacted { requested: from, oldest: compacted + 1 });
         }
         Ok(cursor::stream(self.shared.clone(), prefix.to_owned(), from))
     }
@@ -384,8 +292,6 @@ impl Store for Embedded {
     }
 
     async fn size(&self) -> Result<u64> {
-        std::fs::metadata(&self.shared.path)
-            .map(|m| m.len())
-            .map_err(|e| StoreError::Unavailable(e.to_string()))
+        std::fs::metadata(&self.shared.path).map(|m| m.len()).map_err(|e| StoreError::Unavailable(e.to_string()))
     }
 }

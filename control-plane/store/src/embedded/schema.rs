@@ -11,21 +11,12 @@ use crate::{KeyValue, Result, Revision, StoreError};
 pub(super) type Position = (Revision, u32);
 
 /// (is a put, key, create revision, position of the version before it (revision 0: none), Unix second of expiry (0: never), value).
-pub(super) type Version = (
-    bool,
-    &'static str,
-    Revision,
-    Revision,
-    u32,
-    u64,
-    &'static [u8],
-);
+pub(super) type Version = (bool, &'static str, Revision, Revision, u32, u64, &'static [u8]);
 
 /// Every change that is not compacted away, and the present version of every live key.
 pub(super) const VERSIONS: TableDefinition<Position, Version> = TableDefinition::new("versions");
 /// Live key → (mod revision, place, create revision, Unix second of expiry).
-pub(super) const LIVE: TableDefinition<&str, (Revision, u32, Revision, u64)> =
-    TableDefinition::new("live");
+pub(super) const LIVE: TableDefinition<&str, (Revision, u32, Revision, u64)> = TableDefinition::new("live");
 /// Live keys that expire, soonest first.
 pub(super) const EXPIRY: TableDefinition<(u64, &str), ()> = TableDefinition::new("expiry");
 /// The counters below.
@@ -47,22 +38,12 @@ pub(super) fn meta(table: &impl ReadableTable<&'static str, u64>, name: &str) ->
 }
 
 /// The key's state at `position`; `None` if that version is a delete.
-pub(super) fn version_at(
-    versions: &impl ReadableTable<Position, Version>,
-    position: Position,
-) -> Result<Option<KeyValue>> {
+pub(super) fn version_at(versions: &impl ReadableTable<Position, Version>, position: Position) -> Result<Option<KeyValue>> {
     let row = versions.get(position).map_err(storage)?.ok_or_else(|| {
-        StoreError::Backend(format!(
-            "version {position:?} is referred to but missing; the file needs a restore from backup"
-        ))
+        StoreError::Backend(format!("version {position:?} is referred to but missing; the file needs a restore from backup"))
     })?;
     let (put, key, create_revision, _, _, _, value) = row.value();
-    Ok(put.then(|| KeyValue {
-        key: key.to_owned(),
-        value: Bytes::copy_from_slice(value),
-        create_revision,
-        mod_revision: position.0,
-    }))
+    Ok(put.then(|| KeyValue { key: key.to_owned(), value: Bytes::copy_from_slice(value), create_revision, mod_revision: position.0 }))
 }
 
 /// Opens the four tables of a snapshot.
@@ -87,17 +68,11 @@ impl Snapshot {
 
 pub(super) fn storage(error: redb::StorageError) -> StoreError {
     match error {
-        redb::StorageError::Corrupted(reason) => StoreError::Corrupted {
-            path: "(open)".into(),
-            reason,
-        },
-        redb::StorageError::PreviousIo => StoreError::Unavailable(
-            "an earlier write to the store file failed; check the disk and restart the server"
-                .into(),
-        ),
-        redb::StorageError::Io(error) => StoreError::Unavailable(format!(
-            "store file: {error}; check the disk for space and errors"
-        )),
+        redb::StorageError::Corrupted(reason) => StoreError::Corrupted { path: "(open)".into(), reason },
+        redb::StorageError::PreviousIo => {
+            StoreError::Unavailable("an earlier write to the store file failed; check the disk and restart the server".into())
+        }
+        redb::StorageError::Io(error) => StoreError::Unavailable(format!("store file: {error}; check the disk for space and errors")),
         other => StoreError::Backend(other.to_string()),
     }
 }
@@ -105,10 +80,7 @@ pub(super) fn storage(error: redb::StorageError) -> StoreError {
 pub(super) fn table(error: redb::TableError) -> StoreError {
     match error {
         redb::TableError::Storage(error) => storage(error),
-        other => StoreError::Corrupted {
-            path: "(open)".into(),
-            reason: other.to_string(),
-        },
+        other => StoreError::Corrupted { path: "(open)".into(), reason: other.to_string() },
     }
 }
 
@@ -129,10 +101,7 @@ pub(super) fn commit(error: redb::CommitError) -> StoreError {
 /// Puts the file's name into an error made where it was not known.
 pub(super) fn named(error: StoreError, path: &Path) -> StoreError {
     match error {
-        StoreError::Corrupted { reason, .. } => StoreError::Corrupted {
-            path: path.display().to_string(),
-            reason,
-        },
+        StoreError::Corrupted { reason, .. } => StoreError::Corrupted { path: path.display().to_string(), reason },
         other => other,
     }
 }

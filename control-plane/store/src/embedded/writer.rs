@@ -11,23 +11,15 @@ use tokio::sync::{oneshot, watch};
 
 use super::Options;
 use super::schema::{
-    EXPIRY, LIVE, META, META_COMPACTED, META_REVISION, META_SCRUBBED, Position, VERSIONS, Version,
-    commit, meta, storage, table, transaction, version_at,
+    EXPIRY, LIVE, META, META_COMPACTED, META_REVISION, META_SCRUBBED, Position, VERSIONS, Version, commit, meta, storage, table,
+    transaction, version_at,
 };
 use crate::ring::Ring;
-use crate::{
-    Compare, Event, KeyValue, Op, Result, Revision, StoreError, Txn, TxnResponse, WatchBatch, check,
-};
+use crate::{Compare, Event, KeyValue, Op, Result, Revision, StoreError, Txn, TxnResponse, WatchBatch, check};
 
 pub(super) enum Command {
-    Txn {
-        txn: Txn,
-        reply: oneshot::Sender<Result<TxnResponse>>,
-    },
-    Compact {
-        revision: Revision,
-        reply: oneshot::Sender<Result<()>>,
-    },
+    Txn { txn: Txn, reply: oneshot::Sender<Result<TxnResponse>> },
+    Compact { revision: Revision, reply: oneshot::Sender<Result<()>> },
     Stop,
 }
 
@@ -103,10 +95,7 @@ impl Writer {
             return Duration::ZERO;
         }
         match self.next_expiry {
-            Some(at) => (UNIX_EPOCH + Duration::from_secs(at))
-                .duration_since(SystemTime::now())
-                .unwrap_or_default()
-                .min(SAMPLE_EVERY),
+            Some(at) => (UNIX_EPOCH + Duration::from_secs(at)).duration_since(SystemTime::now()).unwrap_or_default().min(SAMPLE_EVERY),
             None => SAMPLE_EVERY,
         }
     }
@@ -130,28 +119,14 @@ impl Writer {
         let mut outcome = Outcome::default();
         match self.commit(now, due, &waiting_txns, &waiting_compactions, expired) {
             Ok((answers, compacted, batches)) => {
-                outcome.answers = waiting_txns
-                    .into_iter()
-                    .map(|(_, reply)| reply)
-                    .zip(answers)
-                    .collect();
-                outcome.compacted = waiting_compactions
-                    .into_iter()
-                    .map(|(_, reply)| reply)
-                    .zip(compacted)
-                    .collect();
+                outcome.answers = waiting_txns.into_iter().map(|(_, reply)| reply).zip(answers).collect();
+                outcome.compacted = waiting_compactions.into_iter().map(|(_, reply)| reply).zip(compacted).collect();
                 outcome.batches = batches;
             }
             Err(error) => {
                 tracing::error!(%error, "the store could not commit");
-                outcome.answers = waiting_txns
-                    .into_iter()
-                    .map(|(_, reply)| (reply, Err(error.clone())))
-                    .collect();
-                outcome.compacted = waiting_compactions
-                    .into_iter()
-                    .map(|(_, reply)| (reply, Err(error.clone())))
-                    .collect();
+                outcome.answers = waiting_txns.into_iter().map(|(_, reply)| (reply, Err(error.clone()))).collect();
+                outcome.compacted = waiting_compactions.into_iter().map(|(_, reply)| (reply, Err(error.clone()))).collect();
                 // Do not spin on a broken disk.
                 self.scrubbing = false;
                 self.next_expiry = self.next_expiry.map(|at| at.max(now / 1000 + 1));
@@ -173,19 +148,11 @@ impl Writer {
     /// Notes the revision from time to time; returns how far history is old enough to forget.
     fn sample(&mut self, now: Instant) -> Option<Revision> {
         let revision = *self.revision.borrow();
-        if self
-            .samples
-            .back()
-            .is_none_or(|(at, _)| now.duration_since(*at) >= SAMPLE_EVERY)
-        {
+        if self.samples.back().is_none_or(|(at, _)| now.duration_since(*at) >= SAMPLE_EVERY) {
             self.samples.push_back((now, revision));
         }
         let mut due = None;
-        while self
-            .samples
-            .front()
-            .is_some_and(|(at, _)| now.duration_since(*at) >= self.options.retain_for)
-        {
+        while self.samples.front().is_some_and(|(at, _)| now.duration_since(*at) >= self.options.retain_for) {
             due = self.samples.pop_front().map(|(_, revision)| revision);
         }
         let most = revision.saturating_sub(self.options.retain_revisions);
@@ -230,16 +197,9 @@ impl Writer {
             let _ = tables.compact_to(revision)?;
         }
         let scrubbing = tables.scrub(SCRUB_STEP)?;
-        let next_expiry = tables
-            .expiry
-            .first()
-            .map_err(storage)?
-            .map(|(k, _)| k.value().0);
+        let next_expiry = tables.expiry.first().map_err(storage)?.map(|(k, _)| k.value().0);
         if tables.revision != before {
-            tables
-                .meta
-                .insert(META_REVISION, tables.revision)
-                .map_err(storage)?;
+            tables.meta.insert(META_REVISION, tables.revision).map_err(storage)?;
         }
         let changed = tables.changed || tables.revision != before;
         drop(tables);
@@ -287,9 +247,7 @@ impl<'t> Tables<'t> {
         for compare in &txn.compares {
             holds &= match compare {
                 Compare::Absent { key } => self.live(key)?.is_none(),
-                Compare::ModRevision { key, revision } => self
-                    .live(key)?
-                    .is_some_and(|(modified, ..)| modified == *revision),
+                Compare::ModRevision { key, revision } => self.live(key)?.is_some_and(|(modified, ..)| modified == *revision),
             };
         }
         if !holds {
@@ -301,20 +259,15 @@ impl<'t> Tables<'t> {
                     None => None,
                 });
             }
-            return Ok(TxnResponse::Conflict {
-                current,
-                revision: self.revision,
-            });
+            return Ok(TxnResponse::Conflict { current, revision: self.revision });
         }
         let revision = self.revision + 1;
         let mut events = Vec::with_capacity(txn.ops.len());
         for op in &txn.ops {
-            let place = u32::try_from(events.len())
-                .map_err(|_| StoreError::Backend("transaction too large".into()))?;
+            let place = u32::try_from(events.len()).map_err(|_| StoreError::Backend("transaction too large".into()))?;
             match op {
                 Op::Put { key, value, ttl } => {
-                    let expires =
-                        ttl.map_or(0, |ttl| (now + ttl.as_millis() as u64).div_ceil(1000));
+                    let expires = ttl.map_or(0, |ttl| (now + ttl.as_millis() as u64).div_ceil(1000));
                     events.push(self.put(key, value.clone(), expires, (revision, place))?);
                 }
                 Op::Delete { key } => events.extend(self.delete(key, (revision, place))?),
@@ -324,9 +277,7 @@ impl<'t> Tables<'t> {
             self.revision = revision;
             batches.push(WatchBatch { revision, events });
         }
-        Ok(TxnResponse::Committed {
-            revision: self.revision,
-        })
+        Ok(TxnResponse::Committed { revision: self.revision })
     }
 
     fn put(&mut self, key: &str, value: bytes::Bytes, expires: u64, at: Position) -> Result<Event> {
@@ -335,25 +286,9 @@ impl<'t> Tables<'t> {
             Some((revision, place, ..)) => version_at(&self.versions, (revision, place))?,
             None => None,
         };
-        let (before, before_place, create_revision, expired) =
-            old.map_or((0, 0, at.0, 0), |(r, p, c, e)| (r, p, c, e));
-        self.versions
-            .insert(
-                at,
-                (
-                    true,
-                    key,
-                    create_revision,
-                    before,
-                    before_place,
-                    expires,
-                    value.as_ref(),
-                ),
-            )
-            .map_err(storage)?;
-        self.live
-            .insert(key, (at.0, at.1, create_revision, expires))
-            .map_err(storage)?;
+        let (before, before_place, create_revision, expired) = old.map_or((0, 0, at.0, 0), |(r, p, c, e)| (r, p, c, e));
+        self.versions.insert(at, (true, key, create_revision, before, before_place, expires, value.as_ref())).map_err(storage)?;
+        self.live.insert(key, (at.0, at.1, create_revision, expires)).map_err(storage)?;
         if expired != expires {
             if expired != 0 {
                 self.expiry.remove((expired, key)).map_err(storage)?;
@@ -362,15 +297,7 @@ impl<'t> Tables<'t> {
                 self.expiry.insert((expires, key), ()).map_err(storage)?;
             }
         }
-        Ok(Event::Put {
-            kv: KeyValue {
-                key: key.to_owned(),
-                value,
-                create_revision,
-                mod_revision: at.0,
-            },
-            prev,
-        })
+        Ok(Event::Put { kv: KeyValue { key: key.to_owned(), value, create_revision, mod_revision: at.0 }, prev })
     }
 
     fn delete(&mut self, key: &str, at: Position) -> Result<Option<Event>> {
@@ -378,20 +305,12 @@ impl<'t> Tables<'t> {
             return Ok(None);
         };
         let prev = version_at(&self.versions, (revision, place))?;
-        self.versions
-            .insert(
-                at,
-                (false, key, create_revision, revision, place, 0, &[][..]),
-            )
-            .map_err(storage)?;
+        self.versions.insert(at, (false, key, create_revision, revision, place, 0, &[][..])).map_err(storage)?;
         self.live.remove(key).map_err(storage)?;
         if expires != 0 {
             self.expiry.remove((expires, key)).map_err(storage)?;
         }
-        Ok(Some(Event::Delete {
-            key: key.to_owned(),
-            prev,
-        }))
+        Ok(Some(Event::Delete { key: key.to_owned(), prev }))
     }
 
     /// Deletes keys whose time has come, each in a revision of its own.
@@ -409,10 +328,7 @@ impl<'t> Tables<'t> {
             let revision = self.revision + 1;
             if let Some(event) = self.delete(&key, (revision, 0))? {
                 self.revision = revision;
-                batches.push(WatchBatch {
-                    revision,
-                    events: vec![event],
-                });
+                batches.push(WatchBatch { revision, events: vec![event] });
             }
         }
         Ok(())
@@ -420,15 +336,10 @@ impl<'t> Tables<'t> {
 
     fn compact_to(&mut self, revision: Revision) -> Result<Result<()>> {
         if revision > self.revision {
-            return Ok(Err(StoreError::FutureRevision {
-                requested: revision,
-                current: self.revision,
-            }));
+            return Ok(Err(StoreError::FutureRevision { requested: revision, current: self.revision }));
         }
         if revision > meta(&self.meta, META_COMPACTED)? {
-            self.meta
-                .insert(META_COMPACTED, revision)
-                .map_err(storage)?;
+            self.meta.insert(META_COMPACTED, revision).map_err(storage)?;
             self.changed = true;
         }
         Ok(Ok(()))
@@ -446,11 +357,7 @@ impl<'t> Tables<'t> {
         let mut reached = to;
         let mut last = from;
         let mut seen = 0;
-        for row in self
-            .versions
-            .range((from + 1, 0)..=(to, u32::MAX))
-            .map_err(storage)?
-        {
+        for row in self.versions.range((from + 1, 0)..=(to, u32::MAX)).map_err(storage)? {
             let row = row.map_err(storage)?;
             let at = row.0.value();
             if seen >= budget && at.0 != last {
@@ -478,24 +385,11 @@ impl<'t> Tables<'t> {
 
 fn weight(command: &Command) -> usize {
     match command {
-        Command::Txn { txn, .. } => txn
-            .ops
-            .iter()
-            .map(|op| {
-                if let Op::Put { value, .. } = op {
-                    value.len()
-                } else {
-                    0
-                }
-            })
-            .sum(),
+        Command::Txn { txn, .. } => txn.ops.iter().map(|op| if let Op::Put { value, .. } = op { value.len() } else { 0 }).sum(),
         Command::Compact { .. } | Command::Stop => 0,
     }
 }
 
 fn unix_millis() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_millis() as u64
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }

@@ -22,45 +22,25 @@ pub(super) fn error(error: etcd_client::Error) -> StoreError {
         Error::GRpcStatus(status) => {
             let (code, message) = (status.code() as i32, status.message());
             if message.contains("has been compacted") {
-                StoreError::Compacted {
-                    requested: 0,
-                    oldest: 0,
-                }
+                StoreError::Compacted { requested: 0, oldest: 0 }
             } else if message.contains("is a future revision") {
-                StoreError::FutureRevision {
-                    requested: 0,
-                    current: 0,
-                }
+                StoreError::FutureRevision { requested: 0, current: 0 }
             } else if message.contains("request is too large")
-                || (matches!(code, RESOURCE_EXHAUSTED | OUT_OF_RANGE)
-                    && message.contains("larger than max"))
+                || (matches!(code, RESOURCE_EXHAUSTED | OUT_OF_RANGE) && message.contains("larger than max"))
             {
-                tracing::warn!(
-                    "etcd refused a value for its size: raise its --max-request-bytes to 4194304"
-                );
-                StoreError::TooLarge {
-                    key: String::new(),
-                    size: 0,
-                    limit: DEFAULT_REQUEST,
-                }
+                tracing::warn!("etcd refused a value for its size: raise its --max-request-bytes to 4194304");
+                StoreError::TooLarge { key: String::new(), size: 0, limit: DEFAULT_REQUEST }
             } else if code == RESOURCE_EXHAUSTED {
-                StoreError::Unavailable(format!(
-                    "etcd: {message}; if its space is used up: compact, defragment and disarm the alarm"
-                ))
+                StoreError::Unavailable(format!("etcd: {message}; if its space is used up: compact, defragment and disarm the alarm"))
             } else if matches!(code, CANCELLED | DEADLINE_EXCEEDED | UNAVAILABLE)
-                || (code == UNKNOWN
-                    && (message.contains("transport")
-                        || message.contains("h2 protocol")
-                        || message.contains("connection")))
+                || (code == UNKNOWN && (message.contains("transport") || message.contains("h2 protocol") || message.contains("connection")))
             {
                 StoreError::Unavailable(format!("etcd: {message}"))
             } else {
                 StoreError::Backend(format!("etcd: {message}"))
             }
         }
-        Error::TransportError(e) => {
-            StoreError::Unavailable(format!("etcd: {e}; check its address and certificates"))
-        }
+        Error::TransportError(e) => StoreError::Unavailable(format!("etcd: {e}; check its address and certificates")),
         Error::IoError(e) => StoreError::Unavailable(format!("etcd: {e}")),
         Error::WatchError(e) => StoreError::Unavailable(format!("etcd watch: {e}")),
         other => StoreError::Backend(format!("etcd: {other}")),
@@ -69,23 +49,14 @@ pub(super) fn error(error: etcd_client::Error) -> StoreError {
 
 pub(super) fn revision_of(header: Option<&ResponseHeader>) -> Result<Revision> {
     let revision = header.map_or(0, ResponseHeader::revision);
-    u64::try_from(revision)
-        .ok()
-        .filter(|r| *r > 0)
-        .ok_or_else(|| StoreError::Backend("etcd answered without a revision".into()))
+    u64::try_from(revision).ok().filter(|r| *r > 0).ok_or_else(|| StoreError::Backend("etcd answered without a revision".into()))
 }
 
 pub(super) fn key_value(kv: etcd_client::KeyValue) -> Result<KeyValue> {
     let (create, modified) = (kv.create_revision() as u64, kv.mod_revision() as u64);
     let (key, value) = kv.into_key_value();
-    let key = String::from_utf8(key)
-        .map_err(|_| StoreError::Backend("etcd holds a key that is not UTF-8".into()))?;
-    Ok(KeyValue {
-        key,
-        value: Bytes::from(value),
-        create_revision: create,
-        mod_revision: modified,
-    })
+    let key = String::from_utf8(key).map_err(|_| StoreError::Backend("etcd holds a key that is not UTF-8".into()))?;
+    Ok(KeyValue { key, value: Bytes::from(value), create_revision: create, mod_revision: modified })
 }
 
 /// An event and the revision it happened at; `None` for keys that cannot be ours.

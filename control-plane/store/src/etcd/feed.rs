@@ -25,14 +25,8 @@ pub(super) async fn run(shared: Arc<Shared>, sender: channel::Sender<Revision>) 
         match follow(&shared, &sender).await {
             Err(StoreError::Compacted { oldest, .. }) => {
                 // What happened meanwhile cannot be had: watches that need it are cut off by the reset.
-                tracing::warn!(
-                    last,
-                    oldest,
-                    "etcd compacted past this server while it was not connected"
-                );
-                shared
-                    .compacted
-                    .fetch_max(oldest.saturating_sub(1), Ordering::Relaxed);
+                tracing::warn!(last, oldest, "etcd compacted past this server while it was not connected");
+                shared.compacted.fetch_max(oldest.saturating_sub(1), Ordering::Relaxed);
                 let resume = oldest.max(last);
                 shared.ring.reset(resume);
                 sender.send_replace(resume);
@@ -67,10 +61,7 @@ async fn follow(shared: &Shared, sender: &channel::Sender<Revision>) -> Result<(
                 batches.clear();
                 next = batch.revision;
             }
-            batches.extend((next..batch.revision).map(|revision| WatchBatch {
-                revision,
-                events: Vec::new(),
-            }));
+            batches.extend((next..batch.revision).map(|revision| WatchBatch { revision, events: Vec::new() }));
             batches.push(batch);
         }
         if let Some(reached) = batches.last().map(|b| b.revision) {
@@ -82,12 +73,7 @@ async fn follow(shared: &Shared, sender: &channel::Sender<Revision>) -> Result<(
 }
 
 /// Reads what the ring no longer has. All keys are watched, so that every revision shows and the end is seen.
-pub(super) async fn history(
-    shared: &Shared,
-    prefix: &str,
-    from: Revision,
-    to: Revision,
-) -> Result<(Vec<WatchBatch>, Revision)> {
+pub(super) async fn history(shared: &Shared, prefix: &str, from: Revision, to: Revision) -> Result<(Vec<WatchBatch>, Revision)> {
     let read = async {
         let mut stream = open(shared, from).await?;
         let mut batches = Vec::new();
@@ -104,17 +90,7 @@ pub(super) async fn history(
                     Event::Put { kv, .. } => kv.key.starts_with(prefix),
                     Event::Delete { key, .. } => key.starts_with(prefix),
                 });
-                taken += batch
-                    .events
-                    .iter()
-                    .map(|e| {
-                        if let Event::Put { kv, .. } = e {
-                            kv.value.len()
-                        } else {
-                            0
-                        }
-                    })
-                    .sum::<usize>();
+                taken += batch.events.iter().map(|e| if let Event::Put { kv, .. } = e { kv.value.len() } else { 0 }).sum::<usize>();
                 if !batch.events.is_empty() {
                     batches.push(batch);
                 }
@@ -125,41 +101,25 @@ pub(super) async fn history(
         }
         Err(StoreError::Unavailable("etcd ended a watch early".into()))
     };
-    timeout(PATIENCE * 3, read)
-        .await
-        .map_err(|_| StoreError::Unavailable("etcd did not send its history in time".into()))?
+    timeout(PATIENCE * 3, read).await.map_err(|_| StoreError::Unavailable("etcd did not send its history in time".into()))?
 }
 
 async fn open(shared: &Shared, from: Revision) -> Result<WatchStream> {
-    let mut client = shared
-        .client
-        .watch_client()
-        .max_decoding_message_size(usize::MAX);
+    let mut client = shared.client.watch_client().max_decoding_message_size(usize::MAX);
     let from = i64::try_from(from).unwrap_or(i64::MAX);
-    let options = WatchOptions::new()
-        .with_all_keys()
-        .with_prev_key()
-        .with_start_revision(from);
+    let options = WatchOptions::new().with_all_keys().with_prev_key().with_start_revision(from);
     match timeout(PATIENCE, client.watch("", Some(options))).await {
         Ok(stream) => stream.map_err(error),
-        Err(_) => Err(StoreError::Unavailable(
-            "etcd did not answer a watch in time".into(),
-        )),
+        Err(_) => Err(StoreError::Unavailable("etcd did not answer a watch in time".into())),
     }
 }
 
 fn refused(response: &WatchResponse, requested: Revision) -> Result<()> {
     if response.compact_revision() > 0 {
-        return Err(StoreError::Compacted {
-            requested,
-            oldest: response.compact_revision() as u64,
-        });
+        return Err(StoreError::Compacted { requested, oldest: response.compact_revision() as u64 });
     }
     if response.canceled() {
-        return Err(StoreError::Unavailable(format!(
-            "etcd cancelled a watch: {}",
-            response.cancel_reason()
-        )));
+        return Err(StoreError::Unavailable(format!("etcd cancelled a watch: {}", response.cancel_reason())));
     }
     Ok(())
 }
@@ -170,10 +130,7 @@ fn whole_revisions(response: &WatchResponse) -> Vec<WatchBatch> {
     for (revision, event) in response.events().iter().filter_map(event) {
         match batches.last_mut() {
             Some(batch) if batch.revision == revision => batch.events.push(event),
-            _ => batches.push(WatchBatch {
-                revision,
-                events: vec![event],
-            }),
+            _ => batches.push(WatchBatch { revision, events: vec![event] }),
         }
     }
     batches

@@ -30,10 +30,7 @@ struct Shared {
 
 impl Leases {
     pub fn new(client: LeaseClient) -> Self {
-        Self {
-            client,
-            shared: Mutex::new(HashMap::new()),
-        }
+        Self { client, shared: Mutex::new(HashMap::new()) }
     }
 
     /// A lease that lasts at least `ttl` from now.
@@ -51,14 +48,7 @@ impl Leases {
         }
         let granted = Instant::now();
         let lease = self.grant(seconds + REUSE.as_secs()).await?;
-        self.shared.lock().insert(
-            seconds,
-            Shared {
-                lease,
-                granted,
-                keys: 1,
-            },
-        );
+        self.shared.lock().insert(seconds, Shared { lease, granted, keys: 1 });
         Ok(lease)
     }
 

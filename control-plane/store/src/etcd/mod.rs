@@ -16,10 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use etcd_client::{
-    Certificate, Client, CompareOp, ConnectOptions, GetOptions, Identity, KvClient, TlsOptions,
-    TxnOp, TxnOpResponse,
-};
+use etcd_client::{Certificate, Client, CompareOp, ConnectOptions, GetOptions, Identity, KvClient, TlsOptions, TxnOp, TxnOpResponse};
 use futures::stream::BoxStream;
 use tokio::sync::watch as channel;
 use tokio::task::JoinHandle;
@@ -28,8 +25,8 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::cursor::{self, Source};
 use crate::ring::Ring;
 use crate::{
-    Compare, GetResponse, Op, RangeRequest, RangeResponse, Result, Revision, Store, StoreError,
-    Txn, TxnResponse, WatchBatch, check, prefix_end,
+    Compare, GetResponse, Op, RangeRequest, RangeResponse, Result, Revision, Store, StoreError, Txn, TxnResponse, WatchBatch, check,
+    prefix_end,
 };
 use convert::{error, key_value, revision_of};
 
@@ -79,31 +76,16 @@ pub async fn connect(endpoints: &[String], tls: Option<Tls>) -> Result<Etcd> {
         }
         options = options.with_tls(config);
     }
-    let client = Client::connect(endpoints, Some(options))
-        .await
-        .map_err(error)?;
-    let kv = client
-        .kv_client()
-        .max_decoding_message_size(usize::MAX)
-        .max_encoding_message_size(usize::MAX);
+    let client = Client::connect(endpoints, Some(options)).await.map_err(error)?;
+    let kv = client.kv_client().max_decoding_message_size(usize::MAX).max_encoding_message_size(usize::MAX);
 
     let deadline = Instant::now() + PATIENCE;
     let current = loop {
-        match within(
-            kv.clone()
-                .get("/", Some(GetOptions::new().with_count_only())),
-        )
-        .await
-        {
+        match within(kv.clone().get("/", Some(GetOptions::new().with_count_only()))).await {
             Ok(response) => break revision_of(response.header())?,
-            Err(StoreError::Unavailable(_)) if Instant::now() < deadline => {
-                sleep(Duration::from_millis(100)).await
-            }
+            Err(StoreError::Unavailable(_)) if Instant::now() < deadline => sleep(Duration::from_millis(100)).await,
             Err(e) => {
-                return Err(StoreError::Unavailable(format!(
-                    "cannot reach etcd at {}: {e}",
-                    endpoints.join(", ")
-                )));
+                return Err(StoreError::Unavailable(format!("cannot reach etcd at {}: {e}", endpoints.join(", "))));
             }
         }
     };
@@ -135,12 +117,7 @@ impl Source for Shared {
         self.revision.clone()
     }
 
-    async fn history(
-        &self,
-        prefix: &str,
-        from: Revision,
-        to: Revision,
-    ) -> Result<(Vec<WatchBatch>, Revision)> {
+    async fn history(&self, prefix: &str, from: Revision, to: Revision) -> Result<(Vec<WatchBatch>, Revision)> {
         feed::history(self, prefix, from, to).await
     }
 }
@@ -149,10 +126,7 @@ impl Source for Shared {
 async fn within<T>(call: impl Future<Output = Result<T, etcd_client::Error>>) -> Result<T> {
     match timeout(PATIENCE, call).await {
         Ok(answer) => answer.map_err(error),
-        Err(_) => Err(StoreError::Unavailable(format!(
-            "etcd did not answer within {} s",
-            PATIENCE.as_secs()
-        ))),
+        Err(_) => Err(StoreError::Unavailable(format!("etcd did not answer within {} s", PATIENCE.as_secs()))),
     }
 }
 
@@ -161,41 +135,25 @@ impl Store for Etcd {
     async fn get(&self, key: &str) -> Result<GetResponse> {
         let mut response = within(self.shared.kv.clone().get(key, None)).await?;
         let revision = revision_of(response.header())?;
-        let kv = response
-            .take_kvs()
-            .into_iter()
-            .next()
-            .map(key_value)
-            .transpose()?;
+        let kv = response.take_kvs().into_iter().next().map(key_value).transpose()?;
         Ok(GetResponse { kv, revision })
     }
 
     async fn range(&self, request: RangeRequest) -> Result<RangeResponse> {
-        let start = request
-            .start
-            .filter(|s| *s > request.prefix)
-            .unwrap_or_else(|| request.prefix.clone());
+        let start = request.start.filter(|s| *s > request.prefix).unwrap_or_else(|| request.prefix.clone());
         let end = prefix_end(&request.prefix);
         if end.as_ref().is_some_and(|end| start >= *end) {
             let revision = match request.revision {
                 Some(revision) => revision,
                 None => self.revision().await?,
             };
-            return Ok(RangeResponse {
-                kvs: Vec::new(),
-                revision,
-                remaining: 0,
-            });
+            return Ok(RangeResponse { kvs: Vec::new(), revision, remaining: 0 });
         }
         let (from, to) = bounds(start, end);
         let mut options = GetOptions::new().with_range(to);
         if let Some(limit) = request.limit {
             // etcd takes 0 for no limit.
-            options = if limit == 0 {
-                options.with_count_only()
-            } else {
-                options.with_limit(i64::try_from(limit).unwrap_or(i64::MAX))
-            };
+            options = if limit == 0 { options.with_count_only() } else { options.with_limit(i64::try_from(limit).unwrap_or(i64::MAX)) };
         }
         if let Some(revision) = request.revision {
             options = options.with_revision(i64::try_from(revision).unwrap_or(i64::MAX));
@@ -203,45 +161,24 @@ impl Store for Etcd {
         let mut response = match within(self.shared.kv.clone().get(from, Some(options))).await {
             Err(StoreError::Compacted { .. }) => {
                 let requested = request.revision.unwrap_or_default();
-                return Err(StoreError::Compacted {
-                    requested,
-                    oldest: self
-                        .shared
-                        .compacted
-                        .load(Ordering::Relaxed)
-                        .max(requested + 1),
-                });
+                return Err(StoreError::Compacted { requested, oldest: self.shared.compacted.load(Ordering::Relaxed).max(requested + 1) });
             }
             Err(StoreError::FutureRevision { .. }) => {
                 let current = self.revision().await?;
-                return Err(StoreError::FutureRevision {
-                    requested: request.revision.unwrap_or_default(),
-                    current,
-                });
+                return Err(StoreError::FutureRevision { requested: request.revision.unwrap_or_default(), current });
             }
             other => other?,
         };
         let current = revision_of(response.header())?;
-        let kvs = response
-            .take_kvs()
-            .into_iter()
-            .map(key_value)
-            .collect::<Result<Vec<_>>>()?;
+        let kvs = response.take_kvs().into_iter().map(key_value).collect::<Result<Vec<_>>>()?;
         let remaining = (response.count().max(0) as u64).saturating_sub(kvs.len() as u64);
-        Ok(RangeResponse {
-            kvs,
-            revision: request.revision.unwrap_or(current),
-            remaining,
-        })
+        Ok(RangeResponse { kvs, revision: request.revision.unwrap_or(current), remaining })
     }
 
     async fn count(&self, prefix: &str) -> Result<u64> {
         let (from, to) = bounds(prefix.to_owned(), prefix_end(prefix));
         let options = GetOptions::new().with_range(to).with_count_only();
-        Ok(within(self.shared.kv.clone().get(from, Some(options)))
-            .await?
-            .count()
-            .max(0) as u64)
+        Ok(within(self.shared.kv.clone().get(from, Some(options))).await?.count().max(0) as u64)
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnResponse> {
@@ -256,59 +193,35 @@ impl Store for Etcd {
         }
     }
 
-    async fn watch(
-        &self,
-        prefix: &str,
-        from: Revision,
-    ) -> Result<BoxStream<'static, Result<WatchBatch>>> {
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<BoxStream<'static, Result<WatchBatch>>> {
         let compacted = self.shared.compacted.load(Ordering::Relaxed);
         if from <= compacted {
-            return Err(StoreError::Compacted {
-                requested: from,
-                oldest: compacted + 1,
-            });
+            return Err(StoreError::Compacted { requested: from, oldest: compacted + 1 });
         }
         Ok(cursor::stream(self.shared.clone(), prefix.to_owned(), from))
     }
 
     async fn compact(&self, revision: Revision) -> Result<()> {
-        match within(
-            self.shared
-                .kv
-                .clone()
-                .compact(i64::try_from(revision).unwrap_or(i64::MAX), None),
-        )
-        .await
-        {
+        match within(self.shared.kv.clone().compact(i64::try_from(revision).unwrap_or(i64::MAX), None)).await {
             Ok(_) => {
                 self.shared.compacted.fetch_max(revision, Ordering::Relaxed);
                 Ok(())
             }
             Err(StoreError::Compacted { .. }) => Ok(()),
-            Err(StoreError::FutureRevision { .. }) => Err(StoreError::FutureRevision {
-                requested: revision,
-                current: self.revision().await?,
-            }),
+            Err(StoreError::FutureRevision { .. }) => {
+                Err(StoreError::FutureRevision { requested: revision, current: self.revision().await? })
+            }
             Err(e) => Err(e),
         }
     }
 
     async fn revision(&self) -> Result<Revision> {
-        let response = within(
-            self.shared
-                .kv
-                .clone()
-                .get("/", Some(GetOptions::new().with_count_only())),
-        )
-        .await?;
+        let response = within(self.shared.kv.clone().get("/", Some(GetOptions::new().with_count_only()))).await?;
         revision_of(response.header())
     }
 
     async fn size(&self) -> Result<u64> {
-        Ok(within(self.shared.client.maintenance_client().status())
-            .await?
-            .db_size()
-            .max(0) as u64)
+        Ok(within(self.shared.client.maintenance_client().status()).await?.db_size().max(0) as u64)
     }
 }
 
@@ -317,22 +230,10 @@ impl Etcd {
         let mut ops = Vec::with_capacity(txn.ops.len());
         for op in &txn.ops {
             ops.push(match op {
-                Op::Put {
-                    key,
-                    value,
-                    ttl: None,
-                } => TxnOp::put(key.as_str(), value.to_vec(), None),
-                Op::Put {
-                    key,
-                    value,
-                    ttl: Some(ttl),
-                } => {
+                Op::Put { key, value, ttl: None } => TxnOp::put(key.as_str(), value.to_vec(), None),
+                Op::Put { key, value, ttl: Some(ttl) } => {
                     let lease = self.shared.leases.for_ttl(*ttl).await?;
-                    TxnOp::put(
-                        key.as_str(),
-                        value.to_vec(),
-                        Some(etcd_client::PutOptions::new().with_lease(lease)),
-                    )
+                    TxnOp::put(key.as_str(), value.to_vec(), Some(etcd_client::PutOptions::new().with_lease(lease)))
                 }
                 Op::Delete { key } => TxnOp::delete(key.as_str(), None),
             });
@@ -344,17 +245,10 @@ impl Etcd {
                 Compare::Absent { key } => (key, 0),
                 Compare::ModRevision { key, revision } => (key, *revision),
             };
-            compares.push(etcd_client::Compare::mod_revision(
-                key.as_str(),
-                CompareOp::Equal,
-                i64::try_from(revision).unwrap_or(i64::MAX),
-            ));
+            compares.push(etcd_client::Compare::mod_revision(key.as_str(), CompareOp::Equal, i64::try_from(revision).unwrap_or(i64::MAX)));
             lookups.push(TxnOp::get(key.as_str(), None));
         }
-        let request = etcd_client::Txn::new()
-            .when(compares)
-            .and_then(ops)
-            .or_else(lookups);
+        let request = etcd_client::Txn::new().when(compares).and_then(ops).or_else(lookups);
         let response = match within(self.shared.kv.clone().txn(request)).await {
             Err(StoreError::TooLarge { limit, .. }) => {
                 let sizes = txn.ops.iter().filter_map(|op| match op {
@@ -373,17 +267,9 @@ impl Etcd {
         let mut current = Vec::with_capacity(txn.compares.len());
         for answer in response.op_responses() {
             let TxnOpResponse::Get(mut get) = answer else {
-                return Err(StoreError::Backend(
-                    "etcd answered a lookup with something else".into(),
-                ));
+                return Err(StoreError::Backend("etcd answered a lookup with something else".into()));
             };
-            current.push(
-                get.take_kvs()
-                    .into_iter()
-                    .next()
-                    .map(key_value)
-                    .transpose()?,
-            );
+            current.push(get.take_kvs().into_iter().next().map(key_value).transpose()?);
         }
         Ok(TxnResponse::Conflict { current, revision })
     }
@@ -391,10 +277,6 @@ impl Etcd {
 
 /// etcd's key and range end: a single zero byte stands for the first key, and for "to the end".
 fn bounds(start: String, end: Option<String>) -> (Vec<u8>, Vec<u8>) {
-    let from = if start.is_empty() {
-        vec![0]
-    } else {
-        start.into_bytes()
-    };
+    let from = if start.is_empty() { vec![0] } else { start.into_bytes() };
     (from, end.map_or_else(|| vec![0], String::into_bytes))
 }

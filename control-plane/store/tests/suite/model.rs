@@ -33,8 +33,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         prop::collection::vec((key.clone(), prop::bool::weighted(0.8)), 0..3),
     )
         .prop_map(|(writes, compares)| Step::Write { writes, compares });
-    let range = (0..12u64, prop::option::of(key), prop::option::of(1..4usize))
-        .prop_map(|(ago, start, limit)| Step::Range { ago, start, limit });
+    let range =
+        (0..12u64, prop::option::of(key), prop::option::of(1..4usize)).prop_map(|(ago, start, limit)| Step::Range { ago, start, limit });
     let compact = (0..12u64).prop_map(|ago| Step::Compact { ago });
     prop::collection::vec(prop_oneof![6 => write, 4 => range, 1 => compact], 1..40)
 }
@@ -58,20 +58,11 @@ impl Model {
 }
 
 pub fn run<F: Fixture>() {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let fixture = runtime.block_on(F::new());
     let store = fixture.store();
     let case = std::cell::Cell::new(0u32);
-    let config = Config {
-        cases: 48,
-        failure_persistence: None,
-        max_shrink_iters: 200,
-        ..Config::default()
-    };
+    let config = Config { cases: 48, failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
     TestRunner::new(config)
         .run(&steps(), |steps| {
             case.set(case.get() + 1);
@@ -85,11 +76,7 @@ pub fn run<F: Fixture>() {
 async fn play(store: &dyn Store, prefix: &str, steps: &[Step]) {
     let key = |k: u8| format!("{prefix}{k}");
     let start = store.revision().await.unwrap();
-    let mut model = Model {
-        history: BTreeMap::from([(start, BTreeMap::new())]),
-        events: BTreeMap::new(),
-        compacted: 0,
-    };
+    let mut model = Model { history: BTreeMap::from([(start, BTreeMap::new())]), events: BTreeMap::new(), compacted: 0 };
     let mut follower = store.watch(prefix, start + 1).await.unwrap();
 
     for (number, step) in steps.iter().enumerate() {
@@ -99,45 +86,16 @@ async fn play(store: &dyn Store, prefix: &str, steps: &[Step]) {
                 let compares: Vec<(Compare, bool)> = compares
                     .iter()
                     .map(|(k, truth)| match (model.now().get(&key(*k)), truth) {
-                        (Some((_, _, revision)), true) => (
-                            Compare::ModRevision {
-                                key: key(*k),
-                                revision: *revision,
-                            },
-                            true,
-                        ),
-                        (Some((_, _, revision)), false) => (
-                            Compare::ModRevision {
-                                key: key(*k),
-                                revision: *revision + 1,
-                            },
-                            false,
-                        ),
+                        (Some((_, _, revision)), true) => (Compare::ModRevision { key: key(*k), revision: *revision }, true),
+                        (Some((_, _, revision)), false) => (Compare::ModRevision { key: key(*k), revision: *revision + 1 }, false),
                         (None, true) => (Compare::Absent { key: key(*k) }, true),
-                        (None, false) => (
-                            Compare::ModRevision {
-                                key: key(*k),
-                                revision: current,
-                            },
-                            false,
-                        ),
+                        (None, false) => (Compare::ModRevision { key: key(*k), revision: current }, false),
                     })
                     .collect();
-                let ops: Vec<Op> = writes
-                    .iter()
-                    .map(|(k, gone)| {
-                        if *gone {
-                            delete(&key(*k))
-                        } else {
-                            put(&key(*k), &number.to_string())
-                        }
-                    })
-                    .collect();
+                let ops: Vec<Op> =
+                    writes.iter().map(|(k, gone)| if *gone { delete(&key(*k)) } else { put(&key(*k), &number.to_string()) }).collect();
                 let holds = compares.iter().all(|(_, holds)| *holds);
-                let txn = Txn {
-                    compares: compares.iter().map(|(c, _)| c.clone()).collect(),
-                    ops,
-                };
+                let txn = Txn { compares: compares.iter().map(|(c, _)| c.clone()).collect(), ops };
                 let mut contents = model.now().clone();
                 let mut events = Vec::new();
                 for (k, gone) in writes {
@@ -146,9 +104,7 @@ async fn play(store: &dyn Store, prefix: &str, steps: &[Step]) {
                             events.push(format!("-{}", key(*k)));
                         }
                     } else {
-                        let created = contents
-                            .get(&key(*k))
-                            .map_or(current + 1, |(_, created, _)| *created);
+                        let created = contents.get(&key(*k)).map_or(current + 1, |(_, created, _)| *created);
                         contents.insert(key(*k), (number.to_string(), created, current + 1));
                         events.push(format!("+{}={number}", key(*k)));
                     }
@@ -156,41 +112,23 @@ async fn play(store: &dyn Store, prefix: &str, steps: &[Step]) {
                 match store.txn(txn).await.unwrap() {
                     TxnResponse::Committed { revision } => {
                         assert!(holds, "must conflict");
-                        assert_eq!(
-                            revision,
-                            if events.is_empty() {
-                                current
-                            } else {
-                                current + 1
-                            }
-                        );
+                        assert_eq!(revision, if events.is_empty() { current } else { current + 1 });
                         if !events.is_empty() {
                             model.history.insert(revision, contents);
                             model.events.insert(revision, events);
                         }
                     }
-                    TxnResponse::Conflict {
-                        current: found,
-                        revision,
-                    } => {
+                    TxnResponse::Conflict { current: found, revision } => {
                         assert!(!holds, "must commit");
                         assert_eq!(revision, current);
                         for ((compare, _), found) in compares.iter().zip(found) {
-                            let (Compare::Absent { key } | Compare::ModRevision { key, .. }) =
-                                compare;
-                            assert_eq!(
-                                found.map(|kv| kv.mod_revision),
-                                model.now().get(key).map(|v| v.2)
-                            );
+                            let (Compare::Absent { key } | Compare::ModRevision { key, .. }) = compare;
+                            assert_eq!(found.map(|kv| kv.mod_revision), model.now().get(key).map(|v| v.2));
                         }
                     }
                 }
             }
-            Step::Range {
-                ago,
-                start: from,
-                limit,
-            } => {
+            Step::Range { ago, start: from, limit } => {
                 let revision = current.saturating_sub(*ago).max(start).max(model.compacted);
                 let request = RangeRequest {
                     prefix: prefix.to_owned(),
@@ -207,10 +145,7 @@ async fn play(store: &dyn Store, prefix: &str, steps: &[Step]) {
                     .collect();
                 let cut = limit.unwrap_or(usize::MAX).min(expected.len());
                 assert_eq!(pairs(&response.kvs), expected[..cut]);
-                assert_eq!(
-                    (response.remaining, response.revision),
-                    ((expected.len() - cut) as u64, revision)
-                );
+                assert_eq!((response.remaining, response.revision), ((expected.len() - cut) as u64, revision));
                 for kv in &response.kvs {
                     let (_, created, modified) = &model.history[&revision][&kv.key];
                     assert_eq!((kv.create_revision, kv.mod_revision), (*created, *modified));

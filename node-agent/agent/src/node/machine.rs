@@ -44,9 +44,7 @@ pub(crate) fn read(data_dir: &Path) -> Machine {
 
 /// A line of `/proc/meminfo`, in KiB.
 fn kib(text: &str, name: &str) -> u64 {
-    text.lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().strip_suffix(" kB")?.parse().ok())
-        .unwrap_or(0)
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or(0)
 }
 
 fn pretty_name(os_release: &str) -> String {

@@ -210,13 +210,8 @@ mod tests {
     }
 
     fn make(problems: &[&str], second: i64, previous: &NodeStatus) -> NodeStatus {
-        let machine = Machine {
-            cpus: 2,
-            memory: 1 << 30,
-            storage: 10 << 30,
-            huge_pages: vec![(2 << 20, 0), (1 << 30, 0)],
-            ..Machine::default()
-        };
+        let machine =
+            Machine { cpus: 2, memory: 1 << 30, storage: 10 << 30, huge_pages: vec![(2 << 20, 0), (1 << 30, 0)], ..Machine::default() };
         let problems: Vec<String> = problems.iter().map(|text| (*text).to_owned()).collect();
         let inputs = Inputs {
             node_name: "a",
@@ -243,7 +238,10 @@ mod tests {
         assert_eq!((ready.status.as_str(), ready.reason.as_deref()), ("True", Some("KubeletReady")));
         let not = make(&["one", "two"], 1, &none);
         let not = condition(&not, "Ready");
-        assert_eq!((not.status.as_str(), not.reason.as_deref(), not.message.as_deref()), ("False", Some("KubeletNotReady"), Some("[one, two]")));
+        assert_eq!(
+            (not.status.as_str(), not.reason.as_deref(), not.message.as_deref()),
+            ("False", Some("KubeletNotReady"), Some("[one, two]"))
+        );
     }
 
     #[test]

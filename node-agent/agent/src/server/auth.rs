@@ -67,10 +67,8 @@ impl Access {
         let refused = || text(401, "Unauthorized");
         let authorization = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let token = authorization.and_then(|value| value.strip_prefix("Bearer ")).ok_or_else(refused)?.trim();
-        let review = TokenReview {
-            spec: TokenReviewSpec { token: token.to_owned(), ..TokenReviewSpec::default() },
-            ..TokenReview::default()
-        };
+        let review =
+            TokenReview { spec: TokenReviewSpec { token: token.to_owned(), ..TokenReviewSpec::default() }, ..TokenReview::default() };
         let review = Api::<TokenReview>::all(self.client.clone()).create(&PostParams::default(), &review).await;
         let status = match review {
             Ok(review) => review.status.unwrap_or_default(),

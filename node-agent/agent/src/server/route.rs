@@ -12,7 +12,11 @@ pub(super) enum Route {
     Metrics,
     /// A path below `/var/log`.
     NodeLogs(String),
-    ContainerLogs { namespace: String, pod: String, container: String },
+    ContainerLogs {
+        namespace: String,
+        pod: String,
+        container: String,
+    },
     Exec(Target),
     Attach(Target),
     Run(Target),
@@ -54,9 +58,7 @@ pub(super) fn parse(path: &str) -> Option<Route> {
         ["exec", ref rest @ ..] => Route::Exec(target(rest)?),
         ["attach", ref rest @ ..] => Route::Attach(target(rest)?),
         ["run", ref rest @ ..] => Route::Run(target(rest)?),
-        ["portForward", namespace, pod] => {
-            Route::PortForward(Target { namespace: namespace.into(), pod: pod.into(), ..Target::default() })
-        }
+        ["portForward", namespace, pod] => Route::PortForward(Target { namespace: namespace.into(), pod: pod.into(), ..Target::default() }),
         ["portForward", namespace, pod, uid] => {
             Route::PortForward(Target { namespace: namespace.into(), pod: pod.into(), uid: Some(uid.into()), container: None })
         }

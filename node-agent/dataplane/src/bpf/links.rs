@@ -38,17 +38,9 @@ pub enum AttachError {
 }
 
 /// Attaches a socket hook to a cgroup directory, pinned at `pin`; an existing link gets the new program.
-pub fn attach_cgroup(
-    program: &mut CgroupSockAddr,
-    cgroup: &Path,
-    pin: &Path,
-) -> Result<(), AttachError> {
-    let directory =
-        File::open(cgroup).map_err(|e| AttachError::System("open the cgroup directory", e))?;
-    let inode = directory
-        .metadata()
-        .map_err(|e| AttachError::System("stat the cgroup directory", e))?
-        .ino();
+pub fn attach_cgroup(program: &mut CgroupSockAddr, cgroup: &Path, pin: &Path) -> Result<(), AttachError> {
+    let directory = File::open(cgroup).map_err(|e| AttachError::System("open the cgroup directory", e))?;
+    let inode = directory.metadata().map_err(|e| AttachError::System("stat the cgroup directory", e))?.ino();
     if replace(program.fd()?.as_fd(), Target::Cgroup(inode), pin)? {
         return Ok(());
     }
@@ -60,20 +52,11 @@ pub fn attach_cgroup(
 }
 
 /// Attaches a classifier to a device, pinned at `pin`; an existing link gets the new program.
-pub fn attach_tc(
-    program: &mut SchedClassifier,
-    device: (&str, u32),
-    hook: TcAttachType,
-    pin: &Path,
-) -> Result<(), AttachError> {
+pub fn attach_tc(program: &mut SchedClassifier, device: (&str, u32), hook: TcAttachType, pin: &Path) -> Result<(), AttachError> {
     if replace(program.fd()?.as_fd(), Target::Device(device.1), pin)? {
         return Ok(());
     }
-    let id = program.attach_with_options(
-        device.0,
-        hook,
-        TcAttachOptions::TcxOrder(LinkOrder::default()),
-    )?;
+    let id = program.attach_with_options(device.0, hook, TcAttachOptions::TcxOrder(LinkOrder::default()))?;
     let link = program.take_link(id)?;
     let link = FdLink::try_from(link).map_err(|_| AttachError::NoLink("devices"))?;
     link.pin(pin)?;
@@ -87,9 +70,7 @@ fn replace(program: BorrowedFd<'_>, target: Target, pin: &Path) -> Result<bool, 
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(e) => return Err(AttachError::System("open the pinned link", e)),
     };
-    if self::target(link.as_fd(), target).is_ok_and(|t| t == target)
-        && update(link.as_fd(), program).is_ok()
-    {
+    if self::target(link.as_fd(), target).is_ok_and(|t| t == target) && update(link.as_fd(), program).is_ok() {
         return Ok(true);
     }
     // Its cgroup or device is gone, or the program is of another type: the pin is of no more use.
@@ -99,9 +80,7 @@ fn replace(program: BorrowedFd<'_>, target: Target, pin: &Path) -> Result<bool, 
 
 /// Whether a live link is pinned there.
 pub fn is_attached(pin: &Path, target: Target) -> bool {
-    object_get(pin)
-        .and_then(|link| self::target(link.as_fd(), target))
-        .is_ok_and(|t| t == target)
+    object_get(pin).and_then(|link| self::target(link.as_fd(), target)).is_ok_and(|t| t == target)
 }
 
 const BPF_OBJ_GET: libc::c_long = 7;
@@ -112,19 +91,8 @@ const BPF_LINK_UPDATE: libc::c_long = 29;
 fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: the kernel reads (and for info writes) size_of::<T>() bytes at a live, exclusive reference to
     // plain integers; pointers within are kept alive by the callers below.
-    let code = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            std::ptr::from_mut(attributes),
-            size_of::<T>(),
-        )
-    };
-    if code < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(code)
-    }
+    let code = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
+    if code < 0 { Err(io::Error::last_os_error()) } else { Ok(code) }
 }
 
 fn object_get(path: &Path) -> io::Result<OwnedFd> {
@@ -135,14 +103,7 @@ fn object_get(path: &Path) -> io::Result<OwnedFd> {
         flags: u32,
     }
     let path = std::ffi::CString::new(path.as_os_str().as_bytes())?;
-    let fd = bpf(
-        BPF_OBJ_GET,
-        &mut Attributes {
-            path: path.as_ptr() as u64,
-            fd: 0,
-            flags: 0,
-        },
-    )?;
+    let fd = bpf(BPF_OBJ_GET, &mut Attributes { path: path.as_ptr() as u64, fd: 0, flags: 0 })?;
     // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
@@ -155,12 +116,7 @@ fn update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
         flags: u32,
         old_program: u32,
     }
-    let mut attributes = Attributes {
-        link: link.as_raw_fd() as u32,
-        program: program.as_raw_fd() as u32,
-        flags: 0,
-        old_program: 0,
-    };
+    let mut attributes = Attributes { link: link.as_raw_fd() as u32, program: program.as_raw_fd() as u32, flags: 0, old_program: 0 };
     bpf(BPF_LINK_UPDATE, &mut attributes).map(|_| ())
 }
 
@@ -182,11 +138,8 @@ fn target(link: BorrowedFd<'_>, kind: Target) -> io::Result<Target> {
         info: u64,
     }
     let mut info = Info::default();
-    let mut attributes = Attributes {
-        fd: link.as_raw_fd() as u32,
-        len: size_of::<Info>() as u32,
-        info: std::ptr::from_mut(&mut info) as u64,
-    };
+    let mut attributes =
+        Attributes { fd: link.as_raw_fd() as u32, len: size_of::<Info>() as u32, info: std::ptr::from_mut(&mut info) as u64 };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
     Ok(match kind {
         Target::Cgroup(_) => Target::Cgroup(info.union[0]),

@@ -24,9 +24,7 @@ pub struct Pins {
 impl Pins {
     /// Below `pin_dir`.
     pub fn new(pin_dir: &Path) -> Pins {
-        Pins {
-            root: pin_dir.to_owned(),
-        }
+        Pins { root: pin_dir.to_owned() }
     }
 
     /// Maps have a directory for each layout: programs of another layout never meet them.
@@ -45,18 +43,8 @@ impl Pins {
 
     /// Map directories of other layouts, to be removed once nothing runs on them.
     pub fn other_maps(&self) -> Vec<PathBuf> {
-        let entries = std::fs::read_dir(&self.root)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|e| e.path());
-        entries
-            .filter(|p| {
-                *p != self.maps()
-                    && p.file_name()
-                        .is_some_and(|n| n.to_string_lossy().starts_with("maps-v"))
-            })
-            .collect()
+        let entries = std::fs::read_dir(&self.root).into_iter().flatten().flatten().map(|e| e.path());
+        entries.filter(|p| *p != self.maps() && p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("maps-v"))).collect()
     }
 }
 
@@ -119,20 +107,14 @@ impl Programs {
         if KernelVersion::current().is_ok_and(|v| v < KernelVersion::new(5, 18, 0)) {
             loader.override_global(global::SET_RETVAL, &0u32, false);
         }
-        let mut ebpf = loader.load(OBJECT).map_err(|e| Error::Load {
-            what: "the BPF object".into(),
-            reason: chain(&e),
-        })?;
+        let mut ebpf = loader.load(OBJECT).map_err(|e| Error::Load { what: "the BPF object".into(), reason: chain(&e) })?;
         for (name, program) in ebpf.programs_mut() {
             let loaded = match program {
                 Program::CgroupSockAddr(p) => p.load(),
                 Program::SchedClassifier(p) => p.load(),
                 _ => continue,
             };
-            loaded.map_err(|e| Error::Load {
-                what: format!("program {name}"),
-                reason: chain(&e),
-            })?;
+            loaded.map_err(|e| Error::Load { what: format!("program {name}"), reason: chain(&e) })?;
         }
         let maps = Maps::take(&mut ebpf)?;
         let connections = Connections::take(&mut ebpf)?;
@@ -169,36 +151,19 @@ impl Programs {
 
     /// Whether both hooks are attached to the device.
     pub fn is_attached(&self, device: (&str, u32), hooks: [Hook; 2]) -> bool {
-        hooks.iter().all(|h| {
-            links::is_attached(
-                &self.pins.link(&h.pin(device.0)),
-                links::Target::Device(device.1),
-            )
-        })
+        hooks.iter().all(|h| links::is_attached(&self.pins.link(&h.pin(device.0)), links::Target::Device(device.1)))
     }
 
     /// Removes the pins of a device's links, which detaches the programs.
     pub fn detach_device(&self, device: &str, hooks: [Hook; 2]) -> Result<(), Error> {
-        hooks
-            .iter()
-            .try_for_each(|hook| crate::file::remove(&self.pins.link(&hook.pin(device))))
+        hooks.iter().try_for_each(|hook| crate::file::remove(&self.pins.link(&hook.pin(device))))
     }
 
     /// Devices that have a pinned link of one of these hooks.
     pub fn attached_devices(&self, hooks: [Hook; 2]) -> Vec<String> {
-        let names = std::fs::read_dir(self.pins.links())
-            .into_iter()
-            .flatten()
-            .flatten();
-        let names: Vec<String> = names
-            .map(|e| e.file_name().to_string_lossy().into_owned())
-            .collect();
-        let of = |hook: Hook| {
-            names.iter().filter_map(move |n| {
-                n.strip_suffix(&format!("-{}", hook.program()))
-                    .map(str::to_owned)
-            })
-        };
+        let names = std::fs::read_dir(self.pins.links()).into_iter().flatten().flatten();
+        let names: Vec<String> = names.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+        let of = |hook: Hook| names.iter().filter_map(move |n| n.strip_suffix(&format!("-{}", hook.program())).map(str::to_owned));
         let mut found: Vec<String> = hooks.into_iter().flat_map(of).collect();
         found.sort();
         found.dedup();
@@ -209,14 +174,9 @@ impl Programs {
     where
         &'a mut P: TryFrom<&'a mut Program>,
     {
-        let missing = || Error::Load {
-            what: format!("program {name}"),
-            reason: "the embedded object has none of that name and type".into(),
-        };
-        self.ebpf
-            .program_mut(name)
-            .and_then(|p| p.try_into().ok())
-            .ok_or_else(missing)
+        let missing =
+            || Error::Load { what: format!("program {name}"), reason: "the embedded object has none of that name and type".into() };
+        self.ebpf.program_mut(name).and_then(|p| p.try_into().ok()).ok_or_else(missing)
     }
 }
 
@@ -237,22 +197,11 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 /// `SO_NETNS_COOKIE` of the calling thread's network namespace.
 pub fn netns_cookie() -> std::io::Result<u64> {
     const SO_NETNS_COOKIE: libc::c_int = 71;
-    let socket = std::net::UdpSocket::bind("127.0.0.1:0")
-        .or_else(|_| std::net::UdpSocket::bind("[::1]:0"))?;
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").or_else(|_| std::net::UdpSocket::bind("[::1]:0"))?;
     let (mut cookie, mut len) = (0u64, size_of::<u64>() as libc::socklen_t);
     // SAFETY: the kernel writes at most `len` bytes to a live u64; the descriptor is open.
     let code = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_NETNS_COOKIE,
-            std::ptr::from_mut(&mut cookie).cast(),
-            &mut len,
-        )
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, std::ptr::from_mut(&mut cookie).cast(), &mut len)
     };
-    if code < 0 {
-        Err(std::io::Error::last_os_error())
-    } else {
-        Ok(cookie)
-    }
+    if code < 0 { Err(std::io::Error::last_os_error()) } else { Ok(cookie) }
 }

@@ -8,9 +8,8 @@ use aya::maps::lpm_trie::{Key as LpmKey, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use xebec_ebpf_abi as abi;
 use xebec_ebpf_abi::{
-    Addr, Backend, BackendSet, DropCount, Endpoint, Flow, FlowKey, Frontend, FrontendKey,
-    MemberKey, Nat, NodeAddr, PolicyKey, PolicyVerdict, Remote, SlotKey, SourceRangeKey, Tuple,
-    Uplink,
+    Addr, Backend, BackendSet, DropCount, Endpoint, Flow, FlowKey, Frontend, FrontendKey, MemberKey, Nat, NodeAddr, PolicyKey,
+    PolicyVerdict, Remote, SlotKey, SourceRangeKey, Tuple, Uplink,
 };
 
 use super::loader::chain;
@@ -52,10 +51,7 @@ pub struct Connections {
 impl Connections {
     /// Takes the maps out of a loaded object.
     pub fn take(ebpf: &mut Ebpf) -> Result<Connections, Error> {
-        Ok(Connections {
-            flows: take(ebpf, abi::map::FLOWS)?,
-            nat: take(ebpf, abi::map::NAT)?,
-        })
+        Ok(Connections { flows: take(ebpf, abi::map::FLOWS)?, nat: take(ebpf, abi::map::NAT)? })
     }
 }
 
@@ -63,13 +59,8 @@ fn take<T>(ebpf: &mut Ebpf, name: &str) -> Result<T, Error>
 where
     T: TryFrom<Map, Error = MapError>,
 {
-    let fail = |reason| Error::Load {
-        what: format!("map {name}"),
-        reason,
-    };
-    let map = ebpf
-        .take_map(name)
-        .ok_or_else(|| fail("the embedded object has none of that name".into()))?;
+    let fail = |reason| Error::Load { what: format!("map {name}"), reason };
+    let map = ebpf.take_map(name).ok_or_else(|| fail("the embedded object has none of that name".into()))?;
     T::try_from(map).map_err(|e| fail(chain(&e)))
 }
 
@@ -78,17 +69,10 @@ impl Maps {
     pub fn take(ebpf: &mut Ebpf) -> Result<Maps, Error> {
         use abi::map;
         let data = |map: &Map| match map {
-            Map::Array(m)
-            | Map::HashMap(m)
-            | Map::LpmTrie(m)
-            | Map::LruHashMap(m)
-            | Map::PerCpuArray(m) => m.info().ok(),
+            Map::Array(m) | Map::HashMap(m) | Map::LpmTrie(m) | Map::LruHashMap(m) | Map::PerCpuArray(m) => m.info().ok(),
             _ => None,
         };
-        let places = ebpf
-            .maps()
-            .filter_map(|(name, m)| Some((name.to_owned(), u64::from(data(m)?.max_entries()))))
-            .collect();
+        let places = ebpf.maps().filter_map(|(name, m)| Some((name.to_owned(), u64::from(data(m)?.max_entries())))).collect();
         Ok(Maps {
             places,
             frontends: take(ebpf, map::FRONTENDS)?,
@@ -112,10 +96,7 @@ impl Maps {
     /// Facts of the node; must be there before any program is attached.
     pub fn configure(&mut self, config: abi::Config) -> Result<(), Error> {
         let set = self.config.set(0, config, 0);
-        set.map_err(|e| Error::Map {
-            what: "write CONFIG".into(),
-            reason: chain(&e),
-        })
+        set.map_err(|e| Error::Map { what: "write CONFIG".into(), reason: chain(&e) })
     }
 
     /// How many entries a map can hold.
@@ -141,20 +122,10 @@ impl Maps {
             found.sets.entry(id).or_default().header = Some(header);
         }
         for (key, backend) in all("BACKEND_SLOTS", self.slots.iter())? {
-            found
-                .sets
-                .entry(key.set)
-                .or_default()
-                .slots
-                .insert(key.slot, backend);
+            found.sets.entry(key.set).or_default().slots.insert(key.slot, backend);
         }
         for (key, slot) in all("SET_MEMBERS", self.members.iter())? {
-            found
-                .sets
-                .entry(key.set)
-                .or_default()
-                .members
-                .insert(key.backend, slot);
+            found.sets.entry(key.set).or_default().members.insert(key.backend, slot);
         }
         Ok(found)
     }
@@ -173,14 +144,9 @@ impl Maps {
             Op::Ipcache(k, v) => ("IPCACHE", write_prefix(&mut self.ipcache, k, v)),
             Op::Policy(k, v) => ("POLICY", write_prefix(&mut self.policy, k, v)),
             Op::Uplink(k, v) => ("UPLINKS", write(&mut self.uplinks, k, v)),
-            Op::NoMasquerade(k, v) => {
-                ("NO_MASQUERADE", write_prefix(&mut self.no_masquerade, k, v))
-            }
+            Op::NoMasquerade(k, v) => ("NO_MASQUERADE", write_prefix(&mut self.no_masquerade, k, v)),
         };
-        result.map_err(|e| Error::Map {
-            what: format!("write {op:?} to {name}"),
-            reason: chain(&e),
-        })
+        result.map_err(|e| Error::Map { what: format!("write {op:?} to {name}"), reason: chain(&e) })
     }
 
     /// Drops by reason, over all CPUs: packets and bytes.
@@ -195,38 +161,17 @@ impl Maps {
 }
 
 fn sum(map: &PerCpuArray<MapData, DropCount>) -> Vec<DropCount> {
-    let zero = DropCount {
-        packets: 0,
-        bytes: 0,
-    };
-    let add = |a: DropCount, b: &DropCount| DropCount {
-        packets: a.packets + b.packets,
-        bytes: a.bytes + b.bytes,
-    };
-    map.iter()
-        .map(|values| values.map_or(zero, |v| v.iter().fold(zero, add)))
-        .collect()
+    let zero = DropCount { packets: 0, bytes: 0 };
+    let add = |a: DropCount, b: &DropCount| DropCount { packets: a.packets + b.packets, bytes: a.bytes + b.bytes };
+    map.iter().map(|values| values.map_or(zero, |v| v.iter().fold(zero, add))).collect()
 }
 
-fn all<K: Ord, V>(
-    name: &str,
-    entries: impl Iterator<Item = Result<(K, V), MapError>>,
-) -> Result<BTreeMap<K, V>, Error> {
-    entries.collect::<Result<_, _>>().map_err(|e| Error::Map {
-        what: format!("read {name}"),
-        reason: chain(&e),
-    })
+fn all<K: Ord, V>(name: &str, entries: impl Iterator<Item = Result<(K, V), MapError>>) -> Result<BTreeMap<K, V>, Error> {
+    entries.collect::<Result<_, _>>().map_err(|e| Error::Map { what: format!("read {name}"), reason: chain(&e) })
 }
 
-fn prefixes<K: Pod + Ord, V: Pod>(
-    name: &str,
-    map: &Trie<K, V>,
-) -> Result<BTreeMap<(u32, K), V>, Error> {
-    all(
-        name,
-        map.iter()
-            .map(|e| e.map(|(k, v)| ((k.prefix_len(), k.data()), v))),
-    )
+fn prefixes<K: Pod + Ord, V: Pod>(name: &str, map: &Trie<K, V>) -> Result<BTreeMap<(u32, K), V>, Error> {
+    all(name, map.iter().map(|e| e.map(|(k, v)| ((k.prefix_len(), k.data()), v))))
 }
 
 fn write<K: Pod, V: Pod>(map: &mut Hash<K, V>, key: K, value: Option<V>) -> Result<(), MapError> {
@@ -236,11 +181,7 @@ fn write<K: Pod, V: Pod>(map: &mut Hash<K, V>, key: K, value: Option<V>) -> Resu
     }
 }
 
-fn write_prefix<K: Pod, V: Pod>(
-    map: &mut Trie<K, V>,
-    key: (u32, K),
-    value: Option<V>,
-) -> Result<(), MapError> {
+fn write_prefix<K: Pod, V: Pod>(map: &mut Trie<K, V>, key: (u32, K), value: Option<V>) -> Result<(), MapError> {
     let key = LpmKey::new(key.0, key.1);
     match value {
         Some(value) => map.insert(&key, value, 0),

@@ -17,28 +17,15 @@ fn is_bpffs(path: &Path) -> bool {
 
 /// Makes the directory, on a bpffs; what had to be mounted is noted in `record` for teardown.
 pub fn ensure(pin_dir: &Path, record: &Path) -> Result<(), Error> {
-    let existing = pin_dir
-        .ancestors()
-        .find(|p| p.exists())
-        .unwrap_or(Path::new("/"));
+    let existing = pin_dir.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
     if !is_bpffs(existing) {
         // Below /sys nothing can be made before the bpffs is mounted where the kernel has a place for it.
         let place = Path::new("/sys/fs/bpf");
-        let at = if pin_dir.starts_with(place) && place.exists() {
-            place.to_owned()
-        } else {
-            pin_dir.to_owned()
-        };
+        let at = if pin_dir.starts_with(place) && place.exists() { place.to_owned() } else { pin_dir.to_owned() };
         std::fs::create_dir_all(&at).map_err(Error::io("create", &at))?;
         crate::file::write_json(record, &at)?;
-        nix::mount::mount(
-            Some("bpf"),
-            &at,
-            Some("bpf"),
-            MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
-            Some("mode=0700"),
-        )
-        .map_err(|e| Error::io("mount a bpffs on", &at)(e.into()))?;
+        nix::mount::mount(Some("bpf"), &at, Some("bpf"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, Some("mode=0700"))
+            .map_err(|e| Error::io("mount a bpffs on", &at)(e.into()))?;
     }
     std::fs::create_dir_all(pin_dir).map_err(Error::io("create", pin_dir))
 }
@@ -86,11 +73,7 @@ pub fn remove(pin_dir: &Path, record: &Path) -> Vec<Error> {
 fn remove_tree(dir: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            remove_tree(&entry.path())?
-        } else {
-            std::fs::remove_file(entry.path())?
-        }
+        if entry.file_type()?.is_dir() { remove_tree(&entry.path())? } else { std::fs::remove_file(entry.path())? }
     }
     std::fs::remove_dir(dir)
 }

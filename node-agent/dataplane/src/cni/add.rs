@@ -24,17 +24,12 @@ impl Dataplane {
         let owner = owner(&request.container_id, &request.ifname);
         let _one_at_a_time = self.sandbox_lock(&owner).await;
         if self.sandboxes.lock().contains_key(&owner) {
-            let details = format!(
-                "sandbox {} has a device {} already",
-                request.container_id, request.ifname
-            );
+            let details = format!("sandbox {} has a device {} already", request.container_id, request.ifname);
             return Err(CniError::failed("the network is set up already", details));
         }
         if tokio::time::timeout(SYNC, self.synced()).await.is_err() {
             let waiting = self.status().waiting_for.join(", ");
-            return Err(CniError::try_again(format!(
-                "the agent still waits for: {waiting}"
-            )));
+            return Err(CniError::try_again(format!("the agent still waits for: {waiting}")));
         }
         let seen = self.find_pod(&pod_ref).await?;
         self.find_namespace(&pod_ref.key.namespace).await?;
@@ -42,16 +37,10 @@ impl Dataplane {
         match netns::same(netns_path, Path::new("/proc/thread-self/ns/net")) {
             Ok(false) => {}
             Ok(true) => {
-                return Err(CniError::environment(format!(
-                    "{} is the node's own network namespace",
-                    request.netns
-                )));
+                return Err(CniError::environment(format!("{} is the node's own network namespace", request.netns)));
             }
             Err(e) => {
-                return Err(CniError::environment(format!(
-                    "CNI_NETNS {}: {e}",
-                    request.netns
-                )));
+                return Err(CniError::environment(format!("CNI_NETNS {}: {e}", request.netns)));
             }
         }
         let (ips, endpoint) = {
@@ -77,24 +66,10 @@ impl Dataplane {
         match self.set_up(&sandbox).await {
             Ok(()) => Ok(result(request.version(), &sandbox)),
             Err(error) => {
-                let left: Vec<String> = self
-                    .take_down(&owner, &sandbox.host_name)
-                    .await
-                    .iter()
-                    .map(ToString::to_string)
-                    .collect();
-                let undone = if left.is_empty() {
-                    String::new()
-                } else {
-                    format!(
-                        "; and what was done could not be undone: {}",
-                        left.join("; ")
-                    )
-                };
-                Err(CniError::failed(
-                    "cannot set up the pod's network",
-                    format!("{error}{undone}"),
-                ))
+                let left: Vec<String> = self.take_down(&owner, &sandbox.host_name).await.iter().map(ToString::to_string).collect();
+                let undone =
+                    if left.is_empty() { String::new() } else { format!("; and what was done could not be undone: {}", left.join("; ")) };
+                Err(CniError::failed("cannot set up the pod's network", format!("{error}{undone}")))
             }
         }
     }
@@ -102,9 +77,7 @@ impl Dataplane {
     async fn set_up(&self, sandbox: &Sandbox) -> Result<(), crate::Error> {
         let what = |what: &str| format!("{what} {} of pod {}", sandbox.host_name, sandbox.pod);
         self.records.write(sandbox)?;
-        self.sandboxes
-            .lock()
-            .insert(sandbox.owner(), sandbox.clone());
+        self.sandboxes.lock().insert(sandbox.owner(), sandbox.clone());
         let plan = pod::Plan {
             netns: &sandbox.netns,
             ifname: &sandbox.ifname,
@@ -114,57 +87,32 @@ impl Dataplane {
             ips: &sandbox.ips,
             mtu: self.mtu(),
         };
-        let (index, pod_side) = pod::create(&self.netlink, &plan)
-            .await
-            .map_err(crate::Error::netlink(what("make the device")))?;
+        let (index, pod_side) = pod::create(&self.netlink, &plan).await.map_err(crate::Error::netlink(what("make the device")))?;
         // Programs, identity and policy before the device is up: the first packet is judged like every other.
-        self.engine
-            .lock()
-            .put_endpoint(&sandbox.host_name, sandbox.local(index))?;
-        pod::connect(&self.netlink, &pod_side, index, &plan)
-            .await
-            .map_err(crate::Error::netlink(what("connect the device")))
+        self.engine.lock().put_endpoint(&sandbox.host_name, sandbox.local(index))?;
+        pod::connect(&self.netlink, &pod_side, index, &plan).await.map_err(crate::Error::netlink(what("connect the device")))
     }
 
     /// The pod as watched, else as the API has it now.
     async fn find_pod(&self, wanted: &PodRef) -> Result<PodIn, CniError> {
         let is_it = |pod: &PodIn| wanted.uid.as_ref().is_none_or(|uid| *uid == pod.uid);
-        if let Some(seen) = self
-            .engine
-            .lock()
-            .state
-            .policies
-            .pod(&wanted.key)
-            .filter(|p| is_it(p))
-        {
+        if let Some(seen) = self.engine.lock().state.policies.pod(&wanted.key).filter(|p| is_it(p)) {
             return Ok(seen.clone());
         }
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &wanted.key.namespace);
-        let unreachable = |e: kube::Error| {
-            CniError::try_again(format!("cannot read pod {} from the API: {e}", wanted.key))
-        };
+        let unreachable = |e: kube::Error| CniError::try_again(format!("cannot read pod {} from the API: {e}", wanted.key));
         match api.get_opt(&wanted.key.name).await.map_err(unreachable)? {
-            None => Err(CniError::failed(
-                "the pod is gone",
-                format!("the API has no pod {}", wanted.key),
-            )),
+            None => Err(CniError::failed("the pod is gone", format!("the API has no pod {}", wanted.key))),
             Some(found) => {
                 let found = input::pod(&found);
                 if is_it(&found) {
-                    self.engine
-                        .lock()
-                        .state
-                        .policies
-                        .set_pod(wanted.key.clone(), Some(found.clone()));
+                    self.engine.lock().state.policies.set_pod(wanted.key.clone(), Some(found.clone()));
                     return Ok(found);
                 }
                 let uid = wanted.uid.as_deref().unwrap_or_default();
                 Err(CniError::failed(
                     "the pod is gone",
-                    format!(
-                        "pod {} with UID {uid} was replaced by one with UID {}",
-                        wanted.key, found.uid
-                    ),
+                    format!("pod {} with UID {uid} was replaced by one with UID {}", wanted.key, found.uid),
                 ))
             }
         }
@@ -176,21 +124,10 @@ impl Dataplane {
             return Ok(());
         }
         let api: Api<Namespace> = Api::all(self.client.clone());
-        let unreachable = |e: kube::Error| {
-            CniError::try_again(format!("cannot read namespace {name} from the API: {e}"))
-        };
+        let unreachable = |e: kube::Error| CniError::try_again(format!("cannot read namespace {name} from the API: {e}"));
         let found = api.get_opt(name).await.map_err(unreachable)?;
-        let found = found.ok_or_else(|| {
-            CniError::failed(
-                "the namespace is gone",
-                format!("the API has no namespace {name}"),
-            )
-        })?;
-        self.engine
-            .lock()
-            .state
-            .policies
-            .set_namespace(name, Some(input::namespace(&found)));
+        let found = found.ok_or_else(|| CniError::failed("the namespace is gone", format!("the API has no namespace {name}")))?;
+        self.engine.lock().state.policies.set_namespace(name, Some(input::namespace(&found)));
         Ok(())
     }
 }

@@ -21,8 +21,7 @@ pub fn write(dir: &Path, socket: &Path) -> Result<(), Error> {
         "name": "xebec",
         "plugins": [{"type": "xebec-cni", "socket": socket}],
     });
-    let bytes =
-        serde_json::to_vec_pretty(&list).map_err(|e| Error::io("encode", path(dir))(e.into()))?;
+    let bytes = serde_json::to_vec_pretty(&list).map_err(|e| Error::io("encode", path(dir))(e.into()))?;
     crate::file::write(&path(dir), &bytes, 0o644)
 }
 

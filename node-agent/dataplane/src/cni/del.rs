@@ -21,34 +21,14 @@ impl Dataplane {
 
     /// Removes what containerd does not list as attached (CNI 1.1).
     pub(crate) async fn cni_gc(&self, request: &Request) -> Result<Value, CniError> {
-        let Some(valid) = request
-            .config
-            .get("cni.dev/valid-attachments")
-            .and_then(Value::as_array)
-        else {
-            return Err(CniError {
-                code: 7,
-                msg: "invalid network config".into(),
-                details: "no cni.dev/valid-attachments".into(),
-            });
+        let Some(valid) = request.config.get("cni.dev/valid-attachments").and_then(Value::as_array) else {
+            return Err(CniError { code: 7, msg: "invalid network config".into(), details: "no cni.dev/valid-attachments".into() });
         };
-        let text = |v: &Value, key: &str| {
-            v.get(key)
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-                .to_owned()
-        };
-        let valid: BTreeSet<String> = valid
-            .iter()
-            .map(|a| owner(&text(a, "containerID"), &text(a, "ifname")))
-            .collect();
+        let text = |v: &Value, key: &str| v.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let valid: BTreeSet<String> = valid.iter().map(|a| owner(&text(a, "containerID"), &text(a, "ifname"))).collect();
         let stale: Vec<(String, String)> = {
             let sandboxes = self.sandboxes.lock();
-            sandboxes
-                .iter()
-                .filter(|(o, _)| !valid.contains(*o))
-                .map(|(o, s)| (o.clone(), s.host_name.clone()))
-                .collect()
+            sandboxes.iter().filter(|(o, _)| !valid.contains(*o)).map(|(o, s)| (o.clone(), s.host_name.clone())).collect()
         };
         let mut errors = Vec::new();
         for (owner, host_name) in stale {
@@ -103,8 +83,5 @@ fn report(errors: Vec<Error>) -> Result<Value, CniError> {
         return Ok(Value::Null);
     }
     let details: Vec<String> = errors.iter().map(ToString::to_string).collect();
-    Err(CniError::failed(
-        "cannot take down the pod's network",
-        details.join("; "),
-    ))
+    Err(CniError::failed("cannot take down the pod's network", details.join("; ")))
 }

@@ -43,38 +43,22 @@ pub struct CniError {
 impl CniError {
     /// Code 4: an environment variable is missing or wrong.
     pub fn environment(details: impl ToString) -> CniError {
-        CniError {
-            code: 4,
-            msg: "invalid necessary environment variables".into(),
-            details: details.to_string(),
-        }
+        CniError { code: 4, msg: "invalid necessary environment variables".into(), details: details.to_string() }
     }
 
     /// Code 11: nothing is wrong that time does not mend.
     pub fn try_again(details: impl ToString) -> CniError {
-        CniError {
-            code: 11,
-            msg: "try again later".into(),
-            details: details.to_string(),
-        }
+        CniError { code: 11, msg: "try again later".into(), details: details.to_string() }
     }
 
     /// Code 50: ADD cannot be served.
     pub fn unavailable(details: impl ToString) -> CniError {
-        CniError {
-            code: 50,
-            msg: "the node's network is not ready".into(),
-            details: details.to_string(),
-        }
+        CniError { code: 50, msg: "the node's network is not ready".into(), details: details.to_string() }
     }
 
     /// Code 100: the network could not be set up or taken down.
     pub fn failed(msg: &str, details: impl ToString) -> CniError {
-        CniError {
-            code: 100,
-            msg: msg.into(),
-            details: details.to_string(),
-        }
+        CniError { code: 100, msg: msg.into(), details: details.to_string() }
     }
 }
 
@@ -90,25 +74,14 @@ pub struct PodRef {
 impl Request {
     /// The pod, where the runtime names one.
     pub fn pod(&self) -> Result<PodRef, CniError> {
-        let args: BTreeMap<&str, &str> = self
-            .args
-            .split(';')
-            .filter_map(|pair| pair.split_once('='))
-            .collect();
+        let args: BTreeMap<&str, &str> = self.args.split(';').filter_map(|pair| pair.split_once('=')).collect();
         let need = |name: &str| {
             let value = args.get(name).copied().filter(|v| !v.is_empty());
-            value.ok_or_else(|| {
-                CniError::environment(format!(
-                    "CNI_ARGS has no {name}; this plugin serves Kubernetes pods only"
-                ))
-            })
+            value.ok_or_else(|| CniError::environment(format!("CNI_ARGS has no {name}; this plugin serves Kubernetes pods only")))
         };
         Ok(PodRef {
             key: Key::new(need("K8S_POD_NAMESPACE")?, need("K8S_POD_NAME")?),
-            uid: args
-                .get("K8S_POD_UID")
-                .filter(|v| !v.is_empty())
-                .map(|v| (*v).to_owned()),
+            uid: args.get("K8S_POD_UID").filter(|v| !v.is_empty()).map(|v| (*v).to_owned()),
         })
     }
 
@@ -116,10 +89,7 @@ impl Request {
     pub fn check(&self, needs_netns: bool) -> Result<(), CniError> {
         let id = &self.container_id;
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
-        if !id.starts_with(|c: char| c.is_ascii_alphanumeric())
-            || !id.chars().all(plain)
-            || id.len() > 128
-        {
+        if !id.starts_with(|c: char| c.is_ascii_alphanumeric()) || !id.chars().all(plain) || id.len() > 128 {
             return Err(CniError::environment(format!("CNI_CONTAINERID is {id:?}")));
         }
         let name = &self.ifname;
@@ -139,10 +109,7 @@ impl Request {
 
     /// `cniVersion` of the configuration.
     pub fn version(&self) -> &str {
-        self.config
-            .get("cniVersion")
-            .and_then(Value::as_str)
-            .unwrap_or("1.0.0")
+        self.config.get("cniVersion").and_then(Value::as_str).unwrap_or("1.0.0")
     }
 }
 
@@ -182,32 +149,11 @@ mod tests {
 
     #[test]
     fn pods_are_named_by_the_arguments() {
-        let request = |args: &str| Request {
-            args: args.into(),
-            ..Request::default()
-        };
+        let request = |args: &str| Request { args: args.into(), ..Request::default() };
         let args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;K8S_POD_NAME=web-0;K8S_POD_INFRA_CONTAINER_ID=ab;K8S_POD_UID=u-1";
-        assert_eq!(
-            request(args).pod().unwrap(),
-            PodRef {
-                key: Key::new("ns", "web-0"),
-                uid: Some("u-1".into())
-            }
-        );
-        assert_eq!(
-            request("K8S_POD_NAMESPACE=ns;K8S_POD_NAME=p")
-                .pod()
-                .unwrap()
-                .uid,
-            None
-        );
-        for broken in [
-            "",
-            "K8S_POD_NAME=p",
-            "K8S_POD_NAMESPACE=;K8S_POD_NAME=p",
-            ";;=;",
-            "K8S_POD_NAMESPACE",
-        ] {
+        assert_eq!(request(args).pod().unwrap(), PodRef { key: Key::new("ns", "web-0"), uid: Some("u-1".into()) });
+        assert_eq!(request("K8S_POD_NAMESPACE=ns;K8S_POD_NAME=p").pod().unwrap().uid, None);
+        for broken in ["", "K8S_POD_NAME=p", "K8S_POD_NAMESPACE=;K8S_POD_NAME=p", ";;=;", "K8S_POD_NAMESPACE"] {
             assert_eq!(request(broken).pod().unwrap_err().code, 4, "{broken}");
         }
     }
@@ -233,11 +179,7 @@ mod tests {
             ("ab", "a b", "/n"),
             ("ab", "eth0", ""),
         ] {
-            assert_eq!(
-                request(id, name, netns).check(true).unwrap_err().code,
-                4,
-                "{id:?} {name:?} {netns:?}"
-            );
+            assert_eq!(request(id, name, netns).check(true).unwrap_err().code, 4, "{id:?} {name:?} {netns:?}");
         }
     }
 
@@ -256,17 +198,11 @@ mod tests {
             last_seen: Default::default(),
         };
         let now = result("1.0.0", &sandbox);
-        assert_eq!(
-            now["ips"][0],
-            json!({"address": "10.244.0.5/32", "gateway": "169.254.1.1", "interface": 1})
-        );
+        assert_eq!(now["ips"][0], json!({"address": "10.244.0.5/32", "gateway": "169.254.1.1", "interface": 1}));
         assert_eq!(now["ips"][1]["address"], "fd00::5/128");
         assert_eq!(now["interfaces"][0]["mac"], "02:00:00:00:00:ff");
         assert_eq!(now["interfaces"][1]["sandbox"], "/run/netns/x");
-        assert_eq!(
-            now["routes"][0],
-            json!({"dst": "0.0.0.0/0", "gw": "169.254.1.1"})
-        );
+        assert_eq!(now["routes"][0], json!({"dst": "0.0.0.0/0", "gw": "169.254.1.1"}));
         assert_eq!(result("0.4.0", &sandbox)["ips"][1]["version"], "6");
     }
 }

@@ -26,8 +26,7 @@ pub fn bind(path: &Path) -> Result<UnixListener, Error> {
     let temporary = Path::new(&temporary);
     crate::file::remove(temporary)?;
     let listener = UnixListener::bind(temporary).map_err(Error::io("listen on", temporary))?;
-    std::fs::set_permissions(temporary, std::fs::Permissions::from_mode(0o600))
-        .map_err(Error::io("restrict", temporary))?;
+    std::fs::set_permissions(temporary, std::fs::Permissions::from_mode(0o600)).map_err(Error::io("restrict", temporary))?;
     std::fs::rename(temporary, path).map_err(Error::io("listen on", path))?;
     Ok(listener)
 }
@@ -62,16 +61,10 @@ pub async fn serve(dataplane: Arc<Dataplane>, listener: UnixListener, cancel: Ca
 async fn answer(dataplane: &Arc<Dataplane>, stream: UnixStream) -> std::io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
-    BufReader::new(read.take(MAX_REQUEST))
-        .read_line(&mut line)
-        .await?;
+    BufReader::new(read.take(MAX_REQUEST)).read_line(&mut line).await?;
     let answer = match serde_json::from_str::<Request>(&line) {
         Ok(request) => call(dataplane, request).await,
-        Err(e) => Err(CniError {
-            code: 6,
-            msg: "the request is not valid JSON".into(),
-            details: e.to_string(),
-        }),
+        Err(e) => Err(CniError { code: 6, msg: "the request is not valid JSON".into(), details: e.to_string() }),
     };
     let answer = match answer {
         Ok(result) => json!({"result": result}),
@@ -104,10 +97,5 @@ async fn call(dataplane: &Arc<Dataplane>, request: Request) -> Result<Value, Cni
         }
         result
     });
-    task.await.unwrap_or_else(|_| {
-        Err(CniError::failed(
-            "the call ended unexpectedly",
-            "see the agent's log",
-        ))
-    })
+    task.await.unwrap_or_else(|_| Err(CniError::failed("the call ended unexpectedly", "see the agent's log")))
 }

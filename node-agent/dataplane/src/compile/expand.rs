@@ -83,10 +83,7 @@ pub struct PortSpec {
 impl PortSpec {
     /// The set of a role, if a frontend uses it.
     pub fn set(&self, role: Role) -> Option<&SetSpec> {
-        let used = self
-            .frontends
-            .iter()
-            .any(|f| f.internal == role || f.external == role);
+        let used = self.frontends.iter().any(|f| f.internal == role || f.external == role);
         match role {
             Role::Cluster => Some(&self.cluster).filter(|_| used),
             Role::Local => self.local.as_ref().filter(|_| used),
@@ -103,24 +100,13 @@ pub fn addr(ip: IpAddr) -> Addr {
 }
 
 /// Expands a Service over all its EndpointSlices.
-pub fn service<'a>(
-    service: &ServiceIn,
-    slices: impl Iterator<Item = &'a SliceIn> + Clone,
-    node: &NodeFacts,
-) -> Vec<PortSpec> {
+pub fn service<'a>(service: &ServiceIn, slices: impl Iterator<Item = &'a SliceIn> + Clone, node: &NodeFacts) -> Vec<PortSpec> {
     let mut specs = Vec::new();
     let primary_v4 = service.cluster_ips.first().is_some_and(IpAddr::is_ipv4);
     for port in &service.ports {
         for v4 in [true, false] {
             if service.cluster_ips.iter().any(|ip| ip.is_ipv4() == v4) {
-                specs.push(port_spec(
-                    service,
-                    port,
-                    v4,
-                    v4 == primary_v4,
-                    slices.clone(),
-                    node,
-                ));
+                specs.push(port_spec(service, port, v4, v4 == primary_v4, slices.clone(), node));
             }
         }
     }
@@ -137,71 +123,33 @@ fn port_spec<'a>(
 ) -> PortSpec {
     let mut endpoints: Vec<(&EndpointIn, u16)> = Vec::new();
     for slice in slices {
-        let number = slice
-            .ports
-            .iter()
-            .find(|(name, proto, _)| *name == port.name && *proto == port.proto);
+        let number = slice.ports.iter().find(|(name, proto, _)| *name == port.name && *proto == port.proto);
         let Some((_, _, number)) = number else {
             continue;
         };
-        endpoints.extend(
-            slice
-                .endpoints
-                .iter()
-                .filter(|e| e.address.is_ipv4() == v4)
-                .map(|e| (e, *number)),
-        );
+        endpoints.extend(slice.endpoints.iter().filter(|e| e.address.is_ipv4() == v4).map(|e| (e, *number)));
     }
-    let externally_reached = port.node_port.is_some()
-        || !service.external_ips.is_empty()
-        || !service.load_balancer_ips.is_empty();
+    let externally_reached = port.node_port.is_some() || !service.external_ips.is_empty() || !service.load_balancer_ips.is_empty();
     let uses_local = service.internal_local || (service.external_local && externally_reached);
     let (cluster, local) = choose(&endpoints, node, uses_local);
 
     let number = Port::new(port.port);
-    let internal_role = if service.internal_local {
-        Role::Local
-    } else {
-        Role::Cluster
-    };
-    let external_role = if service.external_local {
-        Role::Local
-    } else {
-        Role::Cluster
-    };
+    let internal_role = if service.internal_local { Role::Local } else { Role::Cluster };
+    let external_role = if service.external_local { Role::Local } else { Role::Cluster };
     let mut frontends = Vec::new();
-    let of_family = |list: &[IpAddr]| -> Vec<IpAddr> {
-        list.iter()
-            .filter(|ip| ip.is_ipv4() == v4)
-            .copied()
-            .collect()
-    };
+    let of_family = |list: &[IpAddr]| -> Vec<IpAddr> { list.iter().filter(|ip| ip.is_ipv4() == v4).copied().collect() };
     for ip in of_family(&service.cluster_ips) {
         let key = FrontendKey::new(addr(ip), number, port.proto);
-        frontends.push(FrontendSpec {
-            key,
-            internal: internal_role,
-            external: internal_role,
-            flags: 0,
-        });
+        frontends.push(FrontendSpec { key, internal: internal_role, external: internal_role, flags: 0 });
     }
     let mut outside = |key, flags| {
         let flags = Frontend::EXTERNAL | flags;
-        frontends.push(FrontendSpec {
-            key,
-            internal: Role::Cluster,
-            external: external_role,
-            flags,
-        });
+        frontends.push(FrontendSpec { key, internal: Role::Cluster, external: external_role, flags });
     };
     for ip in of_family(&service.external_ips) {
         outside(FrontendKey::new(addr(ip), number, port.proto), 0);
     }
-    let ranges = if service.source_ranges.is_empty() {
-        0
-    } else {
-        Frontend::SOURCE_RANGES
-    };
+    let ranges = if service.source_ranges.is_empty() { 0 } else { Frontend::SOURCE_RANGES };
     for ip in of_family(&service.load_balancer_ips) {
         outside(FrontendKey::new(addr(ip), number, port.proto), ranges);
     }
@@ -221,69 +169,31 @@ fn port_spec<'a>(
         local: uses_local.then_some(local),
         frontends,
         affinity: service.affinity,
-        source_ranges: service
-            .source_ranges
-            .iter()
-            .filter(|r| r.addr().is_ipv4() == v4)
-            .copied()
-            .collect(),
+        source_ranges: service.source_ranges.iter().filter(|r| r.addr().is_ipv4() == v4).copied().collect(),
     }
 }
 
 /// The cluster-wide set and that of this node.
-fn choose(
-    endpoints: &[(&EndpointIn, u16)],
-    node: &NodeFacts,
-    uses_local: bool,
-) -> (SetSpec, SetSpec) {
+fn choose(endpoints: &[(&EndpointIn, u16)], node: &NodeFacts, uses_local: bool) -> (SetSpec, SetSpec) {
     let is_local = |e: &EndpointIn| e.node.as_deref() == Some(node.name.as_str());
-    let key = |(e, port): &(&EndpointIn, u16)| BackendKey {
-        addr: addr(e.address),
-        port: Port::new(*port),
-        local: is_local(e),
-    };
+    let key = |(e, port): &(&EndpointIn, u16)| BackendKey { addr: addr(e.address), port: Port::new(*port), local: is_local(e) };
     // Ready ones, else those that still serve while they end (KEP-1669).
     let ending = |e: &EndpointIn| e.serving && e.terminating;
     let topology = topology(endpoints, node);
-    let pick = |of: &dyn Fn(&EndpointIn) -> bool,
-                ready_if: &dyn Fn(&EndpointIn) -> bool|
-     -> BTreeSet<BackendKey> {
-        let ready: BTreeSet<_> = endpoints
-            .iter()
-            .filter(|(e, _)| e.ready && of(e) && ready_if(e))
-            .map(key)
-            .collect();
+    let pick = |of: &dyn Fn(&EndpointIn) -> bool, ready_if: &dyn Fn(&EndpointIn) -> bool| -> BTreeSet<BackendKey> {
+        let ready: BTreeSet<_> = endpoints.iter().filter(|(e, _)| e.ready && of(e) && ready_if(e)).map(key).collect();
         if !ready.is_empty() {
             return ready;
         }
-        endpoints
-            .iter()
-            .filter(|(e, _)| ending(e) && of(e))
-            .map(key)
-            .collect()
+        endpoints.iter().filter(|(e, _)| ending(e) && of(e)).map(key).collect()
     };
     let cluster = pick(&|_| true, &|e| topology.admits(e, node));
     if !uses_local {
-        return (
-            SetSpec {
-                backends: cluster,
-                drop_when_empty: false,
-            },
-            SetSpec::default(),
-        );
+        return (SetSpec { backends: cluster, drop_when_empty: false }, SetSpec::default());
     }
     let local = pick(&is_local, &|_| true);
     let any = !cluster.is_empty() || !local.is_empty();
-    (
-        SetSpec {
-            backends: cluster,
-            drop_when_empty: false,
-        },
-        SetSpec {
-            backends: local,
-            drop_when_empty: any,
-        },
-    )
+    (SetSpec { backends: cluster, drop_when_empty: false }, SetSpec { backends: local, drop_when_empty: any })
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -324,33 +234,16 @@ fn topology(endpoints: &[(&EndpointIn, u16)], node: &NodeFacts) -> Topology {
 pub fn host_port(port: &HostPortIn, pod_ips: &[IpAddr]) -> Option<PortSpec> {
     let family = |ip: &&IpAddr| port.ip.is_none_or(|h| h.is_ipv4() == ip.is_ipv4());
     let pod = pod_ips.iter().find(family)?;
-    let backend = BackendKey {
-        addr: addr(*pod),
-        port: Port::new(port.container_port),
-        local: true,
-    };
+    let backend = BackendKey { addr: addr(*pod), port: Port::new(port.container_port), local: true };
     let key = match port.ip {
         Some(ip) => FrontendKey::new(addr(ip), Port::new(port.port), port.proto),
         None => FrontendKey::node_port(Port::new(port.port), port.proto),
     };
     Some(PortSpec {
-        id: (
-            port.ip.map(|ip| ip.to_string()).unwrap_or_default(),
-            port.proto,
-            port.port,
-            pod.is_ipv4(),
-        ),
-        cluster: SetSpec {
-            backends: BTreeSet::from([backend]),
-            drop_when_empty: false,
-        },
+        id: (port.ip.map(|ip| ip.to_string()).unwrap_or_default(), port.proto, port.port, pod.is_ipv4()),
+        cluster: SetSpec { backends: BTreeSet::from([backend]), drop_when_empty: false },
         local: None,
-        frontends: vec![FrontendSpec {
-            key,
-            internal: Role::Cluster,
-            external: Role::Cluster,
-            flags: Frontend::EXTERNAL,
-        }],
+        frontends: vec![FrontendSpec { key, internal: Role::Cluster, external: Role::Cluster, flags: Frontend::EXTERNAL }],
         affinity: None,
         source_ranges: Vec::new(),
     })

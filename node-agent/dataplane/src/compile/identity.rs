@@ -33,11 +33,7 @@ pub struct PodFacts {
 impl PodFacts {
     /// Of a pod.
     pub fn new(key: &Key, pod: &PodIn) -> PodFacts {
-        PodFacts {
-            namespace: key.namespace.clone(),
-            labels: pod.labels.clone(),
-            named_ports: pod.named_ports.clone(),
-        }
+        PodFacts { namespace: key.namespace.clone(), labels: pod.labels.clone(), named_ports: pod.named_ports.clone() }
     }
 }
 
@@ -68,9 +64,7 @@ impl Blocks {
     /// Blocks that hold all of `net`.
     pub fn covering(&self, net: IpNet) -> BTreeSet<IpNet> {
         // One lookup for each shorter prefix: the cost does not grow with the number of blocks.
-        let supernets = (0..=net.prefix_len())
-            .filter_map(|len| IpNet::new(net.addr(), len).ok())
-            .map(|n| n.trunc());
+        let supernets = (0..=net.prefix_len()).filter_map(|len| IpNet::new(net.addr(), len).ok()).map(|n| n.trunc());
         supernets.filter(|n| self.0.contains_key(n)).collect()
     }
 

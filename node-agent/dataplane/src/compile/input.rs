@@ -23,28 +23,18 @@ impl Key {
     /// The key of any object.
     pub fn of<K: kube::Resource>(object: &K) -> Key {
         let meta = object.meta();
-        Key {
-            namespace: meta.namespace.clone().unwrap_or_default(),
-            name: meta.name.clone().unwrap_or_default(),
-        }
+        Key { namespace: meta.namespace.clone().unwrap_or_default(), name: meta.name.clone().unwrap_or_default() }
     }
 
     /// From its parts.
     pub fn new(namespace: &str, name: &str) -> Key {
-        Key {
-            namespace: namespace.into(),
-            name: name.into(),
-        }
+        Key { namespace: namespace.into(), name: name.into() }
     }
 }
 
 impl std::fmt::Display for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.namespace.is_empty() {
-            f.write_str(&self.name)
-        } else {
-            write!(f, "{}/{}", self.namespace, self.name)
-        }
+        if self.namespace.is_empty() { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
     }
 }
 
@@ -67,10 +57,7 @@ pub fn port(number: i32) -> Option<u16> {
 }
 
 fn ips(list: Option<&Vec<String>>) -> Vec<IpAddr> {
-    list.into_iter()
-        .flatten()
-        .filter_map(|ip| ip.parse().ok())
-        .collect()
+    list.into_iter().flatten().filter_map(|ip| ip.parse().ok()).collect()
 }
 
 /// A Service that has addresses of its own.
@@ -108,11 +95,7 @@ pub fn service(service: &Service) -> Option<ServiceIn> {
     if kind == "ExternalName" {
         return None;
     }
-    let single = spec
-        .cluster_ip
-        .iter()
-        .filter_map(|ip| ip.parse().ok())
-        .collect();
+    let single = spec.cluster_ip.iter().filter_map(|ip| ip.parse().ok()).collect();
     let cluster_ips = match ips(spec.cluster_ips.as_ref()) {
         list if list.is_empty() => single,
         list => list,
@@ -130,12 +113,7 @@ pub fn service(service: &Service) -> Option<ServiceIn> {
             node_port: p.node_port.filter(|_| external).and_then(port),
         })
     });
-    let ingress = service
-        .status
-        .iter()
-        .flat_map(|s| &s.load_balancer)
-        .flat_map(|l| &l.ingress)
-        .flatten();
+    let ingress = service.status.iter().flat_map(|s| &s.load_balancer).flat_map(|l| &l.ingress).flatten();
     // ipMode Proxy (KEP-1860): packets shall pass the load balancer, so its address is not taken here.
     let load_balancer_ips = ingress
         .filter(|i| kind == "LoadBalancer" && i.ip_mode.as_deref() != Some("Proxy"))
@@ -143,10 +121,7 @@ pub fn service(service: &Service) -> Option<ServiceIn> {
         .collect();
     let affinity = match spec.session_affinity.as_deref() {
         Some("ClientIP") => {
-            let config = spec
-                .session_affinity_config
-                .as_ref()
-                .and_then(|c| c.client_ip.as_ref());
+            let config = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref());
             let seconds = config.and_then(|c| c.timeout_seconds).unwrap_or(10800);
             Some(u32::try_from(seconds).unwrap_or(10800))
         }
@@ -194,21 +169,15 @@ pub struct EndpointIn {
 
 /// Reduces an EndpointSlice; none when it belongs to no Service or names hosts instead of addresses.
 pub fn slice(slice: &EndpointSlice) -> Option<SliceIn> {
-    let name = slice
-        .metadata
-        .labels
-        .as_ref()?
-        .get("kubernetes.io/service-name")?;
+    let name = slice.metadata.labels.as_ref()?.get("kubernetes.io/service-name")?;
     if !matches!(slice.address_type.as_str(), "IPv4" | "IPv6") {
         return None;
     }
-    let ports = slice.ports.iter().flatten().filter_map(|p| {
-        Some((
-            p.name.clone().unwrap_or_default(),
-            protocol(p.protocol.as_deref())?,
-            port(p.port?)?,
-        ))
-    });
+    let ports = slice
+        .ports
+        .iter()
+        .flatten()
+        .filter_map(|p| Some((p.name.clone().unwrap_or_default(), protocol(p.protocol.as_deref())?, port(p.port?)?)));
     let endpoints = slice.endpoints.iter().flatten().filter_map(|e| {
         // Further addresses of an endpoint have no defined meaning; kube-proxy takes the first too.
         let address = e.addresses.first()?.parse().ok()?;
@@ -221,25 +190,11 @@ pub fn slice(slice: &EndpointSlice) -> Option<SliceIn> {
             serving: conditions.serving.unwrap_or(ready),
             terminating: conditions.terminating.unwrap_or(false),
             node: e.node_name.clone(),
-            for_zones: hints
-                .for_zones
-                .into_iter()
-                .flatten()
-                .map(|z| z.name)
-                .collect(),
-            for_nodes: hints
-                .for_nodes
-                .into_iter()
-                .flatten()
-                .map(|n| n.name)
-                .collect(),
+            for_zones: hints.for_zones.into_iter().flatten().map(|z| z.name).collect(),
+            for_nodes: hints.for_nodes.into_iter().flatten().map(|n| n.name).collect(),
         })
     });
-    Some(SliceIn {
-        service: Key::new(slice.metadata.namespace.as_deref()?, name),
-        ports: ports.collect(),
-        endpoints: endpoints.collect(),
-    })
+    Some(SliceIn { service: Key::new(slice.metadata.namespace.as_deref()?, name), ports: ports.collect(), endpoints: endpoints.collect() })
 }
 
 /// A pod as a policy subject or peer.
@@ -272,52 +227,29 @@ pub fn pod(pod: &Pod) -> PodIn {
     let spec = pod.spec.as_ref();
     let status = pod.status.as_ref();
     let host_network = spec.and_then(|s| s.host_network).unwrap_or(false);
-    let ended = matches!(
-        status.and_then(|s| s.phase.as_deref()),
-        Some("Succeeded" | "Failed")
-    );
+    let ended = matches!(status.and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"));
     let mut addresses: Vec<IpAddr> = Vec::new();
     if !host_network && !ended {
-        let list = status
-            .and_then(|s| s.pod_ips.as_ref())
-            .into_iter()
-            .flatten();
+        let list = status.and_then(|s| s.pod_ips.as_ref()).into_iter().flatten();
         addresses.extend(list.filter_map(|ip| ip.ip.parse::<IpAddr>().ok()));
         if addresses.is_empty() {
-            addresses.extend(
-                status
-                    .and_then(|s| s.pod_ip.as_ref())
-                    .and_then(|ip| ip.parse::<IpAddr>().ok()),
-            );
+            addresses.extend(status.and_then(|s| s.pod_ip.as_ref()).and_then(|ip| ip.parse::<IpAddr>().ok()));
         }
     }
     let restartable = spec.iter().flat_map(|s| s.init_containers.iter().flatten());
     let restartable = restartable.filter(|c| c.restart_policy.as_deref() == Some("Always"));
-    let containers = spec
-        .iter()
-        .flat_map(|s| s.containers.iter())
-        .chain(restartable);
+    let containers = spec.iter().flat_map(|s| s.containers.iter()).chain(restartable);
     let (mut named_ports, mut host_ports) = (BTreeMap::new(), Vec::new());
     for p in containers.flat_map(|c| c.ports.iter().flatten()) {
-        let (Some(proto), Some(number)) = (protocol(p.protocol.as_deref()), port(p.container_port))
-        else {
+        let (Some(proto), Some(number)) = (protocol(p.protocol.as_deref()), port(p.container_port)) else {
             continue;
         };
         if let Some(name) = &p.name {
             named_ports.entry(name.clone()).or_insert((proto, number));
         }
         if let Some(host) = p.host_port.and_then(port).filter(|_| !host_network) {
-            let ip = p
-                .host_ip
-                .as_ref()
-                .and_then(|ip| ip.parse::<IpAddr>().ok())
-                .filter(|ip| !ip.is_unspecified());
-            host_ports.push(HostPortIn {
-                ip,
-                port: host,
-                container_port: number,
-                proto,
-            });
+            let ip = p.host_ip.as_ref().and_then(|ip| ip.parse::<IpAddr>().ok()).filter(|ip| !ip.is_unspecified());
+            host_ports.push(HostPortIn { ip, port: host, container_port: number, proto });
         }
     }
     PodIn {
@@ -335,9 +267,7 @@ pub fn pod(pod: &Pod) -> PodIn {
 pub fn namespace(namespace: &Namespace) -> Labels {
     let mut labels = namespace.metadata.labels.clone().unwrap_or_default();
     if let Some(name) = &namespace.metadata.name {
-        labels
-            .entry("kubernetes.io/metadata.name".into())
-            .or_insert_with(|| name.clone());
+        labels.entry("kubernetes.io/metadata.name".into()).or_insert_with(|| name.clone());
     }
     labels
 }
@@ -353,28 +283,13 @@ pub struct NodeIn {
 /// Reduces a Node.
 pub fn node(node: &Node) -> NodeIn {
     let spec = node.spec.as_ref();
-    let mut pod_cidrs: Vec<IpNet> = spec
-        .and_then(|s| s.pod_cidrs.as_ref())
-        .into_iter()
-        .flatten()
-        .filter_map(|c| c.parse().ok())
-        .collect();
+    let mut pod_cidrs: Vec<IpNet> = spec.and_then(|s| s.pod_cidrs.as_ref()).into_iter().flatten().filter_map(|c| c.parse().ok()).collect();
     if pod_cidrs.is_empty() {
-        pod_cidrs.extend(
-            spec.and_then(|s| s.pod_cidr.as_ref())
-                .and_then(|c| c.parse::<IpNet>().ok()),
-        );
+        pod_cidrs.extend(spec.and_then(|s| s.pod_cidr.as_ref()).and_then(|c| c.parse::<IpNet>().ok()));
     }
-    let addresses = node
-        .status
-        .iter()
-        .flat_map(|s| s.addresses.iter().flatten());
+    let addresses = node.status.iter().flat_map(|s| s.addresses.iter().flatten());
     NodeIn {
-        zone: node
-            .metadata
-            .labels
-            .as_ref()
-            .and_then(|l| l.get("topology.kubernetes.io/zone").cloned()),
+        zone: node.metadata.labels.as_ref().and_then(|l| l.get("topology.kubernetes.io/zone").cloned()),
         pod_cidrs,
         addresses: addresses
             .filter(|a| matches!(a.type_.as_str(), "InternalIP" | "ExternalIP"))

@@ -90,14 +90,8 @@ fn policy_bytes(key: &PolicyKey) -> Vec<u8> {
     bytes
 }
 
-fn longest<'a, K: 'a, V: Copy + 'a>(
-    map: &'a BTreeMap<(u32, K), V>,
-    bytes: impl Fn(&K) -> Vec<u8>,
-    key: &[u8],
-) -> Option<V> {
-    let matching = map
-        .iter()
-        .filter(|((len, prefix), _)| covers(&bytes(prefix), *len, key));
+fn longest<'a, K: 'a, V: Copy + 'a>(map: &'a BTreeMap<(u32, K), V>, bytes: impl Fn(&K) -> Vec<u8>, key: &[u8]) -> Option<V> {
+    let matching = map.iter().filter(|((len, prefix), _)| covers(&bytes(prefix), *len, key));
     matching.max_by_key(|((len, _), _)| *len).map(|(_, v)| *v)
 }
 
@@ -125,10 +119,7 @@ impl Env for Kernel {
         self.0.backends.get(&id).copied()
     }
     fn is_member(&self, key: &MemberKey) -> bool {
-        self.0
-            .sets
-            .get(&key.set)
-            .is_some_and(|s| s.members.contains_key(&key.backend))
+        self.0.sets.get(&key.set).is_some_and(|s| s.members.contains_key(&key.backend))
     }
     fn node_addr(&self, addr: &Addr) -> Option<NodeAddr> {
         self.0.node_addrs.get(addr).copied()
@@ -159,7 +150,6 @@ impl Env for Kernel {
     fn set_flow(&self, _: &FlowKey, _: &Flow) -> bool {
         false
     }
-    fn remove_flow(&self, _: &FlowKey) {}
     fn fragment(&self, _: &FragmentKey) -> Option<FragmentPorts> {
         None
     }

@@ -71,15 +71,11 @@ fn peer() -> impl Strategy<Value = Value> {
     prop_oneof![
         (0u8..2).prop_map(move |n| json!({"podSelector": labels(n)})),
         (0u8..2).prop_map(move |n| json!({"namespaceSelector": labels(n)})),
-        (0u8..2, 0u8..2).prop_map(
-            move |(n, p)| json!({"namespaceSelector": labels(n), "podSelector": labels(p)})
-        ),
+        (0u8..2, 0u8..2).prop_map(move |(n, p)| json!({"namespaceSelector": labels(n), "podSelector": labels(p)})),
         Just(json!({"namespaceSelector": {}})),
         Just(json!({"ipBlock": {"cidr": "0.0.0.0/0"}})),
         Just(json!({"ipBlock": {"cidr": "0.0.0.0/0", "except": ["10.244.0.0/16"]}})),
-        Just(
-            json!({"ipBlock": {"cidr": "10.244.0.0/16", "except": ["10.244.1.0/24", "10.244.0.1/32"]}})
-        ),
+        Just(json!({"ipBlock": {"cidr": "10.244.0.0/16", "except": ["10.244.1.0/24", "10.244.0.1/32"]}})),
         Just(json!({"ipBlock": {"cidr": "198.51.100.0/24", "except": ["198.51.100.7/32"]}})),
         Just(json!({"ipBlock": {"cidr": "::/0"}})),
     ]
@@ -97,36 +93,22 @@ fn port() -> impl Strategy<Value = Value> {
 }
 
 fn rule(peers: &'static str) -> impl Strategy<Value = Value> {
-    (
-        proptest::collection::vec(peer(), 0..3),
-        proptest::collection::vec(port(), 0..3),
-    )
-        .prop_map(move |(p, ports)| {
-            let mut rule = json!({});
-            if !p.is_empty() {
-                rule[peers] = json!(p);
-            }
-            if !ports.is_empty() {
-                rule["ports"] = json!(ports);
-            }
-            rule
-        })
+    (proptest::collection::vec(peer(), 0..3), proptest::collection::vec(port(), 0..3)).prop_map(move |(p, ports)| {
+        let mut rule = json!({});
+        if !p.is_empty() {
+            rule[peers] = json!(p);
+        }
+        if !ports.is_empty() {
+            rule["ports"] = json!(ports);
+        }
+        rule
+    })
 }
 
 fn policy() -> impl Strategy<Value = Value> {
-    let selector = prop_oneof![
-        Just(json!({})),
-        (0u8..2).prop_map(|n| json!({"matchLabels": {"l": n.to_string()}}))
-    ];
-    let types = prop_oneof![
-        Just(json!(["Ingress"])),
-        Just(json!(["Egress"])),
-        Just(json!(["Ingress", "Egress"]))
-    ];
-    let rules = (
-        proptest::collection::vec(rule("from"), 0..3),
-        proptest::collection::vec(rule("to"), 0..3),
-    );
+    let selector = prop_oneof![Just(json!({})), (0u8..2).prop_map(|n| json!({"matchLabels": {"l": n.to_string()}}))];
+    let types = prop_oneof![Just(json!(["Ingress"])), Just(json!(["Egress"])), Just(json!(["Ingress", "Egress"]))];
+    let rules = (proptest::collection::vec(rule("from"), 0..3), proptest::collection::vec(rule("to"), 0..3));
     (0usize..2, selector, types, rules).prop_map(|(namespace, selector, types, (ingress, egress))| {
         json!({
             "metadata": {"namespace": namespace_of(namespace)},
@@ -145,42 +127,16 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn feed(state: &mut State, world: &World) {
-    state.set_node(NodeFacts {
-        name: NODE.into(),
-        zone: None,
-        addresses: BTreeSet::from([IpAddr::from(NODE_IP)]),
-    });
+    state.set_node(NodeFacts { name: NODE.into(), zone: None, addresses: BTreeSet::from([IpAddr::from(NODE_IP)]) });
     for (n, name) in ["one", "two"].iter().enumerate() {
-        state.policies.set_namespace(
-            name,
-            Some(Labels::from([(
-                "l".into(),
-                world.namespace_labels[n].to_string(),
-            )])),
-        );
+        state.policies.set_namespace(name, Some(Labels::from([("l".into(), world.namespace_labels[n].to_string())])));
     }
     for (pod, label) in world.labels.iter().enumerate() {
         state.policies.set_pod(key(pod), Some(pod_in(pod, *label)));
     }
-    let wanted: BTreeMap<Key, &Value> = world
-        .policies
-        .iter()
-        .map(|(n, p)| {
-            (
-                Key::new(
-                    p["metadata"]["namespace"].as_str().unwrap(),
-                    &format!("np{n}"),
-                ),
-                p,
-            )
-        })
-        .collect();
-    for gone in state
-        .policies
-        .policy_keys()
-        .into_iter()
-        .filter(|k| !wanted.contains_key(k))
-    {
+    let wanted: BTreeMap<Key, &Value> =
+        world.policies.iter().map(|(n, p)| (Key::new(p["metadata"]["namespace"].as_str().unwrap(), &format!("np{n}")), p)).collect();
+    for gone in state.policies.policy_keys().into_iter().filter(|k| !wanted.contains_key(k)) {
         state.policies.set_policy(gone, None);
     }
     for (key, p) in wanted {
@@ -205,68 +161,40 @@ fn add_endpoints(state: &mut State, world: &World) {
 
 /// The API's words, applied one by one.
 fn may(world: &World, pod: usize, dir: u8, remote: IpAddr, protocol: u8, at: u16) -> bool {
-    let matches = |selector: &Value, label: u8| {
-        selector["matchLabels"]["l"]
-            .as_str()
-            .is_none_or(|wanted| wanted == label.to_string())
-    };
+    let matches = |selector: &Value, label: u8| selector["matchLabels"]["l"].as_str().is_none_or(|wanted| wanted == label.to_string());
     let peer_pod = (0..6).find(|p| pod_ip(*p) == remote);
-    let (type_name, rules_name, peers_name) = if dir == direction::INGRESS {
-        ("Ingress", "ingress", "from")
-    } else {
-        ("Egress", "egress", "to")
-    };
+    let (type_name, rules_name, peers_name) =
+        if dir == direction::INGRESS { ("Ingress", "ingress", "from") } else { ("Egress", "egress", "to") };
     let selecting: Vec<&Value> = world
         .policies
         .values()
         .filter(|p| p["metadata"]["namespace"] == namespace_of(pod))
         .filter(|p| matches(&p["spec"]["podSelector"], world.labels[pod]))
-        .filter(|p| {
-            p["spec"]["policyTypes"]
-                .as_array()
-                .unwrap()
-                .contains(&json!(type_name))
-        })
+        .filter(|p| p["spec"]["policyTypes"].as_array().unwrap().contains(&json!(type_name)))
         .collect();
     if selecting.is_empty() || remote == IpAddr::from(NODE_IP) {
         return true;
     }
     let is_peer = |peer: &Value| {
         if let Some(block) = peer.get("ipBlock") {
-            let within = |net: &Value| {
-                net.as_str()
-                    .unwrap()
-                    .parse::<IpNet>()
-                    .unwrap()
-                    .contains(&remote)
-            };
-            return within(&block["cidr"])
-                && !block["except"].as_array().into_iter().flatten().any(within);
+            let within = |net: &Value| net.as_str().unwrap().parse::<IpNet>().unwrap().contains(&remote);
+            return within(&block["cidr"]) && !block["except"].as_array().into_iter().flatten().any(within);
         }
         let Some(p) = peer_pod else { return false };
         let namespace = match peer.get("namespaceSelector") {
             Some(selector) => matches(selector, world.namespace_labels[p % 2]),
             None => namespace_of(p) == namespace_of(pod),
         };
-        namespace
-            && peer
-                .get("podSelector")
-                .is_none_or(|s| matches(s, world.labels[p]))
+        namespace && peer.get("podSelector").is_none_or(|s| matches(s, world.labels[p]))
     };
     let is_port = |port: &Value| {
-        if port["protocol"].as_str().unwrap_or("TCP")
-            != if protocol == proto::TCP { "TCP" } else { "UDP" }
-        {
+        if port["protocol"].as_str().unwrap_or("TCP") != if protocol == proto::TCP { "TCP" } else { "UDP" } {
             return false;
         }
         match &port["port"] {
             Value::String(_) => {
                 // The port is the receiver's.
-                let receiver = if dir == direction::INGRESS {
-                    Some(pod)
-                } else {
-                    peer_pod
-                };
+                let receiver = if dir == direction::INGRESS { Some(pod) } else { peer_pod };
                 protocol == proto::TCP && receiver.is_some_and(|r| web_port(r) == at)
             }
             Value::Number(first) => {
@@ -276,31 +204,16 @@ fn may(world: &World, pod: usize, dir: u8, remote: IpAddr, protocol: u8, at: u16
             _ => true,
         }
     };
-    selecting
-        .iter()
-        .flat_map(|p| p["spec"][rules_name].as_array().unwrap())
-        .any(|rule| {
-            let peers = rule
-                .get(peers_name)
-                .is_none_or(|list| list.as_array().unwrap().iter().any(is_peer));
-            let ports = rule
-                .get("ports")
-                .is_none_or(|list| list.as_array().unwrap().iter().any(is_port));
-            peers && ports
-        })
+    selecting.iter().flat_map(|p| p["spec"][rules_name].as_array().unwrap()).any(|rule| {
+        let peers = rule.get(peers_name).is_none_or(|list| list.as_array().unwrap().iter().any(is_peer));
+        let ports = rule.get("ports").is_none_or(|list| list.as_array().unwrap().iter().any(is_port));
+        peers && ports
+    })
 }
 
 fn remotes() -> Vec<IpAddr> {
     let mut all: Vec<IpAddr> = (0..6).map(pod_ip).collect();
-    for other in [
-        "198.51.100.7",
-        "198.51.100.8",
-        "203.0.113.9",
-        "10.244.9.9",
-        "192.0.2.1",
-        "192.0.2.2",
-        "2001:db8::1",
-    ] {
+    for other in ["198.51.100.7", "198.51.100.8", "203.0.113.9", "10.244.9.9", "192.0.2.1", "192.0.2.2", "2001:db8::1"] {
         all.push(other.parse().unwrap());
     }
     all

@@ -82,10 +82,7 @@ pub struct Policies {
 impl Policies {
     /// For a node.
     pub fn new(node_name: &str) -> Policies {
-        Policies {
-            node_name: node_name.to_owned(),
-            ..Policies::default()
-        }
+        Policies { node_name: node_name.to_owned(), ..Policies::default() }
     }
 
     /// After the actual side of the tables was loaded: numbers and epochs found there are kept.
@@ -93,8 +90,7 @@ impl Policies {
         self.hints = true;
         let found = self.tables.ipcache.have().values().map(|r| r.identity);
         let named = self.tables.policy.have().keys().map(|(_, k)| k.identity());
-        self.identities
-            .start_above(found.chain(named).max().unwrap_or(0));
+        self.identities.start_above(found.chain(named).max().unwrap_or(0));
         for local in self.locals.values_mut() {
             adopt_epoch(&self.tables, local);
         }
@@ -102,11 +98,7 @@ impl Policies {
 
     /// The node's own addresses.
     pub fn set_node_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
-        let changed: Vec<IpAddr> = self
-            .node_addresses
-            .symmetric_difference(&addresses)
-            .copied()
-            .collect();
+        let changed: Vec<IpAddr> = self.node_addresses.symmetric_difference(&addresses).copied().collect();
         self.node_addresses = addresses;
         self.dirty_nets.extend(changed.into_iter().map(host_net));
     }
@@ -122,22 +114,9 @@ impl Policies {
         };
         let asks = |p: &Policy| {
             let rules = p.ingress.iter().chain(&p.egress).flatten();
-            rules.flat_map(|r| r.peers.iter().flatten()).any(|p| {
-                matches!(
-                    p,
-                    Peer::Pods {
-                        namespaces: Some(_),
-                        ..
-                    }
-                )
-            })
+            rules.flat_map(|r| r.peers.iter().flatten()).any(|p| matches!(p, Peer::Pods { namespaces: Some(_), .. }))
         };
-        self.dirty_policies.extend(
-            self.policies
-                .iter()
-                .filter(|(_, p)| asks(p))
-                .map(|(k, _)| k.clone()),
-        );
+        self.dirty_policies.extend(self.policies.iter().filter(|(_, p)| asks(p)).map(|(k, _)| k.clone()));
     }
 
     /// A pod anywhere in the cluster; none when its object is gone.
@@ -147,28 +126,16 @@ impl Policies {
         }
         // Addresses of pods here come from their devices, not from what a status may still say.
         let claimed = |p: &PodIn, node: &str| {
-            if p.node == node {
-                Vec::new()
-            } else {
-                p.ips.clone()
-            }
+            if p.node == node { Vec::new() } else { p.ips.clone() }
         };
-        let before = self
-            .pods
-            .get(&key)
-            .map(|p| claimed(p, &self.node_name))
-            .unwrap_or_default();
-        let after = pod
-            .as_ref()
-            .map(|p| claimed(p, &self.node_name))
-            .unwrap_or_default();
+        let before = self.pods.get(&key).map(|p| claimed(p, &self.node_name)).unwrap_or_default();
+        let after = pod.as_ref().map(|p| claimed(p, &self.node_name)).unwrap_or_default();
         self.claim(Claim::Pod(key.clone()), &before, &after);
         if let Some(pod) = &pod {
             for local in self.locals.values_mut().filter(|l| l.endpoint.pod == key) {
                 if local.endpoint.last_seen.uid == pod.uid {
                     local.endpoint.last_seen = pod.clone();
-                    self.dirty_nets
-                        .extend(local.endpoint.ips.iter().map(|ip| host_net(*ip)));
+                    self.dirty_nets.extend(local.endpoint.ips.iter().map(|ip| host_net(*ip)));
                     self.dirty_locals.insert(local.endpoint.id);
                 }
             }
@@ -207,23 +174,11 @@ impl Policies {
     /// A local pod's device; replaces an endpoint of the same number.
     pub fn set_endpoint(&mut self, endpoint: LocalEndpoint) {
         let id = endpoint.id;
-        let before = self
-            .locals
-            .get(&id)
-            .map(|l| l.endpoint.ips.clone())
-            .unwrap_or_default();
+        let before = self.locals.get(&id).map(|l| l.endpoint.ips.clone()).unwrap_or_default();
         self.claim(Claim::Endpoint(id), &before, &endpoint.ips);
         let epoch = self.locals.get(&id).map_or(1, |l| l.epoch);
-        let entries = self
-            .locals
-            .remove(&id)
-            .map(|l| l.entries)
-            .unwrap_or_default();
-        let mut local = Local {
-            endpoint,
-            epoch,
-            entries,
-        };
+        let entries = self.locals.remove(&id).map(|l| l.entries).unwrap_or_default();
+        let mut local = Local { endpoint, epoch, entries };
         if let Some(pod) = self.pods.get(&local.endpoint.pod)
             && pod.uid == local.endpoint.last_seen.uid
         {
@@ -245,13 +200,7 @@ impl Policies {
         self.claim(Claim::Endpoint(id), &local.endpoint.ips, &[]);
         for ip in &local.endpoint.ips {
             // Its address may have a new owner already.
-            if self
-                .tables
-                .endpoints
-                .want()
-                .get(&addr(*ip))
-                .is_some_and(|e| e.id == id)
-            {
+            if self.tables.endpoints.want().get(&addr(*ip)).is_some_and(|e| e.id == id) {
                 self.tables.endpoints.unset(&addr(*ip));
             }
         }
@@ -295,14 +244,8 @@ impl Policies {
         let entry = |ip: &IpAddr| {
             let key = addr(*ip);
             let prefix = (key.prefix_len(if ip.is_ipv4() { 32 } else { 128 }), key);
-            let there = t
-                .endpoints
-                .have()
-                .get(&key)
-                .is_some_and(|e| e.id == id && Some(e) == t.endpoints.want().get(&key));
-            there
-                && t.ipcache.have().contains_key(&prefix)
-                && t.ipcache.have().get(&prefix) == t.ipcache.want().get(&prefix)
+            let there = t.endpoints.have().get(&key).is_some_and(|e| e.id == id && Some(e) == t.endpoints.want().get(&key));
+            there && t.ipcache.have().contains_key(&prefix) && t.ipcache.have().get(&prefix) == t.ipcache.want().get(&prefix)
         };
         let verdict = |key: &(u32, PolicyKey)| t.policy.have().get(key) == t.policy.want().get(key);
         local.endpoint.ips.iter().all(entry) && local.entries.iter().all(verdict)
@@ -319,11 +262,7 @@ impl Policies {
     }
 
     fn locals_of(&self, namespace: &str) -> Vec<u32> {
-        self.locals
-            .values()
-            .filter(|l| l.endpoint.pod.namespace == namespace)
-            .map(|l| l.endpoint.id)
-            .collect()
+        self.locals.values().filter(|l| l.endpoint.pod.namespace == namespace).map(|l| l.endpoint.id).collect()
     }
 
     fn claim(&mut self, claim: Claim, before: &[IpAddr], after: &[IpAddr]) {
@@ -339,15 +278,13 @@ impl Policies {
             self.claims.entry(*ip).or_default().insert(claim.clone());
         }
         // Also where the addresses are the same: labels may have changed.
-        self.dirty_nets
-            .extend(before.iter().chain(after).map(|ip| host_net(*ip)));
+        self.dirty_nets.extend(before.iter().chain(after).map(|ip| host_net(*ip)));
     }
 
     /// A block came or went: the facts of everything inside it change.
     fn mark_block(&mut self, block: IpNet) {
         self.dirty_nets.insert(block);
-        self.dirty_nets
-            .extend(self.entries.keys().filter(|n| block.contains(*n)).copied());
+        self.dirty_nets.extend(self.entries.keys().filter(|n| block.contains(*n)).copied());
         // `::/0` and the like hold the mapped form of IPv4 as well: without an entry of its own IPv4 would match.
         if let IpNet::V6(v6) = block
             && v6.contains(&std::net::Ipv4Addr::UNSPECIFIED.to_ipv6_mapped())
@@ -360,10 +297,7 @@ impl Policies {
     pub fn compile(&mut self) {
         self.compile_identities();
         for key in std::mem::take(&mut self.dirty_policies) {
-            let resolved = self
-                .policies
-                .get(&key)
-                .map(|p| resolve::policy(&key, p, &self.identities, &self.namespaces));
+            let resolved = self.policies.get(&key).map(|p| resolve::policy(&key, p, &self.identities, &self.namespaces));
             if self.resolved.get(&key) == resolved.as_ref() {
                 continue;
             }
@@ -385,23 +319,14 @@ impl Policies {
         let mut hosts_changed = false;
         for net in std::mem::take(&mut self.dirty_nets) {
             let facts = self.facts(net);
-            let key = (
-                addr(net.network()).prefix_len(net.prefix_len()),
-                addr(net.network()),
-            );
+            let key = (addr(net.network()).prefix_len(net.prefix_len()), addr(net.network()));
             let before = self.entries.get(&net).copied();
             if before.is_some_and(|n| self.identities.get(n) == facts.as_ref() && facts.is_some()) {
                 continue;
             }
             if let Some(facts) = facts {
                 let flags = if facts.host { Remote::HOST } else { 0 };
-                let hint = self
-                    .tables
-                    .ipcache
-                    .have()
-                    .get(&key)
-                    .filter(|_| self.hints)
-                    .map(|r| r.identity);
+                let hint = self.tables.ipcache.have().get(&key).filter(|_| self.hints).map(|r| r.identity);
                 let (number, new) = match facts == Facts::default() {
                     true => (identity::WORLD, false),
                     false => self.identities.hold(&facts, hint),
@@ -411,13 +336,7 @@ impl Policies {
                     added.push(facts);
                 }
                 self.entries.insert(net, number);
-                self.tables.ipcache.set(
-                    key,
-                    Remote {
-                        identity: number,
-                        flags,
-                    },
-                );
+                self.tables.ipcache.set(key, Remote { identity: number, flags });
             } else {
                 self.entries.remove(&net);
                 self.tables.ipcache.unset(&key);
@@ -431,11 +350,7 @@ impl Policies {
         }
         for (key, policy) in &self.policies {
             let names = |number: &u32| self.resolved.get(key).is_some_and(|r| r.names(*number));
-            if released.iter().any(names)
-                || added
-                    .iter()
-                    .any(|f| resolve::concerns(key, policy, f, &self.namespaces))
-            {
+            if released.iter().any(names) || added.iter().any(|f| resolve::concerns(key, policy, f, &self.namespaces)) {
                 self.dirty_policies.insert(key.clone());
             }
         }
@@ -446,21 +361,13 @@ impl Policies {
 
     /// What is known of an address or block; none if it needs no entry.
     fn facts(&self, net: IpNet) -> Option<Facts> {
-        let mut facts = Facts {
-            pod: None,
-            host: false,
-            blocks: self.blocks.covering(net),
-        };
-        let mut wanted = facts.blocks.contains(&net)
-            || (net == IPV4 && !self.blocks.covering(MAPPED).is_empty());
+        let mut facts = Facts { pod: None, host: false, blocks: self.blocks.covering(net) };
+        let mut wanted = facts.blocks.contains(&net) || (net == IPV4 && !self.blocks.covering(MAPPED).is_empty());
         if net.prefix_len() == net.max_prefix_len() {
             let ip = net.addr();
             facts.host = self.node_addresses.contains(&ip);
             facts.pod = match self.claims.get(&ip).and_then(|c| c.first()) {
-                Some(Claim::Endpoint(id)) => self
-                    .locals
-                    .get(id)
-                    .map(|l| PodFacts::new(&l.endpoint.pod, &l.endpoint.last_seen)),
+                Some(Claim::Endpoint(id)) => self.locals.get(id).map(|l| PodFacts::new(&l.endpoint.pod, &l.endpoint.last_seen)),
                 Some(Claim::Pod(key)) => self.pods.get(key).map(|p| PodFacts::new(key, p)),
                 None => None,
             };
@@ -475,37 +382,21 @@ impl Policies {
         };
         let namespace = &local.endpoint.pod.namespace;
         let first = Key::new(namespace, "");
-        let selecting = self
-            .policies
-            .range(first..)
-            .take_while(|(k, _)| k.namespace == *namespace);
-        let selecting =
-            selecting.filter(|(_, p)| p.selects.matches(&local.endpoint.last_seen.labels));
+        let selecting = self.policies.range(first..).take_while(|(k, _)| k.namespace == *namespace);
+        let selecting = selecting.filter(|(_, p)| p.selects.matches(&local.endpoint.last_seen.labels));
         // Pods' devices are veth pairs into namespaces of their own, so packets may skip the node's stack.
         let mut flags = Endpoint::DIRECT;
         let mut entries: BTreeMap<(u32, PolicyKey), PolicyVerdict> = BTreeMap::new();
         for (key, policy) in selecting {
-            flags |= if policy.ingress.is_some() {
-                Endpoint::ISOLATE_INGRESS
-            } else {
-                0
-            };
-            flags |= if policy.egress.is_some() {
-                Endpoint::ISOLATE_EGRESS
-            } else {
-                0
-            };
+            flags |= if policy.ingress.is_some() { Endpoint::ISOLATE_INGRESS } else { 0 };
+            flags |= if policy.egress.is_some() { Endpoint::ISOLATE_EGRESS } else { 0 };
             if let Some(resolved) = self.resolved.get(key) {
                 resolved.entries(id, &local.endpoint.last_seen.named_ports, &mut entries);
             }
         }
         if flags & Endpoint::ISOLATE_EGRESS != 0 {
             // "Traffic to and from the node where a Pod is running is always allowed" (NetworkPolicy concept).
-            let hosts = self
-                .identities
-                .iter()
-                .filter(|(_, f)| f.host)
-                .map(|(n, _)| n);
+            let hosts = self.identities.iter().filter(|(_, f)| f.host).map(|(n, _)| n);
             resolve::allow_hosts(id, hosts, &mut entries);
         }
         for gone in local.entries.iter().filter(|k| !entries.contains_key(k)) {
@@ -517,14 +408,7 @@ impl Policies {
         }
         let e = &local.endpoint;
         for ip in &e.ips {
-            let value = Endpoint {
-                id,
-                ifindex: e.ifindex,
-                pod_mac: e.pod_mac,
-                host_mac: e.host_mac,
-                flags,
-                epoch: local.epoch,
-            };
+            let value = Endpoint { id, ifindex: e.ifindex, pod_mac: e.pod_mac, host_mac: e.host_mac, flags, epoch: local.epoch };
             self.tables.endpoints.set(addr(*ip), value);
         }
     }
@@ -538,42 +422,19 @@ impl Policies {
             local.epoch = local.epoch.wrapping_add(1);
             for ip in &local.endpoint.ips {
                 let key = addr(*ip);
-                if let Some(now) = self
-                    .tables
-                    .endpoints
-                    .want()
-                    .get(&key)
-                    .filter(|e| e.id == *id)
-                    .copied()
-                {
-                    self.tables.endpoints.set(
-                        key,
-                        Endpoint {
-                            epoch: local.epoch,
-                            ..now
-                        },
-                    );
+                if let Some(now) = self.tables.endpoints.want().get(&key).filter(|e| e.id == *id).copied() {
+                    self.tables.endpoints.set(key, Endpoint { epoch: local.epoch, ..now });
                 }
             }
         }
     }
 }
 
-const IPV4: IpNet = IpNet::V4(ipnet::Ipv4Net::new_assert(
-    std::net::Ipv4Addr::UNSPECIFIED,
-    0,
-));
-const MAPPED: IpNet = IpNet::V6(ipnet::Ipv6Net::new_assert(
-    std::net::Ipv4Addr::UNSPECIFIED.to_ipv6_mapped(),
-    96,
-));
+const IPV4: IpNet = IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::UNSPECIFIED, 0));
+const MAPPED: IpNet = IpNet::V6(ipnet::Ipv6Net::new_assert(std::net::Ipv4Addr::UNSPECIFIED.to_ipv6_mapped(), 96));
 
 fn adopt_epoch(tables: &PolicyTables, local: &mut Local) {
-    let found = local
-        .endpoint
-        .ips
-        .iter()
-        .filter_map(|ip| tables.endpoints.have().get(&addr(*ip)));
+    let found = local.endpoint.ips.iter().filter_map(|ip| tables.endpoints.have().get(&addr(*ip)));
     let epochs = found.filter(|e| e.id == local.endpoint.id).map(|e| e.epoch);
     local.epoch = epochs.max().unwrap_or(local.epoch).max(local.epoch);
 }

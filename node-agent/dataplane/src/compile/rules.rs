@@ -65,24 +65,12 @@ pub fn policy(policy: &NetworkPolicy) -> Policy {
     let types = spec.policy_types.unwrap_or_default();
     // An API server defaults policyTypes; where it did not: ingress always, egress if there are rules.
     let of_type = |name: &str, by_default: bool| {
-        if types.is_empty() {
-            by_default
-        } else {
-            types.iter().any(|t| t == name)
-        }
+        if types.is_empty() { by_default } else { types.iter().any(|t| t == name) }
     };
     let egress_rules = spec.egress.unwrap_or_default();
     let has_egress = of_type("Egress", !egress_rules.is_empty());
-    let ingress = spec
-        .ingress
-        .unwrap_or_default()
-        .into_iter()
-        .map(|r| rule(r.from, r.ports))
-        .collect();
-    let egress = egress_rules
-        .into_iter()
-        .map(|r| rule(r.to, r.ports))
-        .collect();
+    let ingress = spec.ingress.unwrap_or_default().into_iter().map(|r| rule(r.from, r.ports)).collect();
+    let egress = egress_rules.into_iter().map(|r| rule(r.to, r.ports)).collect();
     Policy {
         selects: Selector::new(&spec.pod_selector.unwrap_or_default()),
         ingress: of_type("Ingress", true).then_some(ingress),
@@ -92,12 +80,8 @@ pub fn policy(policy: &NetworkPolicy) -> Policy {
 
 fn rule(peers: Option<Vec<NetworkPolicyPeer>>, ports: Option<Vec<NetworkPolicyPort>>) -> Rule {
     // An empty list means the same as none: everyone, every port.
-    let peers = peers
-        .filter(|p| !p.is_empty())
-        .map(|p| p.iter().filter_map(peer).collect());
-    let ports = ports
-        .filter(|p| !p.is_empty())
-        .map(|p| p.iter().filter_map(port).collect());
+    let peers = peers.filter(|p| !p.is_empty()).map(|p| p.iter().filter_map(peer).collect());
+    let ports = ports.filter(|p| !p.is_empty()).map(|p| p.iter().filter_map(port).collect());
     Rule { peers, ports }
 }
 
@@ -109,21 +93,14 @@ fn peer(peer: &NetworkPolicyPeer) -> Option<Peer> {
         for e in block.except.iter().flatten() {
             except.insert(e.parse::<IpNet>().ok()?.trunc());
         }
-        return Some(Peer::Block {
-            cidr: cidr.trunc(),
-            except,
-        });
+        return Some(Peer::Block { cidr: cidr.trunc(), except });
     }
     if peer.namespace_selector.is_none() && peer.pod_selector.is_none() {
         return None;
     }
     Some(Peer::Pods {
         namespaces: peer.namespace_selector.as_ref().map(Selector::new),
-        pods: peer
-            .pod_selector
-            .as_ref()
-            .map(Selector::new)
-            .unwrap_or_default(),
+        pods: peer.pod_selector.as_ref().map(Selector::new).unwrap_or_default(),
     })
 }
 
@@ -146,8 +123,6 @@ fn port(port: &NetworkPolicyPort) -> Option<PortMatch> {
 /// A number that names a rule towards people, the same on every node and after every restart (FNV-1a).
 pub fn rule_number(policy: &Key, direction: u8, index: usize) -> u32 {
     let text = format!("{policy}/{direction}/{index}");
-    let hash = text.bytes().fold(0x811c_9dc5_u32, |h, b| {
-        (h ^ u32::from(b)).wrapping_mul(0x0100_0193)
-    });
+    let hash = text.bytes().fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
     hash.max(1)
 }

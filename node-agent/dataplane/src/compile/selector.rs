@@ -55,47 +55,21 @@ mod tests {
 
     #[test]
     fn operators_follow_the_api() {
-        let labels: Labels = [
-            ("app".to_owned(), "web".to_owned()),
-            ("tier".to_owned(), "front".to_owned()),
-        ]
-        .into();
+        let labels: Labels = [("app".to_owned(), "web".to_owned()), ("tier".to_owned(), "front".to_owned())].into();
         for (selector, expected) in [
             (json!({}), true),
             (json!({"matchLabels": {"app": "web"}}), true),
             (json!({"matchLabels": {"app": "db"}}), false),
             (json!({"matchLabels": {"app": "web", "x": "y"}}), false),
-            (
-                json!({"matchExpressions": [{"key": "app", "operator": "In", "values": ["a", "web"]}]}),
-                true,
-            ),
-            (
-                json!({"matchExpressions": [{"key": "app", "operator": "NotIn", "values": ["web"]}]}),
-                false,
-            ),
-            (
-                json!({"matchExpressions": [{"key": "absent", "operator": "NotIn", "values": ["web"]}]}),
-                true,
-            ),
-            (
-                json!({"matchExpressions": [{"key": "tier", "operator": "Exists"}]}),
-                true,
-            ),
-            (
-                json!({"matchExpressions": [{"key": "tier", "operator": "DoesNotExist"}]}),
-                false,
-            ),
-            (
-                json!({"matchExpressions": [{"key": "tier", "operator": "Newer"}]}),
-                false,
-            ),
+            (json!({"matchExpressions": [{"key": "app", "operator": "In", "values": ["a", "web"]}]}), true),
+            (json!({"matchExpressions": [{"key": "app", "operator": "NotIn", "values": ["web"]}]}), false),
+            (json!({"matchExpressions": [{"key": "absent", "operator": "NotIn", "values": ["web"]}]}), true),
+            (json!({"matchExpressions": [{"key": "tier", "operator": "Exists"}]}), true),
+            (json!({"matchExpressions": [{"key": "tier", "operator": "DoesNotExist"}]}), false),
+            (json!({"matchExpressions": [{"key": "tier", "operator": "Newer"}]}), false),
         ] {
             let parsed: LabelSelector = serde_json::from_value(selector.clone()).unwrap();
-            assert_eq!(
-                Selector::new(&parsed).matches(&labels),
-                expected,
-                "{selector}"
-            );
+            assert_eq!(Selector::new(&parsed).matches(&labels), expected, "{selector}");
         }
     }
 }

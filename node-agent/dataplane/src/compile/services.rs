@@ -92,37 +92,18 @@ impl Services {
     /// they stand for, so that a restart of the agent changes nothing.
     pub fn adopt_loaded(&mut self) {
         let backends = self.tables.backends.have();
-        self.numbers.found = backends
-            .iter()
-            .map(|(id, b)| {
-                (
-                    BackendKey {
-                        addr: b.addr,
-                        port: b.port,
-                        local: b.flags & Backend::LOCAL != 0,
-                    },
-                    *id,
-                )
-            })
-            .collect();
+        self.numbers.found =
+            backends.iter().map(|(id, b)| (BackendKey { addr: b.addr, port: b.port, local: b.flags & Backend::LOCAL != 0 }, *id)).collect();
         self.numbers.next_backend = backends.keys().last().copied().unwrap_or(0);
         self.numbers.next_set = self.tables.sets.have().keys().last().copied().unwrap_or(0);
-        self.numbers.next_service = self
-            .tables
-            .frontends
-            .have()
-            .values()
-            .map(|f| f.service)
-            .max()
-            .unwrap_or(0);
+        self.numbers.next_service = self.tables.frontends.have().values().map(|f| f.service).max().unwrap_or(0);
     }
 
     /// The node's name, zone or addresses changed.
     pub fn set_node(&mut self, node: NodeFacts) {
         if self.node != node {
             self.node = node;
-            self.dirty
-                .extend(self.services.keys().cloned().map(Owner::Service));
+            self.dirty.extend(self.services.keys().cloned().map(Owner::Service));
         }
     }
 
@@ -157,10 +138,7 @@ impl Services {
             self.dirty.insert(Owner::Service(old.service));
         }
         if let Some(slice) = slice {
-            self.slices_of
-                .entry(slice.service.clone())
-                .or_default()
-                .insert(key.clone());
+            self.slices_of.entry(slice.service.clone()).or_default().insert(key.clone());
             self.dirty.insert(Owner::Service(slice.service.clone()));
             self.slices.insert(key, slice);
         }
@@ -203,19 +181,11 @@ impl Services {
                 let Some(service) = self.services.get(key) else {
                     return Vec::new();
                 };
-                let slices = self
-                    .slices_of
-                    .get(key)
-                    .into_iter()
-                    .flatten()
-                    .filter_map(|k| self.slices.get(k));
+                let slices = self.slices_of.get(key).into_iter().flatten().filter_map(|k| self.slices.get(k));
                 expand::service(service, slices, &self.node)
             }
             Owner::Pod(key) => match self.host_ports.get(key) {
-                Some((ports, ips)) => ports
-                    .iter()
-                    .filter_map(|p| expand::host_port(p, ips))
-                    .collect(),
+                Some((ports, ips)) => ports.iter().filter_map(|p| expand::host_port(p, ips)).collect(),
                 None => Vec::new(),
             },
         }
@@ -254,9 +224,7 @@ impl Services {
     /// Keeps the port's numbers, else takes those its frontends have in the kernel, else fresh ones.
     fn numbers_for(&mut self, before: Option<PortIds>, spec: &PortSpec) -> PortIds {
         let mut ids = before.unwrap_or_default();
-        let Services {
-            numbers: n, tables, ..
-        } = self;
+        let Services { numbers: n, tables, .. } = self;
         for frontend in &spec.frontends {
             let Some(found) = tables.frontends.have().get(&frontend.key) else {
                 continue;
@@ -264,10 +232,7 @@ impl Services {
             if ids.service == 0 && n.services.insert(found.service) {
                 ids.service = found.service;
             }
-            for (role, set) in [
-                (frontend.internal, found.internal),
-                (frontend.external, found.external),
-            ] {
+            for (role, set) in [(frontend.internal, found.internal), (frontend.external, found.external)] {
                 let of_role = match role {
                     Role::Cluster => &mut ids.cluster,
                     Role::Local => &mut ids.local,
@@ -281,9 +246,7 @@ impl Services {
             ids.service = fresh(&mut n.next_service, |id| n.services.contains(&id));
             n.services.insert(ids.service);
         }
-        let used = |id: u32, sets: &BTreeSet<u32>| {
-            sets.contains(&id) || tables.sets.have().contains_key(&id)
-        };
+        let used = |id: u32, sets: &BTreeSet<u32>| sets.contains(&id) || tables.sets.have().contains_key(&id);
         // A set that no frontend uses is not made: with a Local policy throughout that is the cluster's.
         if spec.set(Role::Cluster).is_some() && ids.cluster == 0 {
             ids.cluster = fresh(&mut n.next_set, |id| used(id, &n.sets));
@@ -298,10 +261,7 @@ impl Services {
 
     fn install_port(&mut self, owner: &Owner, ids: PortIds, spec: &PortSpec) -> Installed {
         let mut backends: BTreeSet<BackendKey> = BTreeSet::new();
-        for (id, set) in [
-            (ids.cluster, spec.set(Role::Cluster)),
-            (ids.local, spec.set(Role::Local)),
-        ] {
+        for (id, set) in [(ids.cluster, spec.set(Role::Cluster)), (ids.local, spec.set(Role::Local))] {
             let Some(set) = set else {
                 self.tables.sets.unset(&id);
                 continue;
@@ -316,13 +276,7 @@ impl Services {
         let mut source_ranges = Vec::new();
         for range in &spec.source_ranges {
             let addr = expand::addr(range.network());
-            let key = (
-                SourceRangeKey::prefix_len(addr, range.prefix_len()),
-                SourceRangeKey {
-                    service: ids.service,
-                    addr,
-                },
-            );
+            let key = (SourceRangeKey::prefix_len(addr, range.prefix_len()), SourceRangeKey { service: ids.service, addr });
             self.tables.source_ranges.set(key, 1);
             source_ranges.push(key);
         }
@@ -336,27 +290,14 @@ impl Services {
                 service: ids.service,
                 internal: set_of(f.internal),
                 external: set_of(f.external),
-                flags: f.flags
-                    | if spec.affinity.is_some() {
-                        Frontend::AFFINITY
-                    } else {
-                        0
-                    },
+                flags: f.flags | if spec.affinity.is_some() { Frontend::AFFINITY } else { 0 },
                 affinity_timeout: spec.affinity.unwrap_or(0),
             };
-            self.claims
-                .entry(f.key)
-                .or_default()
-                .insert(owner.clone(), value);
+            self.claims.entry(f.key).or_default().insert(owner.clone(), value);
             self.resolve(&f.key);
             frontends.push(f.key);
         }
-        Installed {
-            ids,
-            frontends,
-            backends,
-            source_ranges,
-        }
+        Installed { ids, frontends, backends, source_ranges }
     }
 
     /// Ends what a port held before and no port of its owner holds now.
@@ -385,10 +326,7 @@ impl Services {
 
     /// The first owner in order has the frontend.
     fn resolve(&mut self, key: &FrontendKey) {
-        let winner = self
-            .claims
-            .get(key)
-            .and_then(|owners| owners.values().next().copied());
+        let winner = self.claims.get(key).and_then(|owners| owners.values().next().copied());
         self.tables.frontends.put(*key, winner);
     }
 
@@ -401,16 +339,12 @@ impl Services {
             Some(id) if self.tables.backends.want().get(&id).is_none() => id,
             _ => {
                 let tables = &self.tables.backends;
-                fresh(&mut self.numbers.next_backend, |id| {
-                    tables.want().contains_key(&id) || tables.have().contains_key(&id)
-                })
+                fresh(&mut self.numbers.next_backend, |id| tables.want().contains_key(&id) || tables.have().contains_key(&id))
             }
         };
         self.backends.insert(key, (id, 1));
         let flags = if key.local { Backend::LOCAL } else { 0 };
-        self.tables
-            .backends
-            .set(id, Backend::new(key.addr, key.port, flags));
+        self.tables.backends.set(id, Backend::new(key.addr, key.port, flags));
     }
 
     fn release_backend(&mut self, key: &BackendKey) {
@@ -425,26 +359,10 @@ impl Services {
     }
 
     fn want_set(&mut self, id: u32, spec: &SetSpec, members: bool) {
-        let ids: BTreeSet<u32> = spec
-            .backends
-            .iter()
-            .filter_map(|k| self.backends.get(k))
-            .map(|(id, _)| *id)
-            .collect();
+        let ids: BTreeSet<u32> = spec.backends.iter().filter_map(|k| self.backends.get(k)).map(|(id, _)| *id).collect();
         let tables = &self.tables.sets;
-        let old = tables
-            .want()
-            .get(&id)
-            .or_else(|| tables.have().get(&id))
-            .map(|s| s.slots.clone())
-            .unwrap_or_default();
-        let flags = if spec.drop_when_empty {
-            BackendSet::DROP_WHEN_EMPTY
-        } else {
-            0
-        };
-        self.tables
-            .sets
-            .set(id, Set::build(&old, &ids, flags, members));
+        let old = tables.want().get(&id).or_else(|| tables.have().get(&id)).map(|s| s.slots.clone()).unwrap_or_default();
+        let flags = if spec.drop_when_empty { BackendSet::DROP_WHEN_EMPTY } else { 0 };
+        self.tables.sets.set(id, Set::build(&old, &ids, flags, members));
     }
 }

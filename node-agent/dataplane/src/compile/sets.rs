@@ -60,12 +60,7 @@ impl SetStep {
 impl Set {
     /// A set of these backends. Those that `old` has too keep their slots, as far as the count allows: a
     /// change moves as few as it can.
-    pub fn build(
-        old: &BTreeMap<u32, u32>,
-        backends: &BTreeSet<u32>,
-        flags: u32,
-        with_members: bool,
-    ) -> Set {
+    pub fn build(old: &BTreeMap<u32, u32>, backends: &BTreeSet<u32>, flags: u32, with_members: bool) -> Set {
         let count = backends.len() as u32;
         let mut slots: BTreeMap<u32, u32> = BTreeMap::new();
         let mut placed = BTreeSet::new();
@@ -82,56 +77,26 @@ impl Set {
                 slots.insert(slot, *backend);
             }
         }
-        let members = if with_members {
-            slots.iter().map(|(s, b)| (*b, *s)).collect()
-        } else {
-            BTreeMap::new()
-        };
-        Set {
-            header: Some(BackendSet { count, flags }),
-            slots,
-            members,
-        }
+        let members = if with_members { slots.iter().map(|(s, b)| (*b, *s)).collect() } else { BTreeMap::new() };
+        Set { header: Some(BackendSet { count, flags }), slots, members }
     }
 
     /// Writes that lead from `have` to `want`, in an order safe for readers at every step.
     pub fn steps(id: u32, have: &Set, want: &Set) -> Vec<SetStep> {
         let mut steps = Vec::new();
-        let slot = |slot: &u32| SlotKey {
-            set: id,
-            slot: *slot,
-        };
-        let member = |backend: &u32| MemberKey {
-            set: id,
-            backend: *backend,
-        };
-        for (b, s) in want
-            .members
-            .iter()
-            .filter(|(b, s)| have.members.get(b) != Some(s))
-        {
+        let slot = |slot: &u32| SlotKey { set: id, slot: *slot };
+        let member = |backend: &u32| MemberKey { set: id, backend: *backend };
+        for (b, s) in want.members.iter().filter(|(b, s)| have.members.get(b) != Some(s)) {
             steps.push(SetStep::Member(member(b), Some(*s)));
         }
-        for (s, b) in want
-            .slots
-            .iter()
-            .filter(|(s, b)| have.slots.get(s) != Some(b))
-        {
+        for (s, b) in want.slots.iter().filter(|(s, b)| have.slots.get(s) != Some(b)) {
             steps.push(SetStep::Slot(slot(s), Some(*b)));
         }
         if have.header != want.header {
             steps.push(SetStep::Header(id, want.header));
         }
-        steps.extend(
-            have.slots
-                .keys()
-                .filter(|s| !want.slots.contains_key(s))
-                .map(|s| SetStep::Slot(slot(s), None)),
-        );
-        let gone = have
-            .members
-            .keys()
-            .filter(|b| !want.members.contains_key(b));
+        steps.extend(have.slots.keys().filter(|s| !want.slots.contains_key(s)).map(|s| SetStep::Slot(slot(s), None)));
+        let gone = have.members.keys().filter(|b| !want.members.contains_key(b));
         steps.extend(gone.map(|b| SetStep::Member(member(b), None)));
         steps
     }

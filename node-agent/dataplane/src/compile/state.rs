@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use xebec_ebpf_abi::{
-    Addr, Backend, BackendSet, Endpoint, Frontend, FrontendKey, MemberKey, NodeAddr, PolicyKey,
-    PolicyVerdict, Remote, SlotKey, SourceRangeKey, Uplink,
+    Addr, Backend, BackendSet, Endpoint, Frontend, FrontendKey, MemberKey, NodeAddr, PolicyKey, PolicyVerdict, Remote, SlotKey,
+    SourceRangeKey, Uplink,
 };
 
 use super::expand::{NodeFacts, addr};
@@ -64,10 +64,7 @@ pub struct State {
 impl State {
     /// For a node.
     pub fn new(node_name: &str) -> State {
-        State {
-            policies: Policies::new(node_name),
-            ..State::default()
-        }
+        State { policies: Policies::new(node_name), ..State::default() }
     }
 
     /// Takes what the maps hold as the actual side.
@@ -95,12 +92,7 @@ impl State {
             IpAddr::V6(ip) => !ip.is_unicast_link_local(),
         };
         let flags = |ip: &IpAddr| if served(ip) { NodeAddr::NODEPORT } else { 0 };
-        self.node_addrs.replace(
-            node.addresses
-                .iter()
-                .map(|ip| (addr(*ip), NodeAddr { flags: flags(ip) }))
-                .collect(),
-        );
+        self.node_addrs.replace(node.addresses.iter().map(|ip| (addr(*ip), NodeAddr { flags: flags(ip) })).collect());
         self.policies.set_node_addresses(node.addresses.clone());
         self.services.set_node(node);
     }
@@ -112,14 +104,8 @@ impl State {
 
     /// Destinations that see pods' own addresses.
     pub fn set_no_masquerade(&mut self, nets: &BTreeSet<IpNet>) {
-        let key = |net: &IpNet| {
-            (
-                addr(net.network()).prefix_len(net.prefix_len()),
-                addr(net.network()),
-            )
-        };
-        self.no_masquerade
-            .replace(nets.iter().map(|n| (key(n), 1)).collect());
+        let key = |net: &IpNet| (addr(net.network()).prefix_len(net.prefix_len()), addr(net.network()));
+        self.no_masquerade.replace(nets.iter().map(|n| (key(n), 1)).collect());
     }
 
     /// How many entries the kernel is known to hold in each map.
@@ -130,10 +116,7 @@ impl State {
         BTreeMap::from([
             (map::FRONTENDS, s.frontends.have().len() as u64),
             (map::BACKEND_SETS, s.sets.have().len() as u64),
-            (
-                map::BACKEND_SLOTS,
-                sets.clone().map(|s| s.slots.len() as u64).sum(),
-            ),
+            (map::BACKEND_SLOTS, sets.clone().map(|s| s.slots.len() as u64).sum()),
             (map::SET_MEMBERS, sets.map(|s| s.members.len() as u64).sum()),
             (map::BACKENDS, s.backends.have().len() as u64),
             (map::SOURCE_RANGES, s.source_ranges.have().len() as u64),
@@ -153,18 +136,10 @@ impl State {
         let mut ops = Vec::new();
         let (uplinks, gone_uplinks) = self.uplinks.changes();
         let (no_masquerade, gone_no_masquerade) = self.no_masquerade.changes();
-        ops.extend(
-            no_masquerade
-                .into_iter()
-                .map(|(k, v)| Op::NoMasquerade(k, Some(v))),
-        );
+        ops.extend(no_masquerade.into_iter().map(|(k, v)| Op::NoMasquerade(k, Some(v))));
         ops.extend(uplinks.into_iter().map(|(k, v)| Op::Uplink(k, Some(v))));
         ops.extend(gone_uplinks.into_iter().map(|k| Op::Uplink(k, None)));
-        ops.extend(
-            gone_no_masquerade
-                .into_iter()
-                .map(|k| Op::NoMasquerade(k, None)),
-        );
+        ops.extend(gone_no_masquerade.into_iter().map(|k| Op::NoMasquerade(k, None)));
         self.plan_policies(&mut ops);
         let (addrs, gone_addrs) = self.node_addrs.changes();
         ops.extend(addrs.into_iter().map(|(k, v)| Op::NodeAddr(k, Some(v))));
@@ -186,19 +161,11 @@ impl State {
         again.extend(verdicts.iter().map(|((_, k), _)| k.endpoint()));
         again.extend(gone_verdicts.iter().map(|(_, k)| k.endpoint()));
         for (key, now) in &endpoints {
-            if tables
-                .endpoints
-                .have()
-                .get(key)
-                .is_some_and(|e| e.id == now.id && e.flags != now.flags)
-            {
+            if tables.endpoints.have().get(key).is_some_and(|e| e.id == now.id && e.flags != now.flags) {
                 again.insert(now.id);
             }
         }
-        let renamed = identities
-            .iter()
-            .any(|(k, _)| tables.ipcache.have().contains_key(k))
-            || !gone_identities.is_empty();
+        let renamed = identities.iter().any(|(k, _)| tables.ipcache.have().contains_key(k)) || !gone_identities.is_empty();
         ops.extend(verdicts.into_iter().map(|(k, v)| Op::Policy(k, Some(v))));
         ops.extend(identities.into_iter().map(|(k, v)| Op::Ipcache(k, Some(v))));
         ops.extend(gone_identities.into_iter().map(|k| Op::Ipcache(k, None)));
@@ -216,14 +183,7 @@ impl State {
         // Only epochs differ from what was planned above.
         let tables = &self.policies.tables;
         let judged = |e: &Endpoint| known.contains(&e.id) && (renamed || again.contains(&e.id));
-        ops.extend(
-            tables
-                .endpoints
-                .want()
-                .iter()
-                .filter(|(_, e)| judged(e))
-                .map(|(k, e)| Op::Endpoint(*k, Some(*e))),
-        );
+        ops.extend(tables.endpoints.want().iter().filter(|(_, e)| judged(e)).map(|(k, e)| Op::Endpoint(*k, Some(*e))));
     }
 
     fn plan_services(&mut self, ops: &mut Vec<Op>) {
@@ -235,13 +195,11 @@ impl State {
         let empty = Set::default();
         let set_ops = |id: u32, want: &Set| {
             let have = tables.sets.have().get(&id).unwrap_or(&empty);
-            Set::steps(id, have, want)
-                .into_iter()
-                .map(|step| match step {
-                    SetStep::Header(k, v) => Op::Set(k, v),
-                    SetStep::Slot(k, v) => Op::Slot(k, v),
-                    SetStep::Member(k, v) => Op::Member(k, v),
-                })
+            Set::steps(id, have, want).into_iter().map(|step| match step {
+                SetStep::Header(k, v) => Op::Set(k, v),
+                SetStep::Slot(k, v) => Op::Slot(k, v),
+                SetStep::Member(k, v) => Op::Member(k, v),
+            })
         };
         ops.extend(backends.into_iter().map(|(k, v)| Op::Backend(k, Some(v))));
         for (id, want) in &sets {

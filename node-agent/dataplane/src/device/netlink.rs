@@ -9,9 +9,7 @@ use std::time::Duration;
 
 use futures::TryStreamExt;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags};
-use netlink_packet_route::link::{
-    InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage, State,
-};
+use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage, State};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteProtocol, RouteScope};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use tokio::sync::Mutex;
@@ -79,10 +77,7 @@ impl Netlink {
     pub fn here() -> io::Result<Netlink> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
-        Ok(Netlink {
-            handle,
-            dump: Arc::default(),
-        })
+        Ok(Netlink { handle, dump: Arc::default() })
     }
 
     /// In the namespace at `path`. Blocks for as long as it takes to start a thread.
@@ -97,14 +92,7 @@ impl Netlink {
     /// Every device.
     pub async fn links(&self) -> io::Result<Vec<Link>> {
         let _one_dump = self.dump.lock().await;
-        let messages: Vec<LinkMessage> = self
-            .handle
-            .link()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(io_error)?;
+        let messages: Vec<LinkMessage> = self.handle.link().get().execute().try_collect().await.map_err(io_error)?;
         Ok(messages.iter().map(link).collect())
     }
 
@@ -121,14 +109,7 @@ impl Netlink {
     /// Every address of every device.
     pub async fn addresses(&self) -> io::Result<Vec<Address>> {
         let _one_dump = self.dump.lock().await;
-        let messages: Vec<_> = self
-            .handle
-            .address()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(io_error)?;
+        let messages: Vec<_> = self.handle.address().get().execute().try_collect().await.map_err(io_error)?;
         let address = |m: &netlink_packet_route::address::AddressMessage| {
             let of = |local: bool| {
                 m.attributes.iter().find_map(|a| match a {
@@ -138,10 +119,7 @@ impl Netlink {
                 })
             };
             // On a point-to-point link ADDRESS is the peer's.
-            Some(Address {
-                index: m.header.index,
-                ip: of(true).or_else(|| of(false))?,
-            })
+            Some(Address { index: m.header.index, ip: of(true).or_else(|| of(false))? })
         };
         Ok(messages.iter().filter_map(address).collect())
     }
@@ -168,47 +146,26 @@ impl Netlink {
     }
 
     /// Makes a veth pair, one side here, the other in another namespace, both down.
-    pub async fn add_veth(
-        &self,
-        host: VethSide<'_>,
-        peer: VethSide<'_>,
-        peer_netns: BorrowedFd<'_>,
-        mtu: u32,
-    ) -> io::Result<()> {
+    pub async fn add_veth(&self, host: VethSide<'_>, peer: VethSide<'_>, peer_netns: BorrowedFd<'_>, mtu: u32) -> io::Result<()> {
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name(peer.name)
             .address(peer.mac.to_vec())
             .mtu(mtu)
             .setns_by_fd(peer_netns.as_raw_fd())
             .build();
-        let message = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(
-            netlink_packet_route::link::InfoKind::Veth,
-        )
-        .name(host.name)
-        .address(host.mac.to_vec())
-        .mtu(mtu)
-        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
-        .build();
-        self.handle
-            .link()
-            .add(message)
-            .execute()
-            .await
-            .map_err(io_error)
+        let message = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(netlink_packet_route::link::InfoKind::Veth)
+            .name(host.name)
+            .address(host.mac.to_vec())
+            .mtu(mtu)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .build();
+        self.handle.link().add(message).execute().await.map_err(io_error)
     }
 
     /// Brings a device up.
     pub async fn up(&self, index: u32) -> io::Result<()> {
-        let message = LinkMessageBuilder::<LinkUnspec>::default()
-            .index(index)
-            .up()
-            .build();
-        self.handle
-            .link()
-            .change(message)
-            .execute()
-            .await
-            .map_err(io_error)
+        let message = LinkMessageBuilder::<LinkUnspec>::default().index(index).up().build();
+        self.handle.link().change(message).execute().await.map_err(io_error)
     }
 
     /// Waits until a device carries packets. The kernel starts the queues of the side that was up first from a
@@ -231,14 +188,7 @@ impl Netlink {
 
     /// Removes a device; one that is gone is no error.
     pub async fn delete(&self, index: u32) -> io::Result<()> {
-        match self
-            .handle
-            .link()
-            .del(index)
-            .execute()
-            .await
-            .map_err(io_error)
-        {
+        match self.handle.link().del(index).execute().await.map_err(io_error) {
             Err(e) if !is(&e, libc::ENODEV) => Err(e),
             Ok(()) | Err(_) => Ok(()),
         }
@@ -256,14 +206,7 @@ impl Netlink {
 
     /// A neighbour that is never asked for.
     pub async fn add_neighbour(&self, index: u32, ip: IpAddr, mac: [u8; 6]) -> io::Result<()> {
-        self.handle
-            .neighbours()
-            .add(index, ip)
-            .link_layer_address(&mac)
-            .replace()
-            .execute()
-            .await
-            .map_err(io_error)
+        self.handle.neighbours().add(index, ip).link_layer_address(&mac).replace().execute().await.map_err(io_error)
     }
 
     /// A route to one address by a device; the pod's side of `via` is on that link although no prefix says so.
@@ -281,62 +224,32 @@ impl Netlink {
                 .protocol(RouteProtocol::Kernel)
                 .build(),
         };
-        self.handle
-            .route()
-            .add(message)
-            .replace()
-            .execute()
-            .await
-            .map_err(io_error)
+        self.handle.route().add(message).replace().execute().await.map_err(io_error)
     }
 
     /// The default route by a gateway that is on the link although no prefix says so.
     pub async fn add_default_route(&self, index: u32, gateway: IpAddr) -> io::Result<()> {
         let message = match gateway {
-            IpAddr::V4(ip) => RouteMessageBuilder::<Ipv4Addr>::new()
-                .output_interface(index)
-                .gateway(ip)
-                .onlink()
-                .build(),
-            IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new()
-                .output_interface(index)
-                .gateway(ip)
-                .onlink()
-                .build(),
+            IpAddr::V4(ip) => RouteMessageBuilder::<Ipv4Addr>::new().output_interface(index).gateway(ip).onlink().build(),
+            IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new().output_interface(index).gateway(ip).onlink().build(),
         };
-        self.handle
-            .route()
-            .add(message)
-            .replace()
-            .execute()
-            .await
-            .map_err(io_error)
+        self.handle.route().add(message).replace().execute().await.map_err(io_error)
     }
 
     /// Addresses that have a route of their own by a device.
     pub async fn host_routes(&self, index: u32) -> io::Result<Vec<IpAddr>> {
         let _one_dump = self.dump.lock().await;
         let mut found = Vec::new();
-        let queries = [
-            RouteMessageBuilder::<Ipv4Addr>::new().build(),
-            RouteMessageBuilder::<Ipv6Addr>::new().build(),
-        ];
+        let queries = [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
         for query in queries {
             let mut routes = Box::pin(self.handle.route().get(query).execute());
             while let Some(route) = routes.try_next().await.map_err(io_error)? {
-                let by = route
-                    .attributes
-                    .iter()
-                    .any(|a| matches!(a, RouteAttribute::Oif(i) if *i == index));
+                let by = route.attributes.iter().any(|a| matches!(a, RouteAttribute::Oif(i) if *i == index));
                 let to = route.attributes.iter().find_map(|a| match a {
-                    RouteAttribute::Destination(RouteAddress::Inet(ip))
-                        if route.header.destination_prefix_length == 32 =>
-                    {
+                    RouteAttribute::Destination(RouteAddress::Inet(ip)) if route.header.destination_prefix_length == 32 => {
                         Some(IpAddr::V4(*ip))
                     }
-                    RouteAttribute::Destination(RouteAddress::Inet6(ip))
-                        if route.header.destination_prefix_length == 128 =>
-                    {
+                    RouteAttribute::Destination(RouteAddress::Inet6(ip)) if route.header.destination_prefix_length == 128 => {
                         Some(IpAddr::V6(*ip))
                     }
                     _ => None,

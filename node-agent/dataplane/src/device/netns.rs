@@ -11,12 +11,10 @@ use nix::sched::{CloneFlags, setns};
 pub fn within<T: Send>(path: &Path, f: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     let namespace = File::open(path)?;
     std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new()
-            .name("pod-netns".into())
-            .spawn_scoped(scope, || {
-                setns(&namespace, CloneFlags::CLONE_NEWNET)?;
-                f()
-            })?;
+        let thread = std::thread::Builder::new().name("pod-netns".into()).spawn_scoped(scope, || {
+            setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+            f()
+        })?;
         match thread.join() {
             Ok(result) => result,
             Err(_) => Err(io::Error::other("the thread inside the namespace panicked")),

@@ -22,14 +22,9 @@ pub fn host_name(sandbox: &str, ifname: &str) -> String {
     // FNV-1a over both: sandbox ids share prefixes in tests and tools.
     let hash = |seed: u64| {
         let bytes = sandbox.bytes().chain([0]).chain(ifname.bytes());
-        bytes.fold(seed, |h, b| {
-            (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3)
-        })
+        bytes.fold(seed, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3))
     };
-    format!(
-        "{PREFIX}{:011x}",
-        hash(0xcbf2_9ce4_8422_2325) & 0xfff_ffff_ffff
-    )
+    format!("{PREFIX}{:011x}", hash(0xcbf2_9ce4_8422_2325) & 0xfff_ffff_ffff)
 }
 
 /// A locally administered unicast address.
@@ -69,20 +64,11 @@ pub fn gateway(ip: &IpAddr) -> IpAddr {
 /// Returns the host side's index and the pod's namespace.
 pub async fn create(host: &Netlink, plan: &Plan<'_>) -> io::Result<(u32, Netlink)> {
     let namespace = File::open(plan.netns)?;
-    let host_side = VethSide {
-        name: plan.host_name,
-        mac: plan.host_mac,
-    };
-    let pod_side = VethSide {
-        name: plan.ifname,
-        mac: plan.pod_mac,
-    };
-    host.add_veth(host_side, pod_side, namespace.as_fd(), plan.mtu)
-        .await?;
+    let host_side = VethSide { name: plan.host_name, mac: plan.host_mac };
+    let pod_side = VethSide { name: plan.ifname, mac: plan.pod_mac };
+    host.add_veth(host_side, pod_side, namespace.as_fd(), plan.mtu).await?;
     let link = host.link(plan.host_name).await?;
-    let index = link
-        .ok_or_else(|| io::Error::other("the device went away while it was set up"))?
-        .index;
+    let index = link.ok_or_else(|| io::Error::other("the device went away while it was set up"))?.index;
     // Of our own device in our own namespace: pods' packets come from addresses that are routed back here, but
     // translated ones may not be; autoconfiguration must not answer pods.
     for (name, value) in [
@@ -111,16 +97,12 @@ async fn configure(plan: &Plan<'_>) -> io::Result<Netlink> {
             Netlink::here()
         })
     };
-    let pod = tokio::task::spawn_blocking(enter)
-        .await
-        .map_err(io::Error::other)??;
+    let pod = tokio::task::spawn_blocking(enter).await.map_err(io::Error::other)??;
     if let Some(lo) = pod.link("lo").await?.filter(|lo| !lo.up) {
         pod.up(lo.index).await?;
     }
     let link = pod.link(plan.ifname).await?;
-    let index = link
-        .ok_or_else(|| io::Error::other("the pod's device went away while it was set up"))?
-        .index;
+    let index = link.ok_or_else(|| io::Error::other("the pod's device went away while it was set up"))?.index;
     for ip in plan.ips {
         pod.add_address(index, *ip).await?;
     }

@@ -14,20 +14,13 @@ pub struct Sysctls {
 impl Sysctls {
     /// Originals are kept in `state_dir/sysctls.json`.
     pub fn new(state_dir: &Path) -> Sysctls {
-        Sysctls {
-            root: "/proc/sys".into(),
-            record: state_dir.join("sysctls.json"),
-        }
+        Sysctls { root: "/proc/sys".into(), record: state_dir.join("sysctls.json") }
     }
 
     fn originals(&self) -> Result<BTreeMap<String, String>, Error> {
         match std::fs::read(&self.record) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| {
-                Error::io("read", &self.record)(std::io::Error::new(
-                    std::io::ErrorKind::InvalidData,
-                    e,
-                ))
-            }),
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|e| Error::io("read", &self.record)(std::io::Error::new(std::io::ErrorKind::InvalidData, e))),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(BTreeMap::new()),
             Err(e) => Err(Error::io("read", &self.record)(e)),
         }
@@ -58,9 +51,7 @@ impl Sysctls {
         for (name, value) in &originals {
             let path = self.root.join(name);
             match std::fs::write(&path, value) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    errors.push(Error::io("restore", &path)(e))
-                }
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => errors.push(Error::io("restore", &path)(e)),
                 Ok(()) | Err(_) => {}
             }
         }
@@ -93,19 +84,13 @@ mod tests {
         std::fs::create_dir_all(&root).unwrap();
         std::fs::write(root.join("forward"), "0\n").unwrap();
         std::fs::write(root.join("same"), "1\n").unwrap();
-        let sysctls = Sysctls {
-            root: root.clone(),
-            record: dir.path().join("state/sysctls.json"),
-        };
+        let sysctls = Sysctls { root: root.clone(), record: dir.path().join("state/sysctls.json") };
         sysctls.set("forward", "1").unwrap();
         sysctls.set("same", "1").unwrap();
         // Someone else changes it, we change it again: the original stays the first one.
         std::fs::write(root.join("forward"), "2").unwrap();
         sysctls.set("forward", "1").unwrap();
-        assert_eq!(
-            sysctls.originals().unwrap(),
-            BTreeMap::from([("forward".into(), "0".into())])
-        );
+        assert_eq!(sysctls.originals().unwrap(), BTreeMap::from([("forward".into(), "0".into())]));
         assert!(sysctls.restore().is_empty());
         assert_eq!(std::fs::read_to_string(root.join("forward")).unwrap(), "0");
         assert!(!sysctls.record.exists());

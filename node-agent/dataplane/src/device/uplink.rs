@@ -34,11 +34,7 @@ pub struct UplinkDevice {
 
 /// Reads devices and addresses and decides which are uplinks: those named, else those that carry a given
 /// node address, else those of default routes.
-pub async fn detect(
-    netlink: &Netlink,
-    named: &[String],
-    node_ips: &[IpAddr],
-) -> io::Result<NodeDevices> {
+pub async fn detect(netlink: &Netlink, named: &[String], node_ips: &[IpAddr]) -> io::Result<NodeDevices> {
     let links = netlink.links().await?;
     let addresses = netlink.addresses().await?;
     let defaults = netlink.default_route_devices().await?;
@@ -46,20 +42,10 @@ pub async fn detect(
     Ok(decide(&links, &addresses, &defaults, named, node_ips))
 }
 
-fn decide(
-    links: &[Link],
-    addresses: &[(u32, IpAddr)],
-    defaults: &[u32],
-    named: &[String],
-    node_ips: &[IpAddr],
-) -> NodeDevices {
+fn decide(links: &[Link], addresses: &[(u32, IpAddr)], defaults: &[u32], named: &[String], node_ips: &[IpAddr]) -> NodeDevices {
     let ours = |link: &&Link| !link.loopback && !link.name.starts_with(pod::PREFIX);
     let candidates: Vec<&Link> = links.iter().filter(ours).collect();
-    let carries = |link: &Link| {
-        addresses
-            .iter()
-            .any(|(i, ip)| *i == link.index && node_ips.contains(ip))
-    };
+    let carries = |link: &Link| addresses.iter().any(|(i, ip)| *i == link.index && node_ips.contains(ip));
     let mut chosen: Vec<&Link> = Vec::new();
     if !named.is_empty() {
         chosen.extend(candidates.iter().filter(|l| named.contains(&l.name)));
@@ -72,19 +58,11 @@ fn decide(
     let uplink = |link: &Link| UplinkDevice {
         name: link.name.clone(),
         mtu: link.mtu,
-        entry: Uplink {
-            v4: source(link.index, addresses, node_ips, true),
-            v6: source(link.index, addresses, node_ips, false),
-            flags: 0,
-        },
+        entry: Uplink { v4: source(link.index, addresses, node_ips, true), v6: source(link.index, addresses, node_ips, false), flags: 0 },
     };
     NodeDevices {
         uplinks: chosen.iter().map(|l| (l.index, uplink(l))).collect(),
-        addresses: addresses
-            .iter()
-            .filter(|(i, _)| candidates.iter().any(|l| l.index == *i))
-            .map(|(_, ip)| *ip)
-            .collect(),
+        addresses: addresses.iter().filter(|(i, _)| candidates.iter().any(|l| l.index == *i)).map(|(_, ip)| *ip).collect(),
     }
 }
 
@@ -94,23 +72,14 @@ fn source(index: u32, addresses: &[(u32, IpAddr)], node_ips: &[IpAddr], v4: bool
         IpAddr::V4(ip) => v4 && !ip.is_link_local(),
         IpAddr::V6(ip) => !v4 && !ip.is_unicast_link_local(),
     };
-    let on: Vec<&IpAddr> = addresses
-        .iter()
-        .filter(|(i, _)| *i == index)
-        .map(|(_, ip)| ip)
-        .filter(usable)
-        .collect();
+    let on: Vec<&IpAddr> = addresses.iter().filter(|(i, _)| *i == index).map(|(_, ip)| ip).filter(usable).collect();
     let given = on.iter().find(|ip| node_ips.contains(ip));
     given.or(on.first()).map_or(Addr::ANY, |ip| addr(**ip))
 }
 
 /// Calls `changed` whenever links, addresses or routes of the calling namespace change; ends with the socket.
 pub async fn watch(changed: impl Fn()) -> io::Result<()> {
-    let groups = [
-        MulticastGroup::Link,
-        MulticastGroup::Ipv4Ifaddr,
-        MulticastGroup::Ipv6Ifaddr,
-    ];
+    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
     let (connection, _handle, mut messages) = rtnetlink::new_multicast_connection(&groups)?;
     let connection = tokio::spawn(connection);
     while messages.next().await.is_some() {
@@ -125,15 +94,7 @@ mod tests {
     use super::*;
 
     fn link(index: u32, name: &str) -> Link {
-        Link {
-            index,
-            name: name.into(),
-            mac: None,
-            mtu: 1400 + index,
-            up: true,
-            running: true,
-            loopback: name == "lo",
-        }
+        Link { index, name: name.into(), mac: None, mtu: 1400 + index, up: true, running: true, loopback: name == "lo" }
     }
 
     fn ip(text: &str) -> IpAddr {
@@ -142,12 +103,7 @@ mod tests {
 
     #[test]
     fn uplinks_are_named_or_carry_the_address_or_have_the_default_route() {
-        let links = [
-            link(1, "lo"),
-            link(2, "eth0"),
-            link(3, "eth1"),
-            link(4, "xbc00000000001"),
-        ];
+        let links = [link(1, "lo"), link(2, "eth0"), link(3, "eth1"), link(4, "xbc00000000001")];
         let addresses = [
             (1, ip("127.0.0.1")),
             (2, ip("169.254.7.7")),
@@ -158,12 +114,7 @@ mod tests {
             (3, ip("2001:db8::5")),
             (4, ip("10.0.0.9")),
         ];
-        let names = |d: &NodeDevices| {
-            d.uplinks
-                .values()
-                .map(|u| u.name.clone())
-                .collect::<Vec<_>>()
-        };
+        let names = |d: &NodeDevices| d.uplinks.values().map(|u| u.name.clone()).collect::<Vec<_>>();
         let by_default = decide(&links, &addresses, &[3], &[], &[]);
         assert_eq!(names(&by_default), ["eth1"]);
         assert_eq!(by_default.uplinks[&3].entry.v6, addr(ip("2001:db8::5")));
@@ -171,19 +122,10 @@ mod tests {
         assert_eq!(names(&by_address), ["eth0"]);
         assert_eq!(by_address.uplinks[&2].entry.v4, addr(ip("192.0.2.6")));
         assert_eq!(by_address.uplinks[&2].entry.v6, Addr::ANY);
-        let by_name = decide(
-            &links,
-            &addresses,
-            &[3],
-            &["eth0".into(), "eth1".into()],
-            &[],
-        );
+        let by_name = decide(&links, &addresses, &[3], &["eth0".into(), "eth1".into()], &[]);
         assert_eq!(names(&by_name), ["eth0", "eth1"]);
         assert_eq!(by_name.uplinks[&2].entry.v4, addr(ip("192.0.2.5")));
         assert!(by_name.addresses.contains(&ip("198.51.100.5")));
-        assert!(
-            !by_name.addresses.contains(&ip("127.0.0.1"))
-                && !by_name.addresses.contains(&ip("10.0.0.9"))
-        );
+        assert!(!by_name.addresses.contains(&ip("127.0.0.1")) && !by_name.addresses.contains(&ip("10.0.0.9")));
     }
 }

@@ -46,7 +46,8 @@ pub async fn stream(source: Source, options: LogOptions) -> std::io::Result<LogS
         Some(_) | None => None,
     };
     let left = options.limit_bytes;
-    let reader = Reader { file, source, buffer: BytesMut::new(), since, only, left, options, at_line_start: true, ended: false, broken: false };
+    let reader =
+        Reader { file, source, buffer: BytesMut::new(), since, only, left, options, at_line_start: true, ended: false, broken: false };
     let stream = futures::stream::unfold(reader, |mut reader| async move {
         match reader.next().await {
             Ok(Some(bytes)) => Some((Ok(bytes), reader)),

@@ -63,8 +63,7 @@ mod tests {
             std::fs::write(&log, second.to_string()).unwrap();
             rotate(&log, jiff::Timestamp::from_second(second).unwrap()).unwrap();
         }
-        let mut left: Vec<String> =
-            rotated(&log).unwrap().iter().map(|p| std::fs::read_to_string(p).unwrap()).collect();
+        let mut left: Vec<String> = rotated(&log).unwrap().iter().map(|p| std::fs::read_to_string(p).unwrap()).collect();
         left.sort();
         assert_eq!(left, ["4", "5", "6", "7"]);
         assert!(!log.exists());

@@ -128,7 +128,10 @@ async fn prepare_one(objects: &Objects, data_dir: &Path, pod: &Pod, volume: &Vol
             let host = HostPathVolumeSource { path: local.path, type_: None };
             return blocking(move || host_path(&host)).await.map(|path| HostVolume { path, read_only });
         }
-        return Err(format!("persistent volume of claim \"{}\" is of a kind this node cannot mount (hostPath and local can be)", source.claim_name));
+        return Err(format!(
+            "persistent volume of claim \"{}\" is of a kind this node cannot mount (hostPath and local can be)",
+            source.claim_name
+        ));
     }
     Err("this kind of volume cannot be mounted on this node".into())
 }
@@ -161,9 +164,10 @@ async fn projected(objects: &Objects, pod: &Pod, source: &ProjectedVolumeSource,
             let uid = common_user(pod);
             // Readable by the one user of the pod, by the fsGroup, or by all when nobody is known.
             let mode = if uid.is_some() || fs_group(pod).is_some() { 0o600 } else { mode as u32 };
-            objects.token(pod, audience, seconds).await.map(|value| {
-                Payload::from([(token.path.clone(), File { data: value.into_bytes(), mode, uid })])
-            })
+            objects
+                .token(pod, audience, seconds)
+                .await
+                .map(|value| Payload::from([(token.path.clone(), File { data: value.into_bytes(), mode, uid })]))
         } else {
             Err("a projected source of this kind is not supported on this node".into())
         };
@@ -267,10 +271,18 @@ fn host_path(source: &HostPathVolumeSource) -> io::Result<PathBuf> {
 
 /// A container's mounts of volumes. Binds sub-paths, so it may block; the error is the message of
 /// `CreateContainerConfigError`.
-pub fn container_mounts(data_dir: &Path, pod: &Pod, container: &Container, volumes: &Volumes, env: &[(String, String)]) -> Result<Vec<Mount>, String> {
+pub fn container_mounts(
+    data_dir: &Path,
+    pod: &Pod,
+    container: &Container,
+    volumes: &Volumes,
+    env: &[(String, String)],
+) -> Result<Vec<Mount>, String> {
     let mut out = Vec::new();
     for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
-        let volume = volumes.get(&mount.name).ok_or_else(|| format!("cannot find volume \"{}\" to mount into container \"{}\"", mount.name, container.name))?;
+        let volume = volumes
+            .get(&mount.name)
+            .ok_or_else(|| format!("cannot find volume \"{}\" to mount into container \"{}\"", mount.name, container.name))?;
         let sub_path = match (mount.sub_path.as_deref().unwrap_or(""), mount.sub_path_expr.as_deref().unwrap_or("")) {
             (plain, "") => plain.to_owned(),
             (_, expression) => {
@@ -291,9 +303,11 @@ pub fn container_mounts(data_dir: &Path, pod: &Pod, container: &Container, volum
         let host_path = if sub_path.is_empty() {
             volume.path.clone()
         } else {
-            let target = pod_dir(data_dir, spec::uid(pod)).join("volume-subpaths").join(&mount.name).join(&container.name).join(index.to_string());
-            subpath::bind(&volume.path, &sub_path, &target)
-                .map_err(|e| format!("failed to prepare subPath for volumeMount \"{}\" of container \"{}\": {e}", mount.name, container.name))?
+            let target =
+                pod_dir(data_dir, spec::uid(pod)).join("volume-subpaths").join(&mount.name).join(&container.name).join(index.to_string());
+            subpath::bind(&volume.path, &sub_path, &target).map_err(|e| {
+                format!("failed to prepare subPath for volumeMount \"{}\" of container \"{}\": {e}", mount.name, container.name)
+            })?
         };
         let propagation = match mount.mount_propagation.as_deref() {
             Some("HostToContainer") => MountPropagation::PropagationHostToContainer,
@@ -376,7 +390,8 @@ mod tests {
         .unwrap();
         let dir = tempfile::tempdir().unwrap();
         let volumes = Volumes::from([("v".to_owned(), HostVolume { path: dir.path().into(), read_only: false })]);
-        let run = |env: &[(String, String)]| container_mounts(dir.path(), &pod, &spec::spec(&pod).containers[0], &volumes, env).unwrap_err();
+        let run =
+            |env: &[(String, String)]| container_mounts(dir.path(), &pod, &spec::spec(&pod).containers[0], &volumes, env).unwrap_err();
         assert_eq!(run(&[]), "missing value for \"X\"");
         assert!(run(&[("X".into(), "..".into())]).contains("must not contain '..'"));
         assert!(run(&[("X".into(), "/etc".into())]).contains("must not be an absolute path"));

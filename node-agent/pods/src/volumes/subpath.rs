@@ -41,9 +41,8 @@ pub fn bind(volume: &Path, sub_path: &str, target: &Path) -> io::Result<PathBuf>
 }
 
 fn open_beneath(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
-    let how = OpenHow::new()
-        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let how =
+        OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
     openat2(root.as_fd(), path, how).map_err(|e| match e {
         nix::Error::EXDEV => io::Error::other(format!("subPath {path:?} leaves its volume")),
         e => e.into(),

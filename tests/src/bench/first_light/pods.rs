@@ -27,10 +27,7 @@ pub fn sleeper(name: &str, image: &str) -> Pod {
 /// Creates a pod and waits until it runs, by watch.
 pub async fn run(api: &Api<Pod>, pod: &Pod) -> Result<Pod> {
     let name = pod.name_any();
-    let created = api
-        .create(&PostParams::default(), pod)
-        .await
-        .with_context(|| format!("cannot create pod {name}"))?;
+    let created = api.create(&PostParams::default(), pod).await.with_context(|| format!("cannot create pod {name}"))?;
     if running(&created) {
         return Ok(created);
     }
@@ -44,17 +41,12 @@ pub async fn run(api: &Api<Pod>, pod: &Pod) -> Result<Pod> {
                     return Ok(pod);
                 }
                 WatchEvent::Error(error) => bail!("watching {name}: {error:?}"),
-                WatchEvent::Added(_)
-                | WatchEvent::Modified(_)
-                | WatchEvent::Deleted(_)
-                | WatchEvent::Bookmark(_) => {}
+                WatchEvent::Added(_) | WatchEvent::Modified(_) | WatchEvent::Deleted(_) | WatchEvent::Bookmark(_) => {}
             }
         }
         bail!("the watch of pod {name} ended")
     };
-    tokio::time::timeout(DEADLINE, waiting)
-        .await
-        .with_context(|| format!("pod {name} does not run after {DEADLINE:?}"))?
+    tokio::time::timeout(DEADLINE, waiting).await.with_context(|| format!("pod {name} does not run after {DEADLINE:?}"))?
 }
 
 fn running(pod: &Pod) -> bool {
@@ -63,8 +55,7 @@ fn running(pod: &Pod) -> bool {
 
 /// Deletes a pod and waits until it is gone.
 pub async fn delete(api: &Api<Pod>, name: &str) -> Result<()> {
-    api.delete(name, &DeleteParams::default().grace_period(0))
-        .await?;
+    api.delete(name, &DeleteParams::default().grace_period(0)).await?;
     let begin = Instant::now();
     while api.get_opt(name).await?.is_some() {
         if begin.elapsed() > DEADLINE {
@@ -90,11 +81,7 @@ pub async fn created_to_running(client: &Client, image: &str, round: usize) -> R
 pub fn place(pod: &Pod, containerd_state: &std::path::Path) -> Result<(std::net::IpAddr, u32)> {
     let name = pod.name_any();
     let status = pod.status.as_ref().context("pod without status")?;
-    let ip = status
-        .pod_ip
-        .as_deref()
-        .with_context(|| format!("pod {name} has no address"))?
-        .parse()?;
+    let ip = status.pod_ip.as_deref().with_context(|| format!("pod {name} has no address"))?.parse()?;
     let id = status
         .container_statuses
         .iter()
@@ -102,10 +89,7 @@ pub fn place(pod: &Pod, containerd_state: &std::path::Path) -> Result<(std::net:
         .find_map(|c| c.container_id.as_deref())
         .with_context(|| format!("pod {name} has no container"))?;
     let id = id.trim_start_matches("containerd://");
-    let file = containerd_state
-        .join("io.containerd.runtime.v2.task/k8s.io")
-        .join(id)
-        .join("init.pid");
+    let file = containerd_state.join("io.containerd.runtime.v2.task/k8s.io").join(id).join("init.pid");
     let pid = std::fs::read_to_string(&file).with_context(|| format!("{}", file.display()))?;
     Ok((ip, pid.trim().parse()?))
 }

@@ -36,20 +36,10 @@ impl Scene {
         let mut serving = Helper::start(Some(server.1), &["serve", &format!("0.0.0.0:{PORT}")])?;
         serving.line().context("echo server in the server pod")?;
         let service = json!({"metadata": {"name": "bench-server"}, "spec": {"selector": {"app": "bench-server"}, "ports": [{"port": 80, "targetPort": PORT}]}});
-        let service: Service = Api::default_namespaced(client.clone())
-            .create(&PostParams::default(), &serde_json::from_value(service)?)
-            .await?;
-        let ip = service
-            .spec
-            .and_then(|s| s.cluster_ip)
-            .context("Service without a cluster address")?;
-        let scene = Scene {
-            client: client.clone(),
-            from,
-            server,
-            service: SocketAddr::new(ip.parse()?, 80),
-            _serving: serving,
-        };
+        let service: Service =
+            Api::default_namespaced(client.clone()).create(&PostParams::default(), &serde_json::from_value(service)?).await?;
+        let ip = service.spec.and_then(|s| s.cluster_ip).context("Service without a cluster address")?;
+        let scene = Scene { client: client.clone(), from, server, service: SocketAddr::new(ip.parse()?, 80), _serving: serving };
         scene.wait_for_service().await?;
         Ok(scene)
     }
@@ -69,16 +59,13 @@ impl Scene {
 
     /// Round trips a second from the client pod.
     fn rate(&self, to: SocketAddr, seconds: &str) -> Result<f64> {
-        let mut helper =
-            Helper::start(Some(self.from), &["round-trips", &to.to_string(), seconds])?;
+        let mut helper = Helper::start(Some(self.from), &["round-trips", &to.to_string(), seconds])?;
         Ok(helper.line()?.parse()?)
     }
 
     pub async fn end(self) -> Result<()> {
         let Scene { client, .. } = self;
-        Api::<Service>::default_namespaced(client.clone())
-            .delete("bench-server", &DeleteParams::default())
-            .await?;
+        Api::<Service>::default_namespaced(client.clone()).delete("bench-server", &DeleteParams::default()).await?;
         let api: Api<Pod> = Api::default_namespaced(client);
         pods::delete(&api, "bench-client").await?;
         pods::delete(&api, "bench-server").await
@@ -104,36 +91,15 @@ pub async fn measure(client: &Client, args: &Args) -> Result<Vec<Line>> {
     let ratios: Vec<f64> = service.iter().zip(&pod).map(|(s, p)| s / p).collect();
     let (pod_median, loopback_median) = (percentile(&pod, 50.0), percentile(&loopback, 50.0));
     Ok(vec![
-        Line::median("round trips, pod to ClusterIP", "1/s", &service, Goal::None).beside(
-            "pod to pod",
-            pod_median,
-            Goal::None,
-        ),
-        Line::median("round trips, pod to pod", "1/s", &pod, Goal::None).beside(
-            "loopback in one namespace",
-            loopback_median,
-            Goal::None,
-        ),
-        Line::median(
-            "round trips, loopback in one namespace",
-            "1/s",
-            &loopback,
-            Goal::None,
-        ),
-        Line::median(
-            "round trips, pod to ClusterIP over pod to pod, by round",
-            "ratio",
-            &ratios,
-            Goal::AtLeast(0.98),
-        ),
+        Line::median("round trips, pod to ClusterIP", "1/s", &service, Goal::None).beside("pod to pod", pod_median, Goal::None),
+        Line::median("round trips, pod to pod", "1/s", &pod, Goal::None).beside("loopback in one namespace", loopback_median, Goal::None),
+        Line::median("round trips, loopback in one namespace", "1/s", &loopback, Goal::None),
+        Line::median("round trips, pod to ClusterIP over pod to pod, by round", "ratio", &ratios, Goal::AtLeast(0.98)),
     ])
 }
 
 /// The helper's side.
 pub fn round_trips(to: SocketAddr, seconds: f64) -> Result<()> {
-    println!(
-        "{}",
-        traffic::round_trips(to, Duration::from_secs_f64(seconds))?
-    );
+    println!("{}", traffic::round_trips(to, Duration::from_secs_f64(seconds))?);
     Ok(())
 }

@@ -19,9 +19,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Starts on empty directories: certificates are made, the store's file too.
 pub fn empty(xebec: &Path, runs: usize) -> Result<Vec<f64>> {
-    (0..runs)
-        .map(|_| start(xebec, tempfile::tempdir()?.path()))
-        .collect()
+    (0..runs).map(|_| start(xebec, tempfile::tempdir()?.path())).collect()
 }
 
 /// Starts on a directory that has seen a start.
@@ -70,11 +68,10 @@ fn start(xebec: &Path, dir: &Path) -> Result<f64> {
 fn ready(port: u16, ca: &Path) -> Result<bool> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(ca)?)?;
-    let config =
-        ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
     let mut socket = TcpStream::connect(("127.0.0.1", port))?;
     socket.set_read_timeout(Some(Duration::from_secs(5)))?;
     let mut tls = ClientConnection::new(Arc::new(config), ServerName::try_from("localhost")?)?;

@@ -44,7 +44,8 @@ pub fn violations(level: Level, pod: &Value) -> Vec<String> {
     } else {
         add("non-default capabilities", capabilities_baseline(spec));
     }
-    let host: Vec<String> = ["hostNetwork", "hostPID", "hostIPC"].iter().filter(|f| spec[**f] == true).map(|f| format!("{f}=true")).collect();
+    let host: Vec<String> =
+        ["hostNetwork", "hostPID", "hostIPC"].iter().filter(|f| spec[**f] == true).map(|f| format!("{f}=true")).collect();
     add("host namespaces", if host.is_empty() { host } else { vec![host.join(", ")] });
     if !restricted {
         let bad = volume_names(spec, |v| v["hostPath"].is_object());
@@ -65,7 +66,8 @@ pub fn violations(level: Level, pod: &Value) -> Vec<String> {
     add("seccompProfile", if restricted { seccomp_restricted(spec) } else { seccomp_baseline(spec) });
     add("forbidden sysctls", sysctls(spec));
     let windows = |context: &Value| context["windowsOptions"]["hostProcess"] == true;
-    let mut details = must(&names(spec, |c| windows(&c["securityContext"])), "must not set securityContext.windowsOptions.hostProcess=true");
+    let mut details =
+        must(&names(spec, |c| windows(&c["securityContext"])), "must not set securityContext.windowsOptions.hostProcess=true");
     if windows(&spec["securityContext"]) {
         details.insert(0, "pod must not set securityContext.windowsOptions.hostProcess=true".into());
     }
@@ -110,10 +112,24 @@ fn not_included(spec: &Value, allowed: &[&str]) -> Vec<String> {
 }
 
 fn capabilities_baseline(spec: &Value) -> Vec<String> {
-    not_included(spec, &[
-        "AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD", "NET_BIND_SERVICE", "SETFCAP",
-        "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT",
-    ])
+    not_included(
+        spec,
+        &[
+            "AUDIT_WRITE",
+            "CHOWN",
+            "DAC_OVERRIDE",
+            "FOWNER",
+            "FSETID",
+            "KILL",
+            "MKNOD",
+            "NET_BIND_SERVICE",
+            "SETFCAP",
+            "SETGID",
+            "SETPCAP",
+            "SETUID",
+            "SYS_CHROOT",
+        ],
+    )
 }
 
 fn capabilities_restricted(spec: &Value) -> Vec<String> {
@@ -159,7 +175,8 @@ fn uses_other_host(container: &Value) -> bool {
 }
 
 fn restricted_volumes(spec: &Value) -> Vec<String> {
-    const ALLOWED: [&str; 9] = ["configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret", "image"];
+    const ALLOWED: [&str; 9] =
+        ["configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret", "image"];
     let kind = |v: &Value| entries(v).map(|(k, _)| k.to_string()).find(|k| k != "name");
     let bad: Vec<(String, String)> = list(&spec["volumes"])
         .iter()
@@ -222,7 +239,8 @@ fn seccomp_baseline(spec: &Value) -> Vec<String> {
     if bad(&spec["securityContext"]) {
         details.push("pod must not set securityContext.seccompProfile.type to \"Unconfined\"".to_string());
     }
-    details.extend(must(&names(spec, |c| bad(&c["securityContext"])), "must not set securityContext.seccompProfile.type to \"Unconfined\""));
+    details
+        .extend(must(&names(spec, |c| bad(&c["securityContext"])), "must not set securityContext.seccompProfile.type to \"Unconfined\""));
     details
 }
 
@@ -301,7 +319,10 @@ mod tests {
             assert_eq!(reasons(Level::Baseline, spec.clone()), [reason], "{spec}");
             assert!(reasons(Level::Privileged, spec).is_empty());
         }
-        assert!(reasons(Level::Baseline, json!({"containers": [{"name": "c", "securityContext": {"capabilities": {"add": ["CHOWN"]}}}]})).is_empty());
+        assert!(
+            reasons(Level::Baseline, json!({"containers": [{"name": "c", "securityContext": {"capabilities": {"add": ["CHOWN"]}}}]}))
+                .is_empty()
+        );
     }
 
     #[test]

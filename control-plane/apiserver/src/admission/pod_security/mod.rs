@@ -2,7 +2,11 @@
 
 mod checks;
 
-use xebec_api::{Document, status::{self, ApiError, FieldError}, value::text};
+use xebec_api::{
+    Document,
+    status::{self, ApiError, FieldError},
+    value::text,
+};
 
 use super::{BuiltIn, is, refuse};
 use crate::extension::{Change, Operation};
@@ -29,7 +33,8 @@ pub(super) async fn validate(plugins: &BuiltIn, change: &mut Change<'_>) -> Resu
     if is(change, "", "namespaces") && change.subresource.is_empty() {
         return labels(change);
     }
-    let is_pod = is(change, "", "pods") && matches!((change.operation, change.subresource), (Operation::Create, "") | (Operation::Update, "ephemeralcontainers"));
+    let is_pod = is(change, "", "pods")
+        && matches!((change.operation, change.subresource), (Operation::Create, "") | (Operation::Update, "ephemeralcontainers"));
     let pod = match (&change.object, is_pod) {
         (Some(pod), true) => pod,
         (Some(object), false) if change.subresource.is_empty() => {
@@ -67,7 +72,11 @@ fn labels(change: &Change<'_>) -> Result<(), ApiError> {
         let key = format!("{PREFIX}/{mode}");
         let value = &namespace["metadata"]["labels"][&key];
         if !value.is_null() && Level::parse(text(value)).is_none() {
-            errors.push(FieldError::invalid(format!("metadata.labels[{key}]"), value.clone(), "must be one of privileged, baseline, restricted"));
+            errors.push(FieldError::invalid(
+                format!("metadata.labels[{key}]"),
+                value.clone(),
+                "must be one of privileged, baseline, restricted",
+            ));
         }
         let key = format!("{key}-version");
         let value = &namespace["metadata"]["labels"][&key];
@@ -88,13 +97,25 @@ mod tests {
 
     #[tokio::test]
     async fn the_namespace_decides() {
-        let namespace = |level: &str| ("namespaces", json!({"metadata": {"name": "a", "labels": {"pod-security.kubernetes.io/enforce": level, "pod-security.kubernetes.io/warn": "restricted"}}}));
+        let namespace = |level: &str| {
+            (
+                "namespaces",
+                json!({"metadata": {"name": "a", "labels": {"pod-security.kubernetes.io/enforce": level, "pod-security.kubernetes.io/warn": "restricted"}}}),
+            )
+        };
         let account = ("serviceaccounts", json!({"metadata": {"name": "default", "namespace": "a"}}));
         let pod = |spec: Value| json!({"metadata": {"name": "p"}, "spec": spec});
         let user = UserInfo::loopback();
         let (baseline, _dir) = built_in(vec![namespace("baseline"), account.clone()]);
         create(&baseline, &user, ("v1", "Pod"), pod(json!({"containers": [{"name": "c"}]}))).await.unwrap();
-        let error = create(&baseline, &user, ("v1", "Pod"), pod(json!({"hostNetwork": true, "containers": [{"name": "c", "securityContext": {"privileged": true}}]}))).await.unwrap_err();
+        let error = create(
+            &baseline,
+            &user,
+            ("v1", "Pod"),
+            pod(json!({"hostNetwork": true, "containers": [{"name": "c", "securityContext": {"privileged": true}}]})),
+        )
+        .await
+        .unwrap_err();
         assert_eq!(
             error.message,
             "pods \"p\" is forbidden: violates PodSecurity \"baseline:latest\": host namespaces (hostNetwork=true), privileged (container \"c\" must not set securityContext.privileged=true)"
