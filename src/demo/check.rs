@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{Node, Pod, Service},
+    discovery::v1::EndpointSlice,
 };
 use kube::{
     Api, Client, ResourceExt,
@@ -43,6 +44,7 @@ pub async fn run(client: &Client) -> Result<Vec<Line>> {
         Ok(status.ready_replicas == Some(REPLICAS) && status.updated_replicas == Some(REPLICAS))
     })
     .await?;
+    until("every pod of the Deployment answers and is what the Service leads to", async || in_service(client).await).await?;
     let services: Api<Service> = Api::namespaced(client.clone(), NAMESPACE);
     let cluster_ip = services.get("web").await?.spec.and_then(|spec| spec.cluster_ip).context("Service web has no cluster IP")?;
     let ports = services.get("web-nodeport").await?.spec.and_then(|spec| spec.ports).unwrap_or_default();
@@ -73,6 +75,29 @@ pub async fn run(client: &Client) -> Result<Vec<Line>> {
         answered(format!("outside the node → NodePort {outside}"), &from_outside),
         refused(format!("pod without the label → ClusterIP {inside}"), &denied),
     ])
+}
+
+/// Whether the pods are there, not only written down: after the node was down, the API tells what was before, and the pods come
+/// back with other addresses.
+async fn in_service(client: &Client) -> Result<bool, kube::Error> {
+    let pods = Api::<Pod>::namespaced(client.clone(), NAMESPACE).list(&ListParams::default().labels("app=web")).await?;
+    let mut addresses = BTreeSet::new();
+    for pod in pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
+        let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{}:8080/proxy/", pod.name_any());
+        let Ok(request) = http::Request::get(path).body(Vec::new()) else { return Ok(false) };
+        match client.request_text(request).await {
+            Ok(answer) if answer.trim() == pod.name_any() => {}
+            Ok(_) | Err(_) => return Ok(false),
+        }
+        addresses.extend(pod.status.as_ref().and_then(|status| status.pod_ip.clone()));
+    }
+    let slices = ListParams::default().labels("kubernetes.io/service-name=web");
+    let slices = Api::<EndpointSlice>::namespaced(client.clone(), NAMESPACE).list(&slices).await?;
+    let ready = slices.iter().flat_map(|slice| slice.endpoints.iter().flatten()).filter(|endpoint| {
+        endpoint.conditions.as_ref().is_some_and(|conditions| conditions.ready == Some(true))
+    });
+    let behind: BTreeSet<String> = ready.flat_map(|endpoint| endpoint.addresses.clone()).collect();
+    Ok(addresses.len() == REPLICAS as usize && addresses == behind)
 }
 
 /// Every request must have been answered, each by one of the pods.
