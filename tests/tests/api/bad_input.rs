@@ -149,7 +149,6 @@ fn a_table_of_nonsense() {
 }
 
 #[test]
-#[ignore = "server-side apply is not served yet"]
 fn nonsense_to_apply() {
     let ns = cluster().namespace("worse");
     cluster().post(&format!("/api/v1/namespaces/{ns}/configmaps"), &json!({"metadata": {"name": "there"}})).expect(201);
@@ -161,9 +160,9 @@ fn nonsense_to_apply() {
             "/configmaps/there",
             "application/apply-patch+yaml",
             text("apiVersion: v1\nkind: ConfigMap"),
-            400,
-            "BadRequest",
-            "",
+            422,
+            "Invalid",
+            "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
         )],
     );
 }

@@ -125,7 +125,6 @@ fn patch_replace_label_wait() {
 }
 
 #[test]
-#[ignore = "server-side apply is not served yet"]
 fn server_side_apply() {
     let c = cluster();
     let ns = c.namespace("ssa");

@@ -102,7 +102,6 @@ fn patches_of_every_type() {
 }
 
 #[test]
-#[ignore = "server-side apply is not served yet"]
 fn apply_is_by_manager() {
     let c = cluster();
     let ns = c.namespace("apply");
