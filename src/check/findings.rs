@@ -22,10 +22,8 @@ pub struct Finding {
     pub remedy: String,
 }
 
-/// Oldest kernel whose BPF features the programs use.
-const KERNEL_MIN: (u32, u32) = (5, 15);
-/// From here on programs attach through TCX links, which are exchanged without a gap.
-const KERNEL_TCX: (u32, u32) = (6, 6);
+/// Programs attach through TCX links, which this kernel brought (tcx, commit e420bed02507).
+const KERNEL_MIN: (u32, u32) = (6, 6);
 /// Capabilities of capability.h that the agent uses.
 const CAPABILITIES: [(u32, &str); 5] =
     [(1, "CAP_DAC_OVERRIDE"), (12, "CAP_NET_ADMIN"), (13, "CAP_NET_RAW"), (19, "CAP_SYS_PTRACE"), (21, "CAP_SYS_ADMIN")];
@@ -117,12 +115,6 @@ fn kernel(facts: &Facts) -> Finding {
             what,
             format!("{} is older than {}.{}", facts.kernel, KERNEL_MIN.0, KERNEL_MIN.1),
             format!("install a kernel of at least {}.{}", KERNEL_MIN.0, KERNEL_MIN.1),
-        ),
-        Some(v) if v < KERNEL_TCX => finding(
-            Level::Advice,
-            what,
-            format!("{} has no TCX ({}.{})", facts.kernel, KERNEL_TCX.0, KERNEL_TCX.1),
-            "programs attach through clsact; with a newer kernel an upgrade exchanges them without a gap",
         ),
         Some(_) => good(what, format!("{} {}", facts.kernel, facts.machine)),
     }
@@ -277,7 +269,7 @@ mod tests {
     #[test]
     fn each_lack_is_named_with_a_remedy() {
         let spoil: [(fn(&mut Facts), &str); 9] = [
-            (|f| f.kernel = "5.10.0".into(), "kernel"),
+            (|f| f.kernel = "6.1.0-30-amd64".into(), "kernel"),
             (|f| f.btf = false, "kernel BTF"),
             (|f| f.filesystems.retain(|n| n != "bpf"), "bpf filesystem"),
             (|f| f.cgroup2 = None, "cgroup2"),
@@ -298,11 +290,10 @@ mod tests {
     #[test]
     fn what_only_costs_comfort_is_advice() {
         let mut facts = healthy();
-        facts.kernel = "6.1.0-30-amd64".into();
         facts.capabilities &= !(1 << CAP_SYS_RESOURCE);
         facts.sysctls.insert("fs.inotify.max_user_instances", 128);
         assert!(levels(&facts, &args()).iter().all(|(level, _)| *level == Level::Advice));
-        assert_eq!(levels(&facts, &args()).len(), 3);
+        assert_eq!(levels(&facts, &args()).len(), 2);
     }
 
     #[test]

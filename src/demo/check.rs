@@ -93,9 +93,10 @@ async fn in_service(client: &Client) -> Result<bool, kube::Error> {
     }
     let slices = ListParams::default().labels("kubernetes.io/service-name=web");
     let slices = Api::<EndpointSlice>::namespaced(client.clone(), NAMESPACE).list(&slices).await?;
-    let ready = slices.iter().flat_map(|slice| slice.endpoints.iter().flatten()).filter(|endpoint| {
-        endpoint.conditions.as_ref().is_some_and(|conditions| conditions.ready == Some(true))
-    });
+    let ready = slices
+        .iter()
+        .flat_map(|slice| slice.endpoints.iter().flatten())
+        .filter(|endpoint| endpoint.conditions.as_ref().is_some_and(|conditions| conditions.ready == Some(true)));
     let behind: BTreeSet<String> = ready.flat_map(|endpoint| endpoint.addresses.clone()).collect();
     Ok(addresses.len() == REPLICAS as usize && addresses == behind)
 }
