@@ -48,7 +48,7 @@ pub fn run(args: &Args) -> Result<()> {
     if !args.no_build {
         sh::step(format_args!("building ({:?})", args.profile));
         build::binaries(args.profile)?;
-        sh::run(workspace::cargo().args(["build", "--quiet", "-p", "xebec-tests", "--bin", "xebec-bench"]))?;
+        sh::run(workspace::cargo().args(["build", "--quiet", "--workspace", "--bin", "xebec-bench"]))?;
     }
     if !sh::is_root() {
         return sh::again_as_root(&["--no-build"]);
