@@ -91,7 +91,7 @@ fn debian_rust_src(place: &Path, release: &str) -> Result<()> {
         std::fs::create_dir_all(dir.join(part))?;
     }
     let list = dir.join("sources.list");
-    std::fs::write(&list, format!("deb [signed-by={}] {} trixie-backports main\n", keyring.display(), debian_mirror()))?;
+    std::fs::write(&list, format!("deb [signed-by={}] {} trixie-backports main\n", keyring.display(), debian_mirror()?))?;
     let options = [
         format!("Dir::Etc::SourceList={}", list.display()),
         "Dir::Etc::SourceParts=/dev/null".into(),
@@ -124,13 +124,13 @@ fn debian_rust_src(place: &Path, release: &str) -> Result<()> {
 }
 
 /// The mirror that the machine itself uses.
-fn debian_mirror() -> String {
+fn debian_mirror() -> Result<String> {
     let text = ["/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list"]
         .iter()
         .filter_map(|file| std::fs::read_to_string(file).ok())
         .collect::<Vec<_>>()
         .join("\n");
-    mirror_in(&text).unwrap_or_else(|| "http://deb.debian.org/debian".into())
+    mirror_in(&text).context("apt's sources name no Debian mirror to look for rust-src on; install rust-src of this toolchain by hand")
 }
 
 fn mirror_in(text: &str) -> Option<String> {
