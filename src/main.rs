@@ -9,6 +9,7 @@ mod etcd_certificates;
 mod host;
 mod image;
 mod kubeconfig;
+mod remove_node;
 mod server;
 mod signals;
 mod status;
@@ -46,6 +47,8 @@ enum Command {
     Image(image::Args),
     /// Say how the nodes are.
     Status(status::Args),
+    /// Forget a node that is gone: its object, and with it its pods.
+    RemoveNode(remove_node::Args),
     /// Apply a small demo and check that its Services answer and its policy denies.
     Demo(demo::Args),
     /// Print the version.
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Command::EtcdCertificates(args) => etcd_certificates::run(&args),
         Command::Image(args) => image::run(&args),
         Command::Status(args) => runtime(status::run(&args)),
+        Command::RemoveNode(args) => runtime(remove_node::run(&args)),
         Command::Demo(args) => runtime(demo::run(&args)),
         Command::Kubeconfig(args) => kubeconfig::run(&args),
         Command::Check(args) => return check::run(&args),

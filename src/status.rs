@@ -12,9 +12,12 @@ use tokio::time::Instant;
 pub struct Args {
     #[command(flatten)]
     cluster: Cluster,
-    /// Wait up to so many seconds until the API server answers and every node (one at least) is Ready.
+    /// Wait up to so many seconds until the API server answers and every node is Ready.
     #[arg(long)]
     wait: Option<u64>,
+    /// So many nodes at least must be there.
+    #[arg(long, default_value_t = 1)]
+    nodes: usize,
 }
 
 /// How to reach a cluster.
@@ -38,7 +41,7 @@ impl Cluster {
 /// Prints nodes and how many pods each has; fails if a node is not Ready.
 pub async fn run(args: &Args) -> Result<()> {
     if let Some(seconds) = args.wait {
-        wait_ready(&args.cluster, Duration::from_secs(seconds)).await?;
+        wait_ready(&args.cluster, args.nodes, Duration::from_secs(seconds)).await?;
     }
     let client = args.cluster.client().await?;
     let nodes = Api::<Node>::all(client.clone()).list(&ListParams::default()).await.context("cannot list nodes")?;
@@ -52,14 +55,17 @@ pub async fn run(args: &Args) -> Result<()> {
         let on_it = pods.iter().filter(|pod| pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(name)).count();
         println!("{name:<24} {:<9} {address:<16} {on_it:>5}  {message}", if ready { "Ready" } else { "NotReady" });
     }
-    if nodes.items.is_empty() || !nodes.iter().all(|node| readiness(node).0) {
+    if nodes.items.len() < args.nodes {
+        bail!("{} of {} nodes have registered", nodes.items.len(), args.nodes);
+    }
+    if !nodes.iter().all(|node| readiness(node).0) {
         bail!("not every node is Ready");
     }
     Ok(())
 }
 
-/// Waits until every node is Ready.
-pub async fn wait_ready(cluster: &Cluster, patience: Duration) -> Result<()> {
+/// Waits until every node, and so many at least, is Ready.
+pub async fn wait_ready(cluster: &Cluster, least: usize, patience: Duration) -> Result<()> {
     let deadline = Instant::now() + patience;
     let mut client = None;
     loop {
@@ -72,7 +78,7 @@ pub async fn wait_ready(cluster: &Cluster, patience: Duration) -> Result<()> {
                 Err(error) => format!("{error:#}"),
             },
             Some(client) => match Api::<Node>::all(client.clone()).list(&ListParams::default()).await {
-                Ok(nodes) if nodes.items.is_empty() => "no node has registered".to_owned(),
+                Ok(nodes) if nodes.items.len() < least => format!("{} of {least} nodes have registered", nodes.items.len()),
                 Ok(nodes) => match nodes.iter().find(|node| !readiness(node).0) {
                     None => return Ok(()),
                     Some(node) => format!("node {} is not Ready: {}", node.metadata.name.as_deref().unwrap_or_default(), readiness(node).1),

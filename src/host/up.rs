@@ -55,7 +55,7 @@ pub async fn run(args: UpArgs) -> Result<()> {
     if starter.parts.is_some() {
         image::import_pause(&place.containerd(&cni).socket())?;
     }
-    status::wait_ready(&status::Cluster { kubeconfig: admin.clone() }, PATIENCE).await?;
+    status::wait_ready(&status::Cluster { kubeconfig: admin.clone() }, 1, PATIENCE).await?;
     println!("node {node_name} is Ready\nkubeconfig  {}", admin.display());
     Ok(())
 }

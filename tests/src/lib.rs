@@ -1,3 +1,5 @@
 //! What whole-system tests and benches share.
 
 pub mod bench;
+pub mod cluster;
+pub mod traces;

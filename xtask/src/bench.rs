@@ -59,7 +59,14 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn first_light(args: &Args) -> Result<()> {
-    let guard = Cleanup(up::Args { name: "bench".into(), store: Store::Embedded, profile: args.profile, no_demo: false, no_build: true });
+    let guard = Cleanup(up::Args {
+        name: "bench".into(),
+        nodes: Some(1),
+        store: Store::Embedded,
+        profile: args.profile,
+        no_demo: false,
+        no_build: true,
+    });
     // From nothing each time: on kept state the API still tells of the Node that was ready before.
     let mut seconds = Vec::new();
     for _ in 0..UPS {
@@ -72,13 +79,13 @@ fn first_light(args: &Args) -> Result<()> {
 }
 
 fn measure(args: &Args, cluster: &Cluster, seconds: &[f64]) -> Result<()> {
-    let layout = &cluster.layout;
+    let node = cluster.layout.first();
     let pid = |part: &str| {
-        process::running(&process::pid_file(&layout.run_dir, part), "xebec")
-            .with_context(|| format!("the {part} does not run; see {}", layout.logs().display()))
+        process::running(&process::pid_file(&node.run_dir, part), "xebec")
+            .with_context(|| format!("the {part} does not run; see {}", node.logs().display()))
     };
-    let containerd = layout.containerd(&cluster.binaries);
-    let again = format!("{} up --name {} --no-build --no-demo --profile {} >&2", own_file()?, layout.name, args.profile.name());
+    let containerd = node.containerd(&cluster.binaries);
+    let again = format!("{} up --name {} --no-build --no-demo --profile {} >&2", own_file()?, cluster.layout.name, args.profile.name());
     let mut bench = sh::cmd(workspace::target().join("debug/xebec-bench"), ["first-light"]);
     let mut path = |flag: &str, path: &Path| {
         bench.arg(flag).arg(path);

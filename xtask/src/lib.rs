@@ -22,7 +22,7 @@ pub mod workspace;
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Bring up, test, build and measure xebec")]
 pub enum Task {
-    /// Bring up a cluster of one node in a network namespace and check it.
+    /// Bring up a cluster of one or several nodes in network namespaces and check it.
     Up(up::Args),
     /// End a cluster and leave nothing of it.
     Down(down::Args),

@@ -32,14 +32,34 @@ pub fn start(daemon: Daemon<'_>) -> Result<i32, Error> {
     let open = |path: &Path| OpenOptions::new().append(true).create(true).open(path).map_err(Error::io("open", path));
     let log = open(daemon.log)?;
     let errors = log.try_clone().map_err(Error::io("open", daemon.log))?;
-    // Everything that allocates happens before the fork; after it only system calls may.
-    let mut procs = Vec::new();
-    for path in daemon.cgroup.procs_files() {
-        procs.push(OpenOptions::new().write(true).open(&path).map_err(Error::io("open", path))?);
-    }
-    let netns = daemon.netns.map(|path| File::open(path).map_err(Error::io("open", path))).transpose()?;
     let mut command = Command::new(daemon.program);
     command.args(daemon.args).envs(daemon.env).stdin(Stdio::null()).stdout(log).stderr(errors);
+    place(&mut command, Some(daemon.cgroup), daemon.netns)?;
+    // SAFETY: the closure makes one system call.
+    unsafe {
+        command.pre_exec(|| match libc::setsid() {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        });
+    }
+    let mut child = command.spawn().map_err(|source| Error::Start { program: daemon.program.display().to_string(), source })?;
+    let pid = child.id() as i32;
+    // A starter that lives on (a test, `xebec up`) must not keep the ended process as a zombie.
+    std::thread::spawn(move || child.wait());
+    Ok(pid)
+}
+
+/// Makes a command start in a cgroup and in the network namespace whose file is given; `None`: the caller's.
+///
+/// # Errors
+/// If the cgroup or the namespace cannot be opened.
+pub fn place(command: &mut Command, cgroup: Option<&Cgroup>, netns: Option<&Path>) -> Result<(), Error> {
+    // Everything that allocates happens before the fork; after it only system calls may.
+    let mut procs = Vec::new();
+    for path in cgroup.map(Cgroup::procs_files).unwrap_or_default() {
+        procs.push(OpenOptions::new().write(true).open(&path).map_err(Error::io("open", path))?);
+    }
+    let netns = netns.map(|path| File::open(path).map_err(Error::io("open", path))).transpose()?;
     // SAFETY: the closure makes system calls alone, on descriptors opened before the fork.
     unsafe {
         command.pre_exec(move || {
@@ -51,17 +71,10 @@ pub fn start(daemon: Daemon<'_>) -> Result<i32, Error> {
             {
                 return Err(io::Error::last_os_error());
             }
-            if libc::setsid() < 0 {
-                return Err(io::Error::last_os_error());
-            }
             Ok(())
         });
     }
-    let mut child = command.spawn().map_err(|source| Error::Start { program: daemon.program.display().to_string(), source })?;
-    let pid = child.id() as i32;
-    // A starter that lives on (a test, `xebec up`) must not keep the ended process as a zombie.
-    std::thread::spawn(move || child.wait());
-    Ok(pid)
+    Ok(())
 }
 
 /// Where a part's process id is written.

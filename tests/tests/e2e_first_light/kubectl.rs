@@ -1,6 +1,6 @@
 //! The commands people use most, each against what it is supposed to do.
 
-use crate::cluster::{Cluster, IMAGE, until};
+use xebec_tests::cluster::{Cluster, IMAGE, until};
 
 #[test]
 fn kubectl_works_as_its_users_expect() {

@@ -1,36 +1,17 @@
 //! Up, up again, down, up with what was there, and down after everything was killed.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    net::TcpStream,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, fs, net::TcpStream, time::Duration};
 
 use xtask::up::{self, Layout, Store};
 
-use crate::{
+use xebec_tests::{
     cluster::{Cluster, args, down, until},
-    traces::{Traces, pinned_maps, still_loaded},
+    traces::{Traces, nothing_is_left, pinned_maps, still_loaded},
 };
 
 fn pids(layout: &Layout) -> BTreeMap<String, String> {
     let names = ["server", "containerd", "agent", "etcd"].into_iter();
     names.filter_map(|part| Some((part.to_owned(), fs::read_to_string(layout.run_dir.join(format!("{part}.pid"))).ok()?))).collect()
-}
-
-/// The kernel takes some things away a moment later.
-#[track_caller]
-fn nothing_is_left(layout: &Layout, before: &Traces) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        let left = Traces::of(layout).difference(before);
-        if left.is_empty() {
-            return;
-        }
-        assert!(Instant::now() < deadline, "down left: {left:#?}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
 }
 
 #[test]
@@ -47,7 +28,7 @@ fn up_can_be_repeated_and_down_leaves_nothing_but_the_state() {
     up::bring_up(&args).unwrap();
     assert_eq!(pids(&layout), first, "a second up must restart nothing");
     let loaded = pinned_maps(&layout);
-    assert!(loaded.len() > 5, "nothing is pinned in {}: {loaded:?}", layout.pin_dir().display());
+    assert!(loaded.len() > 5, "nothing is pinned in {}: {loaded:?}", layout.first().pin_dir().display());
     let seen = Traces::of(&layout).difference(&before);
     for trace in ["namespace", "network", "mount", "process", "cgroup", "file"] {
         assert!(seen.iter().any(|item| item.starts_with(&format!("new: {trace} "))), "a {trace} would not be noticed: {seen:?}");
@@ -77,8 +58,8 @@ fn down_after_sigkill_of_everything_leaves_nothing() {
     let cluster = Cluster { up: up::bring_up(&args).unwrap(), args };
     cluster.sleeper("sleeper", "default");
     let loaded = pinned_maps(&layout);
-    layout.cgroup().unwrap().kill().unwrap();
-    assert!(layout.netns().exists(), "the namespace outlives its processes");
+    layout.first().cgroup().unwrap().kill().unwrap();
+    assert!(layout.first().netns().exists(), "the namespace outlives its processes");
 
     drop(cluster);
     nothing_is_left(&layout, &before);
@@ -102,8 +83,8 @@ fn the_same_on_etcd() {
 fn a_node_port_answers_from_the_machine_itself() {
     let cluster = Cluster::up("nodeport");
     up::demo(&cluster.up).unwrap();
-    let address = std::net::SocketAddr::from((cluster.up.node_ip, 30080));
+    let address = std::net::SocketAddr::from((cluster.up.node_ip(), 30080));
     assert!(TcpStream::connect_timeout(&address, Duration::from_secs(10)).is_ok());
-    let closed = std::net::SocketAddr::from((cluster.up.node_ip, 30081));
+    let closed = std::net::SocketAddr::from((cluster.up.node_ip(), 30081));
     assert!(TcpStream::connect_timeout(&closed, Duration::from_secs(10)).is_err());
 }

@@ -2,17 +2,17 @@
 
 use serde_json::Value;
 
-use crate::cluster::{Cluster, until};
+use xebec_tests::cluster::{Cluster, until};
 
 #[test]
 fn the_node_is_registered_as_kubelet_does() {
     let cluster = Cluster::up("node");
-    let name = cluster.up.layout.node_name();
+    let name = cluster.node(1).name.clone();
     let node: Value = serde_json::from_str(&cluster.kubectl(&["get", "node", &name, "-o", "json"])).unwrap();
     assert_eq!(node["metadata"]["labels"]["kubernetes.io/hostname"], name.as_str());
     assert_eq!(node["metadata"]["labels"]["kubernetes.io/os"], "linux");
     let status = &node["status"];
-    assert_eq!(status["addresses"][0]["address"], cluster.up.node_ip.to_string());
+    assert_eq!(status["addresses"][0]["address"], cluster.up.node_ip().to_string());
     assert_eq!(status["daemonEndpoints"]["kubeletEndpoint"]["Port"], 10250);
     assert!(status["nodeInfo"]["containerRuntimeVersion"].as_str().unwrap().starts_with("containerd://"));
     let conditions: Vec<(&str, &str)> =
@@ -39,7 +39,7 @@ fn the_node_is_registered_as_kubelet_does() {
 #[test]
 fn a_deleted_node_comes_back() {
     let cluster = Cluster::up("nodeback");
-    let name = cluster.up.layout.node_name();
+    let name = cluster.node(1).name.clone();
     let uid =
         || String::from_utf8_lossy(&cluster.try_kubectl(&["get", "node", &name, "-o", "jsonpath={.metadata.uid}"], "").stdout).into_owned();
     let first = uid();
@@ -64,7 +64,7 @@ async fn the_kubelet_api_is_for_those_the_cluster_trusts() {
         .status()
         .unwrap();
     assert!(status.success());
-    let address = std::net::SocketAddr::from((cluster.up.node_ip, 10250));
+    let address = std::net::SocketAddr::from((cluster.up.node_ip(), 10250));
     for path in ["/pods", "/healthz", "/run/default/a/b?cmd=id", "/exec/default/a/b?command=id&output=1", "/nothing"] {
         assert_eq!(crate::nodes::tls::get(address, None, path).await, 401, "{path} without credentials");
     }

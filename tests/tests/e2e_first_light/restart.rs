@@ -18,7 +18,7 @@ use nix::{
 use xebec_host::process::{pid_file, running};
 use xtask::up;
 
-use crate::cluster::{Cluster, until};
+use xebec_tests::cluster::{Cluster, until};
 
 /// Connections from the machine to the NodePort, one after another.
 struct Load {
@@ -84,7 +84,7 @@ fn killing_the_agent_breaks_no_connection_and_ends_no_container() {
     // What the demo checked from is being deleted; only what stays is to be compared.
     until("only the Deployment's pods are left", || containers(&cluster).lines().count() == 3);
     let before = containers(&cluster);
-    let load = Load::start(SocketAddr::from((cluster.up.node_ip, 30080)));
+    let load = Load::start(SocketAddr::from((cluster.up.node_ip(), 30080)));
     load.go_on(50);
 
     // A connection that was there before the agent died lives on.
@@ -115,7 +115,7 @@ fn killing_the_server_ends_no_container_and_no_service() {
     up::demo(&cluster.up).unwrap();
     until("only the Deployment's pods are left", || containers(&cluster).lines().count() == 3);
     let before = containers(&cluster);
-    let load = Load::start(SocketAddr::from((cluster.up.node_ip, 30080)));
+    let load = Load::start(SocketAddr::from((cluster.up.node_ip(), 30080)));
     load.go_on(20);
     let pids = pid_file(&cluster.up.layout.run_dir, "server");
     let pid = running(&pids, "xebec").expect("the server runs");

@@ -6,7 +6,7 @@ use std::{
     process::Stdio,
 };
 
-use crate::cluster::{Cluster, IMAGE, until};
+use xebec_tests::cluster::{Cluster, IMAGE, until};
 
 #[test]
 fn exec_passes_bytes_both_ways_and_tells_the_exit_code() {

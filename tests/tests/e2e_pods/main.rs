@@ -1,9 +1,7 @@
 //! Pods on a real containerd: what kubelet promises of a pod's life, seen through the API.
 
-mod cluster;
-
-use cluster::{Cluster, until};
 use serde_json::Value;
+use xebec_tests::cluster::{Cluster, until};
 
 const PODS: &str = include_str!("pods.yaml");
 
@@ -37,7 +35,7 @@ fn has_event(cluster: &Cluster, pod: &str, reason: &str, part: &str) {
 /// One cluster for all of it: pods are cheap, clusters are not.
 #[test]
 fn pods_live_as_kubelet_says() {
-    let cluster = Cluster::up("e2e-pods");
+    let cluster = Cluster::up("pods");
     // The mirror of a race that users meet too: the default ServiceAccount comes a moment after its namespace.
     until("the default ServiceAccount is there", || cluster.try_kubectl(&["get", "serviceaccount", "default"], "").status.success());
     cluster.kubectl_with(&["create", "-f", "-"], PODS);
@@ -118,14 +116,14 @@ fn restart_of_the_agent(cluster: &Cluster) {
     let ids = || names.map(|n| (field(cluster, n, "/status/containerStatuses/0/containerID"), field(cluster, n, "/status/podIP")));
     let before = ids();
     cluster.kubectl(&["delete", "pod", "succeeds", "--wait=true"]);
-    cluster.kill_agent();
+    cluster.kill(1, "agent");
     // Gone from the API while nobody looks: found and removed by the next agent.
     cluster.kubectl(&["delete", "pod", "crashes", "--force", "--grace-period=0"]);
     cluster.bring_up();
     cluster.kubectl(&["run", "after", "--image", "localhost/xebec/busybox:1", "--restart=Never", "--command", "--", "true"]);
     becomes(cluster, "after", "/status/phase", "Succeeded");
     assert_eq!(ids(), before);
-    until("nothing is left of a pod deleted meanwhile", || !find(&cluster.state_dir(), "default_crashes_"));
+    until("nothing is left of a pod deleted meanwhile", || !find(cluster.state_dir(), "default_crashes_"));
 }
 
 fn termination(cluster: &Cluster) {

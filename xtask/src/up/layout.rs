@@ -3,14 +3,13 @@
 use std::{
     fs,
     hash::{DefaultHasher, Hash, Hasher},
-    os::unix::fs::DirBuilderExt,
     path::PathBuf,
 };
 
 use anyhow::{Context, Result, bail};
-use xebec_host::{cgroup::Cgroup, containerd::Containerd, parts::Parts};
 
-use crate::{build::Binaries, workspace};
+use super::node::{self, Node};
+use crate::workspace;
 
 /// Everything that is derived from a cluster's name.
 #[derive(Debug, Clone)]
@@ -24,6 +23,9 @@ pub struct Layout {
 
 /// Longest name: the node's name and the run directory's sockets stay within their limits.
 const LONGEST: usize = 32;
+
+/// Most nodes of a cluster: what its range of addresses has place for, and more than a machine bears.
+pub const MOST_NODES: u8 = 60;
 
 impl Layout {
     /// # Errors
@@ -40,31 +42,43 @@ impl Layout {
         Ok(Layout { name: name.to_owned(), dir: workspace::target().join(name), run_dir: PathBuf::from(format!("/run/xebec-{name}")) })
     }
 
-    /// Makes the directories, readable by their owner alone where keys are.
-    pub fn create(&self) -> Result<()> {
-        let make = |dir: &PathBuf, mode: u32| {
-            fs::DirBuilder::new().recursive(true).mode(mode).create(dir).with_context(|| format!("cannot create {}", dir.display()))
-        };
-        make(&self.dir, 0o755)?;
-        make(&self.logs(), 0o755)?;
-        for dir in [self.server_dir(), self.agent_dir(), self.run_dir.clone()] {
-            make(&dir, 0o700)?;
+    /// Makes the directories of the control plane and of so many nodes.
+    pub fn create(&self, nodes: u8) -> Result<()> {
+        node::make_dir(&self.dir, 0o755)?;
+        node::make_dir(&self.server_dir(), 0o700)?;
+        (1..=nodes).try_for_each(|number| self.node(number).create())
+    }
+
+    /// A node. The first one's files are the cluster's own; names of the others have a dot, which no cluster's name has.
+    pub fn node(&self, number: u8) -> Node {
+        let name = format!("xebec-{}", self.name);
+        match number {
+            1 => Node { number, name, dir: self.dir.clone(), run_dir: self.run_dir.clone() },
+            _ => {
+                let sub = format!("node-{number}");
+                Node { number, name: format!("{name}.{number}"), dir: self.dir.join(&sub), run_dir: self.run_dir.join(&sub) }
+            }
         }
-        self.cgroup()?.child("system").create()?;
-        Ok(())
     }
 
-    pub fn node_name(&self) -> String {
-        format!("xebec-{}", self.name)
+    /// The node that also runs the control plane.
+    pub fn first(&self) -> Node {
+        self.node(1)
     }
 
-    /// The network namespace, as `ip netns` knows it.
-    pub fn netns(&self) -> PathBuf {
-        PathBuf::from("/run/netns").join(self.netns_name())
+    /// Nodes that have left anything on the machine, running or not.
+    pub fn nodes_with_traces(&self) -> Vec<Node> {
+        (1..=MOST_NODES).map(|number| self.node(number)).filter(Node::has_traces).collect()
     }
 
-    pub fn netns_name(&self) -> String {
-        format!("xebec-{}", self.name)
+    /// The namespace of the bridge that joins the nodes and the host.
+    pub fn wire_name(&self) -> String {
+        format!("xebec-{}.wire", self.name)
+    }
+
+    /// Its file.
+    pub fn wire(&self) -> PathBuf {
+        node::netns(&self.wire_name())
     }
 
     /// The veth's end on the host; device names have at most 15 bytes.
@@ -80,55 +94,27 @@ impl Layout {
         hasher.finish()
     }
 
-    pub fn cgroup_name(&self) -> String {
-        format!("/xebec-{}", self.name)
-    }
-
-    pub fn cgroup(&self) -> Result<Cgroup> {
-        Ok(Cgroup::new(&self.cgroup_name())?)
-    }
-
-    /// The node's background processes.
-    pub fn parts(&self) -> Result<Parts> {
-        let cgroup = self.cgroup()?.child("system");
-        Ok(Parts { run_dir: self.run_dir.clone(), logs: self.logs(), cgroup, netns: Some(self.netns()) })
-    }
-
-    pub fn logs(&self) -> PathBuf {
-        self.dir.join("logs")
-    }
-
     pub fn server_dir(&self) -> PathBuf {
         self.dir.join("server")
-    }
-
-    pub fn agent_dir(&self) -> PathBuf {
-        self.dir.join("agent")
     }
 
     pub fn etcd_dir(&self) -> PathBuf {
         self.dir.join("etcd")
     }
 
-    /// A directory in a BPF file system, once the agent has mounted it.
-    pub fn pin_dir(&self) -> PathBuf {
-        self.run_dir.join("bpf")
-    }
-
     pub fn kubeconfig(&self) -> PathBuf {
         self.dir.join("kubeconfig")
     }
 
-    /// The same paths as `xebec containerd --root --run-dir` has.
-    pub fn containerd(&self, binaries: &Binaries) -> Containerd {
-        Containerd {
-            root: self.dir.join("containerd"),
-            state: self.run_dir.join("containerd"),
-            cni_conf_dir: self.run_dir.join("cni"),
-            cni_bin_dir: self.run_dir.join("cni-bin"),
-            cni_program: binaries.cni.clone(),
-            sandbox_image: xebec_images::PAUSE.to_owned(),
-        }
+    /// How many nodes the last `up` was told to have.
+    pub fn recorded_nodes(&self) -> Option<u8> {
+        let text = fs::read_to_string(self.dir.join("nodes")).ok()?;
+        text.trim().parse().ok().filter(|number| (1..=MOST_NODES).contains(number))
+    }
+
+    pub(super) fn record_nodes(&self, nodes: u8) -> Result<()> {
+        let file = self.dir.join("nodes");
+        fs::write(&file, format!("{nodes}\n")).with_context(|| format!("cannot write {}", file.display()))
     }
 }
 
@@ -138,7 +124,7 @@ mod tests {
 
     #[test]
     fn names_that_could_harm_are_refused() {
-        for bad in ["", "Up", "a/b", "..", "-a", "a-", "debug", "a b", &"a".repeat(33)] {
+        for bad in ["", "Up", "a/b", "..", "-a", "a-", "debug", "a b", "a.2", &"a".repeat(33)] {
             assert!(Layout::new(bad).is_err(), "{bad}");
         }
         assert!(Layout::new("e2e-first-light").is_ok());
@@ -148,5 +134,15 @@ mod tests {
     fn device_names_fit() {
         assert_eq!(Layout::new("up").unwrap().device(), "xebec-up");
         assert!(Layout::new("e2e-first-light-embedded").unwrap().device().len() <= 15);
+    }
+
+    #[test]
+    fn nodes_of_all_clusters_have_names_of_their_own() {
+        let (a, b) = (Layout::new("a").unwrap(), Layout::new("a-2").unwrap());
+        let mut names: Vec<String> = [&a, &b].iter().flat_map(|layout| (1..=3).map(|n| layout.node(n).name)).collect();
+        assert_eq!(names[..2], ["xebec-a", "xebec-a.2"]);
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), 6);
     }
 }

@@ -1,8 +1,10 @@
-//! `cargo xtask up`: a cluster of one node in a network namespace of its own, from nothing to checked Services.
+//! `cargo xtask up`: a cluster whose nodes are network namespaces, from nothing to checked Services.
 
 mod etcd;
 mod layout;
 mod network;
+mod node;
+mod offload;
 mod parts;
 
 use std::{
@@ -15,12 +17,14 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-pub use layout::Layout;
-pub(crate) use network::remove as remove_network;
+pub use layout::{Layout, MOST_NODES};
+pub use network::{NODE_DEVICE, Network, port};
+pub(crate) use network::{remove as remove_network, remove_namespace};
+pub use node::Node;
 
 use crate::{
     build::{self, Binaries, Profile},
-    image, packages, sh,
+    down, image, packages, sh,
 };
 
 /// What to bring up.
@@ -29,6 +33,9 @@ pub struct Args {
     /// Name of the cluster; clusters of different names run beside each other.
     #[arg(long, default_value = "up")]
     pub name: String,
+    /// How many nodes; as many as the cluster had the last time by default, one at first. What is too many goes.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=i64::from(MOST_NODES)))]
+    pub nodes: Option<u8>,
     /// Where the cluster's state is kept.
     #[arg(long, value_enum, default_value_t = Store::Embedded)]
     pub store: Store,
@@ -57,12 +64,19 @@ pub enum Store {
 pub struct Cluster {
     pub layout: Layout,
     pub binaries: Binaries,
-    /// The node's address, which its API server and NodePorts answer on.
-    pub node_ip: std::net::Ipv4Addr,
+    pub nodes: Vec<Node>,
+    pub network: Network,
     /// Credentials of a cluster administrator.
     pub kubeconfig: PathBuf,
-    /// From the start of the first process to Node Ready.
+    /// From the start of the first process to every node Ready.
     pub ready_after: std::time::Duration,
+}
+
+impl Cluster {
+    /// The first node's address, which the API server and NodePorts answer on.
+    pub fn node_ip(&self) -> std::net::Ipv4Addr {
+        self.network.node(1)
+    }
 }
 
 /// Builds, brings the cluster up, applies and checks the demo, and says what comes next.
@@ -79,7 +93,9 @@ pub fn run(args: &Args) -> Result<()> {
         return sh::again_as_root(&["--no-build"]);
     }
     let cluster = bring_up(args)?;
-    println!("node {} is Ready, {:.1} s after the first process started", cluster.layout.node_name(), cluster.ready_after.as_secs_f64());
+    let names: Vec<&str> = cluster.nodes.iter().map(|node| node.name.as_str()).collect();
+    let (what, is) = if names.len() == 1 { ("node", "is") } else { ("nodes", "are") };
+    println!("{what} {} {is} Ready, {:.1} s after the first process started", names.join(", "), cluster.ready_after.as_secs_f64());
     if !args.no_demo {
         sh::step("applying deploy/demo.yaml and checking what it promises");
         demo(&cluster)?;
@@ -88,7 +104,7 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Starts what does not run yet and waits until the node is Ready. Needs root and built binaries.
+/// Starts what does not run yet and waits until every node is Ready. Needs root and built binaries.
 pub fn bring_up(args: &Args) -> Result<Cluster> {
     let layout = Layout::new(&args.name)?;
     let binaries = args.profile.binaries();
@@ -100,17 +116,43 @@ pub fn bring_up(args: &Args) -> Result<Cluster> {
     let images = image::make()?;
     let begun = Instant::now();
     sh::step(format_args!("starting cluster {}", layout.name));
-    layout.create()?;
-    let network = network::create(&layout)?;
-    parts::start(&layout, &binaries, &network, args.store, &images)?;
-    let source = layout.server_dir().join("admin.kubeconfig");
+    let count = args.nodes.or_else(|| layout.recorded_nodes()).unwrap_or(1);
+    let nodes: Vec<Node> = (1..=count).map(|number| layout.node(number)).collect();
+    layout.create(count)?;
+    let network = network::create(&layout, &nodes)?;
+    let starter = parts::Starter { layout: &layout, binaries: &binaries, network: &network, images: &images };
+    starter.start(args.store, &nodes)?;
     let kubeconfig = layout.kubeconfig();
-    copy_private(&source, &kubeconfig)?;
-    let mut status = sh::cmd(&binaries.xebec, ["status", "--wait", "120", "--kubeconfig"]);
-    if let Err(error) = sh::quiet(status.arg(&kubeconfig)) {
-        bail!("{error:#}\nthe logs are in {}", layout.logs().display());
+    copy_private(&layout.server_dir().join("admin.kubeconfig"), &kubeconfig)?;
+    let cluster = Cluster { layout, binaries, nodes, network, kubeconfig, ready_after: begun.elapsed() };
+    let surplus: Vec<Node> = cluster.layout.nodes_with_traces().into_iter().filter(|node| node.number > count).collect();
+    remove_nodes(&cluster, &surplus)?;
+    cluster.layout.record_nodes(count)?;
+    let mut status = sh::cmd(&cluster.binaries.xebec, ["status", "--wait", "120", "--nodes", &count.to_string(), "--kubeconfig"]);
+    if let Err(error) = sh::quiet(status.arg(&cluster.kubeconfig)) {
+        bail!("{error:#}\nthe logs are in {}", logs(&cluster.nodes));
     }
-    Ok(Cluster { node_ip: network.node, binaries, kubeconfig, ready_after: begun.elapsed(), layout })
+    Ok(Cluster { ready_after: begun.elapsed(), ..cluster })
+}
+
+/// Ends nodes for good: their processes, their state, their objects.
+fn remove_nodes(cluster: &Cluster, surplus: &[Node]) -> Result<()> {
+    for node in surplus {
+        sh::step(format_args!("removing node {}", node.name));
+        let failures = down::take_node_down(node);
+        if !failures.is_empty() {
+            bail!("not everything of {} could be removed:\n  {}", node.name, failures.join("\n  "));
+        }
+        let mut forget = sh::cmd(&cluster.binaries.xebec, ["remove-node", &node.name, "--wait", "120", "--kubeconfig"]);
+        sh::quiet(forget.arg(&cluster.kubeconfig))?;
+    }
+    Ok(())
+}
+
+/// Where the nodes' logs are.
+fn logs(nodes: &[Node]) -> String {
+    let dirs: Vec<String> = nodes.iter().map(|node| node.logs().display().to_string()).collect();
+    dirs.join(" ")
 }
 
 /// Applies the demo and prints what its checks saw.
@@ -142,8 +184,8 @@ fn copy_private(from: &Path, to: &Path) -> Result<()> {
 fn next_steps(cluster: &Cluster) -> String {
     let name = &cluster.layout.name;
     let option = if name == "up" { String::new() } else { format!(" --name {name}") };
-    let (xebec, socket) = (cluster.binaries.xebec.display(), cluster.layout.containerd(&cluster.binaries).socket());
-    let (node_ip, kubeconfig, logs) = (cluster.node_ip, cluster.kubeconfig.display(), cluster.layout.logs());
+    let (xebec, socket) = (cluster.binaries.xebec.display(), cluster.layout.first().containerd(&cluster.binaries).socket());
+    let (node_ip, kubeconfig, logs) = (cluster.node_ip(), cluster.kubeconfig.display(), logs(&cluster.nodes));
     format!(
         "
 kubeconfig  {kubeconfig}
@@ -158,7 +200,6 @@ try next
   wget -qO- http://{node_ip}:30080/
   {xebec} image import --containerd {socket} FILE
   cargo xtask down{option}",
-        logs = logs.display(),
         image = xebec_images::BUSYBOX,
         socket = socket.display(),
     )

@@ -1,6 +1,12 @@
-//! The node's network namespace and the veth that joins it to the machine.
+//! The nodes' network namespaces, and the bridge in a namespace of its own that joins them and the machine.
 
-use std::{fs, net::Ipv4Addr, path::Path, process::Command};
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+    process::Command,
+};
 
 use anyhow::{Context, Result, bail};
 use nix::{
@@ -9,99 +15,176 @@ use nix::{
 };
 use serde_json::Value;
 
-use super::Layout;
+use super::{Layout, Node, offload};
 use crate::sh;
 
-/// The two ends of the veth.
+/// A cluster's range of addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Network {
-    pub host: Ipv4Addr,
-    pub node: Ipv4Addr,
+    /// Its first address, of the network itself.
+    base: Ipv4Addr,
 }
 
-/// Links of four addresses are cut from this /16.
+/// Ranges of 64 addresses are cut from this /16.
 const RANGE: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 0);
-const LINKS: u32 = 1 << 14;
+const PREFIX: u32 = 26;
+const NETWORKS: u32 = 1 << (PREFIX - 16);
 
-/// The node's end of the veth, in the node's namespace.
-const NODE_DEVICE: &str = "eth0";
+/// The node's end of its veth, in the node's namespace.
+pub const NODE_DEVICE: &str = "eth0";
+/// The bridge, and the host's port on it.
+const BRIDGE: &str = "wire";
+const HOST_PORT: &str = "host";
 
-/// Makes the namespace and the veth, or finds them as they are. The machine's own network gets one device with one route.
-pub fn create(layout: &Layout) -> Result<Network> {
-    let network = addresses(layout)?;
-    if !is_namespace(&layout.netns()) {
-        make_namespace(&layout.netns())?;
+impl Network {
+    fn new(index: u32) -> Network {
+        Network { base: Ipv4Addr::from(u32::from(RANGE) + ((index % NETWORKS) << (32 - PREFIX))) }
     }
-    let (device, namespace) = (layout.device(), layout.netns_name());
-    if Path::new("/sys/class/net").join(&device).exists() {
-        return Ok(network);
+
+    /// The machine's own address, which is the nodes' gateway.
+    pub fn host(&self) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.base) + 1)
     }
-    let Network { host, node } = network;
+
+    /// A node's address.
+    pub fn node(&self, number: u8) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.host()) + u32::from(number))
+    }
+
+    fn contains(&self, address: Ipv4Addr) -> bool {
+        (u32::from(self.base) ^ u32::from(address)) >> (32 - PREFIX) == 0
+    }
+}
+
+/// The port of a node's veth on the bridge.
+pub fn port(number: u8) -> String {
+    format!("node{number}")
+}
+
+/// Makes what is missing of the namespaces, the bridge and the veths. The machine's own network gets one device with one route.
+pub fn create(layout: &Layout, nodes: &[Node]) -> Result<Network> {
+    let network = recorded(layout)?;
+    for file in nodes.iter().map(Node::netns).chain([layout.wire()]) {
+        if !is_namespace(&file) {
+            make_namespace(&file)?;
+        }
+    }
+    let wire = layout.wire_name();
+    let there = devices(&wire)?;
+    if !there.contains(BRIDGE) {
+        // No delay and no learning of groups: what is sent at once must arrive.
+        batch(
+            &["-n", &wire],
+            &format!("link add {BRIDGE} type bridge forward_delay 0 stp_state 0 mcast_snooping 0\nlink set {BRIDGE} up\n"),
+        )?;
+    }
+    let mut ports = Vec::new();
+    if !there.contains(HOST_PORT) {
+        connect_host(layout, &network)?;
+        ports.push(HOST_PORT.to_owned());
+    }
+    let mut commands = String::new();
+    for node in nodes.iter().filter(|node| !there.contains(&port(node.number))) {
+        let port = port(node.number);
+        commands += &format!("link add {port} type veth peer name {NODE_DEVICE} netns {}\n", node.name);
+        ports.push(port);
+    }
+    for port in &ports {
+        commands += &format!("link set {port} master {BRIDGE} up\n");
+    }
+    if !ports.is_empty() {
+        batch(&["-n", &wire], &commands)?;
+        offload::receive(&layout.wire(), &ports)?;
+    }
     // One process for each namespace: starting programs is what takes time here.
-    batch(
-        &[],
-        &format!(
-            "link add {device} type veth peer name {NODE_DEVICE} netns {namespace}\naddr add {host}/30 dev {device}\nlink set {device} up\n"
-        ),
-    )?;
-    batch(
-        &["-n", &namespace],
-        &format!("link set lo up\naddr add {node}/30 dev {NODE_DEVICE}\nlink set {NODE_DEVICE} up\nroute add default via {host}\n"),
-    )?;
+    for node in nodes {
+        let (address, host) = (network.node(node.number), network.host());
+        batch(
+            &["-n", &node.name],
+            &format!(
+                "link set lo up\naddr replace {address}/{PREFIX} dev {NODE_DEVICE}\nlink set {NODE_DEVICE} up\nroute replace default via {host}\n"
+            ),
+        )?;
+    }
     Ok(network)
 }
 
-/// Removes both; no error if they are not there.
-pub(crate) fn remove(layout: &Layout) -> Result<()> {
-    let device = layout.device();
-    if Path::new("/sys/class/net").join(&device).exists() {
-        // The namespace's end takes this one with it, perhaps just now.
-        let removed = sh::quiet(&mut sh::cmd("ip", ["link", "delete", &device]));
-        if Path::new("/sys/class/net").join(&device).exists() {
-            removed?;
-        }
-    }
-    let file = layout.netns();
-    if file.exists() {
-        while umount2(&file, MntFlags::MNT_DETACH).is_ok() {}
-        fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
+/// The veth from the machine to the bridge.
+fn connect_host(layout: &Layout, network: &Network) -> Result<()> {
+    let (device, wire, host) = (layout.device(), layout.wire_name(), network.host());
+    // One without its other end is of a wire that is gone.
+    remove_device(&device)?;
+    batch(
+        &[],
+        &format!(
+            "link add {device} type veth peer name {HOST_PORT} netns {wire}\naddr add {host}/{PREFIX} dev {device}\nlink set {device} up\n"
+        ),
+    )
+}
+
+/// Removes everything; no error if it is not there.
+pub(crate) fn remove(layout: &Layout, nodes: &[Node]) -> Result<()> {
+    remove_device(&layout.device())?;
+    for file in nodes.iter().map(Node::netns).chain([layout.wire()]) {
+        remove_namespace(&file)?;
     }
     // Left behind by others' namespaces as well; goes only when empty.
     let _ = fs::remove_dir("/run/netns");
     Ok(())
 }
 
-/// The link's addresses, the same at every `up`, because certificates and objects hold them.
-fn addresses(layout: &Layout) -> Result<Network> {
-    let file = layout.dir.join("network");
+/// Removes a namespace with its devices, and with them their other ends.
+pub(crate) fn remove_namespace(file: &Path) -> Result<()> {
+    if file.exists() {
+        while umount2(file, MntFlags::MNT_DETACH).is_ok() {}
+        fs::remove_file(file).with_context(|| format!("cannot remove {}", file.display()))?;
+    }
+    Ok(())
+}
+
+fn remove_device(device: &str) -> Result<()> {
+    let there = || Path::new("/sys/class/net").join(device).exists();
+    if there() {
+        // Its other end takes it along, perhaps just now.
+        let removed = sh::quiet(&mut sh::cmd("ip", ["link", "delete", device]));
+        if there() {
+            removed?;
+        }
+    }
+    Ok(())
+}
+
+/// The cluster's range, the same at every `up`, because certificates and objects hold its addresses.
+fn recorded(layout: &Layout) -> Result<Network> {
+    let file = layout.dir.join("subnet");
     if let Some(index) = fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok()) {
-        return Ok(link(index));
+        return Ok(Network::new(index));
     }
     let taken = host_addresses()?;
-    let index = choose((layout.hash() % u64::from(LINKS)) as u32, &taken).context("no free link in 172.30.0.0/16")?;
+    let index = choose((layout.hash() % u64::from(NETWORKS)) as u32, &taken).context("no free range in 172.30.0.0/16")?;
     fs::write(&file, format!("{index}\n")).with_context(|| format!("cannot write {}", file.display()))?;
-    Ok(link(index))
+    Ok(Network::new(index))
 }
 
-/// The first link from `preferred` on that no address of the machine lies in.
+/// The first range from `preferred` on that no address of the machine lies in.
 fn choose(preferred: u32, taken: &[Ipv4Addr]) -> Option<u32> {
-    let free = |index: u32| {
-        let first = u32::from(link(index).host) - 1;
-        !taken.iter().any(|address| (first..first + 4).contains(&u32::from(*address)))
-    };
-    (0..LINKS).map(|step| (preferred + step) % LINKS).find(|index| free(*index))
-}
-
-fn link(index: u32) -> Network {
-    let first = u32::from(RANGE) + (index % LINKS) * 4;
-    Network { host: Ipv4Addr::from(first + 1), node: Ipv4Addr::from(first + 2) }
+    let free = |index: u32| !taken.iter().any(|address| Network::new(index).contains(*address));
+    (0..NETWORKS).map(|step| (preferred + step) % NETWORKS).find(|index| free(*index))
 }
 
 fn host_addresses() -> Result<Vec<Ipv4Addr>> {
     let text = sh::quiet(&mut sh::cmd("ip", ["-json", "-4", "address", "show"]))?;
     let links: Value = serde_json::from_str(&text).context("cannot read what `ip` prints")?;
     let infos = links.as_array().into_iter().flatten().filter_map(|link| link["addr_info"].as_array()).flatten();
-    Ok(infos.filter_map(|info| info["local"].as_str()?.parse().ok()).collect())
+    let addresses = infos.filter_map(|info| info["local"].as_str()?.parse::<IpAddr>().ok());
+    Ok(addresses.filter_map(|address| if let IpAddr::V4(v4) = address { Some(v4) } else { None }).collect())
+}
+
+/// Names of the devices in a namespace.
+fn devices(namespace: &str) -> Result<BTreeSet<String>> {
+    let text = sh::quiet(&mut sh::cmd("ip", ["-n", namespace, "-json", "link", "show"]))?;
+    let links: Value = serde_json::from_str(&text).context("cannot read what `ip` prints")?;
+    Ok(links.as_array().into_iter().flatten().filter_map(|link| link["ifname"].as_str().map(str::to_owned)).collect())
 }
 
 fn is_namespace(file: &Path) -> bool {
@@ -142,18 +225,23 @@ fn batch(options: &[&str], commands: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::up::layout::MOST_NODES;
 
     #[test]
-    fn links_do_not_overlap() {
-        assert_eq!(link(0), Network { host: Ipv4Addr::new(172, 30, 0, 1), node: Ipv4Addr::new(172, 30, 0, 2) });
-        assert_eq!(link(1).host, Ipv4Addr::new(172, 30, 0, 5));
-        assert_eq!(link(LINKS - 1).node, Ipv4Addr::new(172, 30, 255, 254));
+    fn networks_do_not_overlap() {
+        let first = Network::new(0);
+        assert_eq!((first.host(), first.node(1)), (Ipv4Addr::new(172, 30, 0, 1), Ipv4Addr::new(172, 30, 0, 2)));
+        assert!(first.contains(first.node(MOST_NODES)) && !Network::new(1).contains(first.node(MOST_NODES)));
+        // The last address of a range is its broadcast address.
+        assert_ne!(first.node(MOST_NODES), Ipv4Addr::new(172, 30, 0, 63));
+        assert_eq!(Network::new(1).host(), Ipv4Addr::new(172, 30, 0, 65));
+        assert_eq!(Network::new(NETWORKS - 1).node(MOST_NODES), Ipv4Addr::new(172, 30, 255, 253));
     }
 
     #[test]
-    fn a_link_in_use_is_passed_over() {
+    fn a_network_in_use_is_passed_over() {
         assert_eq!(choose(7, &[]), Some(7));
-        assert_eq!(choose(7, &[link(7).host, link(8).node]), Some(9));
-        assert_eq!(choose(LINKS - 1, &[link(LINKS - 1).node]), Some(0));
+        assert_eq!(choose(7, &[Network::new(7).host(), Network::new(8).node(2)]), Some(9));
+        assert_eq!(choose(NETWORKS - 1, &[Network::new(NETWORKS - 1).node(1)]), Some(0));
     }
 }

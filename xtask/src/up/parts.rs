@@ -1,52 +1,94 @@
-//! What the processes of a node are started with: etcd if wanted, server, containerd, agent.
+//! What the processes of a cluster are started with: etcd if wanted and the server on the first node, containerd and agent on
+//! every node.
 
 use std::{ffi::OsString, fs, path::Path};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use xebec_host::{
     containerd::import_args,
     parts::{Ensured, Parts},
 };
 
-use super::{Layout, Store, etcd, network::Network};
+use super::{Layout, Node, Store, etcd, network::Network};
 use crate::{build::Binaries, image::Archives, sh};
 
-/// Starts what does not run, and what runs an older build.
-pub(super) fn start(layout: &Layout, binaries: &Binaries, network: &Network, store: Store, images: &Archives) -> Result<()> {
-    let parts = layout.parts()?;
-    let containerd = layout.containerd(binaries);
-    let dirs = [("--root", &containerd.root), ("--run-dir", &layout.run_dir), ("--cni-program", &containerd.cni_program)];
-    let started = parts.ensure("containerd", "containerd", &binaries.xebec, with(&["containerd"], &dirs))?;
-    if store == Store::Etcd {
-        etcd::start(layout, &parts, binaries)?;
-    }
-    let node_ip = network.node.to_string();
-    let mut args = with(&["server", "--bind", "0.0.0.0:6443", "--advertise-address", &node_ip], &[("--data-dir", &layout.server_dir())]);
-    if store == Store::Etcd {
-        args.extend(etcd::server_args(layout));
-    }
-    parts.ensure("server", "xebec", &binaries.xebec, args)?;
-    parts.wait_for("server", &layout.server_dir().join("admin.kubeconfig"))?;
+/// What all nodes are started with.
+#[derive(Clone, Copy)]
+pub(super) struct Starter<'a> {
+    pub layout: &'a Layout,
+    pub binaries: &'a Binaries,
+    pub network: &'a Network,
+    pub images: &'a Archives,
+}
 
-    let (node_name, node_kubeconfig) = (layout.node_name(), layout.agent_dir().join("pki/kubeconfig"));
-    if !node_kubeconfig.exists() {
-        let url = format!("https://{node_ip}:6443");
-        let words = ["kubeconfig", "--server", &url, "--node", &node_name, "--node-ip", &node_ip];
-        let dirs = [("--data-dir", &layout.server_dir()), ("--out", &node_kubeconfig)];
-        sh::quiet(&mut sh::cmd(&binaries.xebec, with(&words, &dirs)))?;
+impl Starter<'_> {
+    /// Starts what does not run, and what runs an older build.
+    pub fn start(&self, store: Store, nodes: &[Node]) -> Result<()> {
+        // First, because it takes longest to be there, and needs nothing.
+        let started = nodes.iter().map(|node| self.containerd(node)).collect::<Result<Vec<_>>>()?;
+        self.control_plane(store)?;
+        std::thread::scope(|scope| {
+            let work = nodes.iter().zip(started).map(|(node, started)| scope.spawn(move || self.node(node, started))).collect::<Vec<_>>();
+            work.into_iter().try_for_each(|thread| match thread.join() {
+                Ok(result) => result,
+                Err(_) => bail!("a thread that starts a node died"),
+            })
+        })
     }
-    let words = ["agent", "--node-name", &node_name, "--node-ip", &node_ip, "--cgroup-parent", &layout.cgroup_name()];
-    let dirs = [
-        ("--kubeconfig", &node_kubeconfig),
-        ("--data-dir", &layout.agent_dir()),
-        ("--run-dir", &layout.run_dir),
-        ("--pin-dir", &layout.pin_dir()),
-    ];
-    parts.ensure("agent", "xebec", &binaries.xebec, with(&words, &dirs))?;
-    if started == Ensured::Started || !imported(layout, images) {
-        import(layout, &parts, images, &containerd.socket())?;
+
+    fn containerd(&self, node: &Node) -> Result<Ensured> {
+        let containerd = node.containerd(self.binaries);
+        let dirs = [("--root", &containerd.root), ("--run-dir", &node.run_dir), ("--cni-program", &containerd.cni_program)];
+        Ok(node.parts()?.ensure("containerd", "containerd", &self.binaries.xebec, with(&["containerd"], &dirs))?)
     }
-    Ok(())
+
+    fn control_plane(&self, store: Store) -> Result<()> {
+        let (layout, parts) = (self.layout, self.layout.first().parts()?);
+        if store == Store::Etcd {
+            etcd::start(layout, &parts, self.binaries)?;
+        }
+        let address = self.network.node(1).to_string();
+        let words = ["server", "--bind", "0.0.0.0:6443", "--advertise-address", &address];
+        let mut args = with(&words, &[("--data-dir", &layout.server_dir())]);
+        if store == Store::Etcd {
+            args.extend(etcd::server_args(layout));
+        }
+        parts.ensure("server", "xebec", &self.binaries.xebec, args)?;
+        Ok(parts.wait_for("server", &layout.server_dir().join("admin.kubeconfig"))?)
+    }
+
+    fn node(&self, node: &Node, containerd: Ensured) -> Result<()> {
+        let parts = node.parts()?;
+        let node_ip = self.network.node(node.number).to_string();
+        let kubeconfig = self.credentials(node, &node_ip)?;
+        let words = ["agent", "--node-name", &node.name, "--node-ip", &node_ip, "--cgroup-parent", &node.cgroup_name()];
+        let dirs = [
+            ("--kubeconfig", &kubeconfig),
+            ("--data-dir", &node.agent_dir()),
+            ("--run-dir", &node.run_dir),
+            ("--pin-dir", &node.pin_dir()),
+        ];
+        parts.ensure("agent", "xebec", &self.binaries.xebec, with(&words, &dirs))?;
+        if containerd == Ensured::Started || !imported(node, self.images) {
+            import(node, &parts, self.images, &node.containerd(self.binaries).socket())?;
+        }
+        Ok(())
+    }
+
+    /// The node's credentials, made anew when what they are for has changed.
+    fn credentials(&self, node: &Node, node_ip: &str) -> Result<std::path::PathBuf> {
+        let pki = node.agent_dir().join("pki");
+        let (kubeconfig, stamp) = (pki.join("kubeconfig"), pki.join("made-for"));
+        let url = format!("https://{}:6443", self.network.node(1));
+        let wanted = format!("{url} {node_ip}\n");
+        if !kubeconfig.exists() || fs::read_to_string(&stamp).ok().as_ref() != Some(&wanted) {
+            let words = ["kubeconfig", "--server", &url, "--node", &node.name, "--node-ip", node_ip];
+            let dirs = [("--data-dir", &self.layout.server_dir()), ("--out", &kubeconfig)];
+            sh::quiet(&mut sh::cmd(&self.binaries.xebec, with(&words, &dirs)))?;
+            fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))?;
+        }
+        Ok(kubeconfig)
+    }
 }
 
 fn with<P: AsRef<Path>>(words: &[&str], flags: &[(&str, P)]) -> Vec<OsString> {
@@ -54,23 +96,23 @@ fn with<P: AsRef<Path>>(words: &[&str], flags: &[(&str, P)]) -> Vec<OsString> {
     words.chain(flags.iter().flat_map(|(flag, path)| [flag.into(), path.as_ref().into()])).collect()
 }
 
-fn import(layout: &Layout, parts: &Parts, images: &Archives, socket: &Path) -> Result<()> {
-    if imported(layout, images) {
+fn import(node: &Node, parts: &Parts, images: &Archives, socket: &Path) -> Result<()> {
+    if imported(node, images) {
         return Ok(());
     }
     parts.wait_for("containerd", socket)?;
     for archive in [&images.pause, &images.busybox] {
         sh::quiet(&mut sh::cmd("ctr", import_args(socket, archive)))?;
     }
-    fs::write(stamp(layout), fingerprint(images)).context("cannot write in the cluster's directory")
+    fs::write(stamp(node), fingerprint(images)).context("cannot write in the cluster's directory")
 }
 
-fn stamp(layout: &Layout) -> std::path::PathBuf {
-    layout.dir.join("images-imported")
+fn stamp(node: &Node) -> std::path::PathBuf {
+    node.dir.join("images-imported")
 }
 
-fn imported(layout: &Layout, images: &Archives) -> bool {
-    layout.dir.join("containerd").is_dir() && fs::read(stamp(layout)).is_ok_and(|known| known == fingerprint(images))
+fn imported(node: &Node, images: &Archives) -> bool {
+    node.dir.join("containerd").is_dir() && fs::read(stamp(node)).is_ok_and(|known| known == fingerprint(images))
 }
 
 /// The archives' own hash: a changed image is imported again.

@@ -5,6 +5,7 @@ use std::{
     fs,
     path::Path,
     process::Command,
+    time::{Duration, Instant},
 };
 
 use xtask::up::Layout;
@@ -24,7 +25,7 @@ pub struct Traces {
 impl Traces {
     /// What there is of this cluster, and of none that is named like ours.
     pub fn of(layout: &Layout) -> Traces {
-        let own = layout.node_name();
+        let own = layout.first().name;
         let others = |text: &str| text.contains("xebec-") || text.contains("/target/");
         let relevant = |text: &str| {
             text.contains(&own) || text.contains(&layout.device()) || text.contains(&format!("/target/{}/", layout.name)) || !others(text)
@@ -97,12 +98,12 @@ fn mounts() -> Vec<String> {
 
 /// Processes of the cluster, by what they are called with and by their cgroup.
 fn processes(layout: &Layout) -> BTreeSet<String> {
-    let own = layout.node_name();
+    let own = layout.first().name;
     let mut found = BTreeSet::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let read = |file: &str| fs::read_to_string(entry.path().join(file)).unwrap_or_default();
         let (line, cgroup) = (read("cmdline").replace('\0', " "), read("cgroup"));
-        if line.contains(&own) || cgroup.contains(&format!("/{own}/")) {
+        if line.contains(&own) || cgroup.contains(&format!("/{own}/")) || cgroup.contains(&format!("/{own}.")) {
             found.insert(line);
         }
     }
@@ -142,11 +143,26 @@ fn sysctls() -> BTreeMap<String, String> {
     found
 }
 
-/// Ids of the maps a cluster has pinned. A link keeps its program and a program its maps, so once these maps are gone from
-/// the kernel, everything is.
+/// Waits until everything is as before: the kernel takes some things away a moment later.
+#[track_caller]
+pub fn nothing_is_left(layout: &Layout, before: &Traces) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let left = Traces::of(layout).difference(before);
+        if left.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "down left: {left:#?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Ids of the maps a cluster's nodes have pinned. A link keeps its program and a program its maps, so once these maps are gone
+/// from the kernel, everything is.
 pub fn pinned_maps(layout: &Layout) -> BTreeSet<u32> {
-    let dirs = names(&layout.pin_dir().display().to_string()).into_iter().filter(|dir| dir.contains("/maps-"));
-    dirs.flat_map(|dir| names(&dir))
+    let pins = layout.nodes_with_traces().into_iter().flat_map(|node| names(&node.pin_dir().display().to_string()));
+    pins.filter(|dir| dir.contains("/maps-"))
+        .flat_map(|dir| names(&dir))
         .map(|path| aya::maps::MapInfo::from_pin(&path).unwrap_or_else(|error| panic!("{path}: {error}")).id())
         .collect()
 }

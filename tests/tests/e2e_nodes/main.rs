@@ -1,0 +1,4 @@
+//! Clusters of several nodes on one machine.
+
+mod lifecycle;
+mod pods;
