@@ -13,7 +13,8 @@ use xebec_loops::{Cache, Error, EventType, Key, Outcome, Recorder, Selector, api
 
 use crate::service_pods::{may_serve, selector_of, wake_services};
 use crate::setup::{Setup, sides};
-use plan::{MANAGED_BY, MANAGER, SERVICE_NAME};
+use plan::MANAGER;
+pub use plan::{MANAGED_BY, SERVICE_NAME};
 
 const ZONE: &str = "topology.kubernetes.io/zone";
 

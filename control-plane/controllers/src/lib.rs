@@ -11,10 +11,12 @@ mod deployment;
 mod discovery;
 mod disruption;
 mod endpoint_slice;
+mod endpoint_slice_mirroring;
 mod endpoints;
 mod gc;
 mod history;
 mod job;
+mod load_balancer;
 mod namespace;
 mod namespace_defaults;
 mod node_health;
@@ -47,6 +49,8 @@ pub enum Error {
 /// # Errors
 /// [`Error::Task`] when a loop panicked.
 pub async fn run(client: kube::Client, config: Config, cancel: CancellationToken) -> Result<(), Error> {
+    // Apart from the others, whose caches do not wait for a custom resource to be defined.
+    let balancers = load_balancer::run(client.clone(), config.clone(), cancel.clone());
     let mut setup = setup::Setup::new(client, config, cancel);
     namespace_defaults::register(&mut setup);
     node_ipam::register(&mut setup);
@@ -58,6 +62,7 @@ pub async fn run(client: kube::Client, config: Config, cancel: CancellationToken
     endpoint_slice::register(&mut setup);
     namespace::register(&mut setup);
     endpoints::register(&mut setup);
+    endpoint_slice_mirroring::register(&mut setup);
     node_health::register(&mut setup);
     taint_eviction::register(&mut setup);
     pod_gc::register(&mut setup);
@@ -67,5 +72,6 @@ pub async fn run(client: kube::Client, config: Config, cancel: CancellationToken
     disruption::register(&mut setup);
     ttl_after_finished::register(&mut setup);
     gc::register(&mut setup);
-    setup.run().await
+    tokio::try_join!(setup.run(), balancers)?;
+    Ok(())
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Endpoints, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
-use serde_json::json;
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams};
+use serde_json::{Value, json};
 
 use crate::harness::{Cluster, deployment, eventually};
 
@@ -60,4 +60,98 @@ async fn endpoints_mirror_the_pods_too() {
         (gone && slices.items.is_empty()).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn endpoints_of_a_service_without_a_selector_become_slices() {
+    let cluster = Cluster::start().await;
+    let mirrored = async || {
+        let labels = "kubernetes.io/service-name=db,endpointslice.kubernetes.io/managed-by=endpointslicemirroring-controller.k8s.io";
+        let slices = cluster.api::<EndpointSlice>("default").list(&ListParams::default().labels(labels)).await.expect("slices").items;
+        slices.into_iter().flat_map(|s| s.endpoints.unwrap_or_default()).flat_map(|e| e.addresses).collect::<Vec<_>>()
+    };
+    cluster.create::<Service>(json!({"metadata": {"name": "db"}, "spec": {"ports": [{"port": 5432}]}})).await;
+    let subsets = |ip: &str| json!([{"addresses": [{"ip": ip}], "ports": [{"port": 5432}]}]);
+    cluster.create::<Endpoints>(json!({"metadata": {"name": "db"}, "subsets": subsets("192.0.2.40")})).await;
+    eventually("mirrored", || async { (mirrored().await == ["192.0.2.40"]).then_some(()) }).await;
+    let moved = Patch::Merge(json!({"subsets": subsets("192.0.2.41")}));
+    cluster.api::<Endpoints>("default").patch("db", &PatchParams::default(), &moved).await.expect("it is patched");
+    eventually("followed", || async { (mirrored().await == ["192.0.2.41"]).then_some(()) }).await;
+    let skip = Patch::Merge(json!({"metadata": {"labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}}}));
+    cluster.api::<Endpoints>("default").patch("db", &PatchParams::default(), &skip).await.expect("it is patched");
+    eventually("left alone", || async { mirrored().await.is_empty().then_some(()) }).await;
+}
+
+/// Addresses in the status of a Service, and the reason of its condition.
+async fn balancer(cluster: &Cluster, name: &str) -> (Vec<String>, String) {
+    let service = cluster.api::<Service>("default").get(name).await.expect("the Service");
+    let status = service.status.unwrap_or_default();
+    let ingress = status.load_balancer.and_then(|l| l.ingress).unwrap_or_default();
+    let conditions = status.conditions.unwrap_or_default();
+    let reason = conditions.into_iter().find(|c| c.type_ == "xebec.dev/LoadBalancerAddress").map(|c| c.reason);
+    (ingress.into_iter().filter_map(|i| i.ip).collect(), reason.unwrap_or_default())
+}
+
+fn pools(cluster: &Cluster) -> Api<DynamicObject> {
+    let gvk = GroupVersionKind::gvk("xebec.dev", "v1alpha1", "LoadBalancerPool");
+    Api::all_with(cluster.client.clone(), &ApiResource::from_gvk(&gvk))
+}
+
+async fn put_pool(cluster: &Cluster, name: &str, spec: Value) {
+    let pool = json!({"apiVersion": "xebec.dev/v1alpha1", "kind": "LoadBalancerPool", "metadata": {"name": name}, "spec": spec});
+    eventually("a pool", || async { pools(cluster).patch(name, &PatchParams::apply("test").force(), &Patch::Apply(&pool)).await.ok() })
+        .await;
+}
+
+#[tokio::test]
+async fn balancers_get_addresses_from_pools_and_give_them_back() {
+    let cluster = Cluster::start().await;
+    let service = |name: &str, spec: Value| {
+        let mut whole = json!({"type": "LoadBalancer", "ports": [{"port": 80}]});
+        for (key, value) in spec.as_object().expect("fields") {
+            whole[key] = value.clone();
+        }
+        json!({"metadata": {"name": name}, "spec": whole})
+    };
+    cluster.create::<Service>(service("a", json!({}))).await;
+    cluster.create::<Service>(service("other", json!({"loadBalancerClass": "example.com/lb"}))).await;
+    put_pool(&cluster, "p", json!({"ranges": [{"start": "192.0.2.10", "stop": "192.0.2.11"}]})).await;
+    let has = async |name: &str, want: &[&str], reason: &str| {
+        eventually(&format!("{name} has {want:?}"), || async {
+            let (ips, why) = balancer(&cluster, name).await;
+            (ips == want && why == reason).then_some(())
+        })
+        .await;
+    };
+    has("a", &["192.0.2.10"], "AddressAssigned").await;
+    cluster.create::<Service>(service("b", json!({"loadBalancerIP": "192.0.2.11", "loadBalancerClass": "xebec.dev/lb"}))).await;
+    has("b", &["192.0.2.11"], "AddressAssigned").await;
+    cluster.create::<Service>(service("c", json!({}))).await;
+    has("c", &[], "PoolExhausted").await;
+    eventually("an event", || async { (!cluster.events("Service", "c", "PoolExhausted").await.is_empty()).then_some(()) }).await;
+    let exhausted = async |want: Value| {
+        eventually("the pool's status", || async {
+            let pool = pools(&cluster).get("p").await.ok()?;
+            let status = &pool.data["status"];
+            (json!([status["assigned"], status["available"], status["conditions"][1]["reason"]]) == want).then_some(())
+        })
+        .await;
+    };
+    exhausted(json!([2, 0, "Exhausted"])).await;
+    // What a Service gives back goes to who waits.
+    cluster.api::<Service>("default").delete("a", &DeleteParams::default()).await.expect("it is deleted");
+    has("c", &["192.0.2.10"], "AddressAssigned").await;
+    let no_balancer = Patch::Merge(json!({"spec": {
+        "type": "ClusterIP", "loadBalancerClass": null, "externalTrafficPolicy": null, "allocateLoadBalancerNodePorts": null,
+        "ports": [{"port": 80, "nodePort": null}],
+    }}));
+    cluster.api::<Service>("default").patch("b", &PatchParams::default(), &no_balancer).await.expect("it is patched");
+    has("b", &[], "").await;
+    exhausted(json!([1, 1, "AddressesLeft"])).await;
+    // A pool that goes takes its addresses along, another that comes gives new ones.
+    pools(&cluster).delete("p", &DeleteParams::default()).await.expect("it is deleted");
+    has("c", &[], "NoPool").await;
+    put_pool(&cluster, "q", json!({"cidrs": ["198.51.100.0/30"]})).await;
+    has("c", &["198.51.100.1"], "AddressAssigned").await;
+    has("other", &[], "").await;
 }

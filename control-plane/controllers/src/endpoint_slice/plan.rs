@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service};
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use xebec_loops::meta::{controller_reference, deleting};
 use xebec_loops::pod::{is_ready, node_name};
@@ -60,13 +60,11 @@ pub fn endpoint(service: &Service, pod: &Pod, family: &str, zone: Option<&str>) 
     let address = addresses(pod).into_iter().find(|a| a.contains(':') == (family == "IPv6"))?;
     let publish_all = service.spec.as_ref().and_then(|s| s.publish_not_ready_addresses).unwrap_or(false);
     let (serving, terminating) = (is_ready(pod), deleting(&pod.metadata));
+    let ready = publish_all || (serving && !terminating);
     Some(Endpoint {
         addresses: vec![address.to_owned()],
-        conditions: Some(EndpointConditions {
-            ready: Some(publish_all || (serving && !terminating)),
-            serving: Some(serving),
-            terminating: Some(terminating),
-        }),
+        hints: hints(service, node_name(pod), zone).filter(|_| ready),
+        conditions: Some(EndpointConditions { ready: Some(ready), serving: Some(serving), terminating: Some(terminating) }),
         node_name: node_name(pod).map(str::to_owned),
         zone: zone.map(str::to_owned),
         hostname: hostname(pod, service),
@@ -79,6 +77,16 @@ pub fn endpoint(service: &Service, pod: &Pod, family: &str, zone: Option<&str>) 
         }),
         ..Default::default()
     })
+}
+
+/// Who shall prefer an endpoint (`trafficDistribution`): its own zone, or its own node and then its zone.
+fn hints(service: &Service, node: Option<&str>, zone: Option<&str>) -> Option<EndpointHints> {
+    let for_zones = zone.map(|name| vec![ForZone { name: name.to_owned() }]);
+    match service.spec.as_ref()?.traffic_distribution.as_deref()? {
+        "PreferClose" | "PreferSameZone" => Some(EndpointHints { for_zones: Some(for_zones?), for_nodes: None }),
+        "PreferSameNode" => Some(EndpointHints { for_zones, for_nodes: Some(vec![ForNode { name: node?.to_owned() }]) }),
+        _ => None,
+    }
 }
 
 fn ports_for(service: &Service, pod: &Pod) -> Vec<EndpointPort> {
@@ -307,6 +315,23 @@ mod tests {
         assert_eq!(slice["ports"], json!([{"name": "http", "port": 8080, "protocol": "TCP"}]));
         assert_eq!(slice["metadata"]["labels"], json!({"l": "v", SERVICE_NAME: "s", MANAGED_BY: MANAGER}));
         assert_eq!(slice["metadata"]["ownerReferences"][0]["uid"], "su");
+    }
+
+    #[test]
+    fn traffic_distribution_becomes_hints_of_ready_endpoints() {
+        let mut s = service(json!([]));
+        let mut hints = |distribution: &str, ready: bool, zone: Option<&str>| {
+            s.spec.as_mut().unwrap().traffic_distribution = Some(distribution.to_owned());
+            serde_json::to_value(endpoint(&s, &pod(1, ready, 80), "IPv4", zone).unwrap()).unwrap()["hints"].clone()
+        };
+        let zone = json!({"forZones": [{"name": "z1"}]});
+        assert_eq!(hints("PreferClose", true, Some("z1")), zone);
+        assert_eq!(hints("PreferSameZone", true, Some("z1")), zone);
+        assert_eq!(hints("PreferSameNode", true, Some("z1")), json!({"forZones": [{"name": "z1"}], "forNodes": [{"name": "node"}]}));
+        assert_eq!(hints("PreferSameNode", true, None), json!({"forNodes": [{"name": "node"}]}));
+        assert_eq!(hints("PreferClose", true, None), json!(null));
+        assert_eq!(hints("PreferClose", false, Some("z1")), json!(null));
+        assert_eq!(hints("example.com/other", true, Some("z1")), json!(null));
     }
 
     #[test]
