@@ -68,6 +68,22 @@ pub struct Args {
     /// Only Services, policies and pod devices, beside an upstream kubelet.
     #[arg(long)]
     dataplane_only: bool,
+    /// Port of /healthz and /livez, which load balancers ask about this node.
+    #[arg(long, default_value_t = 10256)]
+    proxy_health_port: u16,
+}
+
+/// Settings of the process that answers load balancers' health checks. The agent starts it.
+#[derive(Debug, clap::Args)]
+pub struct ResponderArgs {
+    /// Where agents report.
+    #[arg(long)]
+    socket: PathBuf,
+}
+
+/// Answers until an agent ends it.
+pub async fn respond(args: ResponderArgs) -> Result<()> {
+    xebec_agent::proxy_health::respond(&args.socket).await.with_context(|| format!("cannot listen on {}", args.socket.display()))
 }
 
 /// Runs until SIGTERM.
@@ -98,6 +114,7 @@ fn config(args: Args) -> Result<xebec_agent::Config> {
         max_pods: args.max_pods,
         labels: labels(&args.node_labels)?,
         dataplane_only: args.dataplane_only,
+        proxy_health_port: args.proxy_health_port,
         ..defaults
     })
 }

@@ -35,6 +35,9 @@ enum Command {
     Server(server::Args),
     /// Run the node: pods on containerd, Services and policies in eBPF.
     Agent(agent::Args),
+    /// Answer load balancers' health checks, also while the agent is down.
+    #[command(hide = true)]
+    HealthResponder(agent::ResponderArgs),
     /// Become the node's containerd, with a configuration of its own.
     Containerd(containerd::Args),
     /// Make credentials for a node or a user, signed by the cluster's authority.
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Command::Up(args) => runtime(host::up(args)),
         Command::Down(args) => runtime(host::down(args)),
         Command::Agent(args) => runtime(agent::run(args)),
+        Command::HealthResponder(args) => runtime(agent::respond(args)),
         Command::Containerd(args) => containerd::run(&args),
         Command::EtcdCertificates(args) => etcd_certificates::run(&args),
         Command::Image(args) => image::run(&args),

@@ -18,6 +18,7 @@ pub async fn run(args: DownArgs) -> Result<()> {
             failures.push(format!("{what}: {error:#}"));
         }
     };
+    note("health responder", xebec_agent::proxy_health::end(&place.run_dir).await.map_err(Into::into));
     note("parts", end_parts(place));
     let mut cgroups = vec![place.parts()?.cgroup, place.parent()?.child("kubepods")];
     // Shims stay in the cgroup of the containerd that started them.

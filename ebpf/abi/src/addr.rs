@@ -11,8 +11,10 @@ pub struct Addr([u32; 4]);
 const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
 
 impl Addr {
-    /// `::`; in a frontend's key: any address of the node.
+    /// `::`; in a frontend's key: any IPv6 address of the node.
     pub const ANY: Addr = Addr([0; 4]);
+    /// `0.0.0.0`; in a frontend's key: any IPv4 address of the node.
+    pub const ANY_V4: Addr = Addr([0, 0, MAPPED, 0]);
 
     #[inline(always)]
     pub const fn v4(octets: [u8; 4]) -> Addr {

@@ -17,9 +17,11 @@
 //! ## Services (user writes, except the last two)
 //! - `FRONTENDS`: hash, [`FrontendKey`] → [`Frontend`]. One entry for each address and port a
 //!   Service is reached at: ClusterIPs, external IPs, load-balancer IPs, hostPorts. A NodePort is
-//!   *one* entry with address [`Addr::ANY`]: it is tried after the exact entry misses, when the
-//!   destination is an address of the node ([`NodeAddr::NODEPORT`] in `NODE_ADDRS`), or is loopback
-//!   and the client runs in the node's network namespace. `Frontend::internal` is the backend set
+//!   *one* entry for each family, with address [`Addr::ANY_V4`] or [`Addr::ANY`]: it is tried after
+//!   the exact entry misses, when the destination is an address of the node
+//!   ([`NodeAddr::NODEPORT`] in `NODE_ADDRS`), or is loopback and the client runs in the node's
+//!   network namespace. Loopback of a pod is nobody else's, whatever entries there are.
+//!   `Frontend::internal` is the backend set
 //!   for clients in the cluster (socket hooks, packets from pods), `Frontend::external` the set for
 //!   packets from an uplink. They are equal unless a traffic policy is `Local`: a ClusterIP has the
 //!   internalTrafficPolicy set in both; NodePort, external and load-balancer addresses have the
@@ -34,7 +36,9 @@
 //!   frontend with [`Frontend::AFFINITY`] uses: an affinity entry counts only while its backend is
 //!   a member.
 //! - `SOURCE_RANGES`: LPM trie, [`SourceRangeKey`] (service id, source prefix) → `u32` (1). Asked for
-//!   packets from an uplink when the frontend has [`Frontend::SOURCE_RANGES`]; no match: dropped.
+//!   packets from an uplink and from pods when the frontend has [`Frontend::SOURCE_RANGES`]; no
+//!   match: dropped. The socket hooks leave such a frontend to the pod's device, where the client's
+//!   address is seen; for the node's own sockets [`Frontend::FROM_NODE`] is the answer.
 //!   Prefix length counts the 32 bits of the service id too ([`SourceRangeKey::prefix_len`]).
 //! - `NODE_ADDRS`: hash, [`Addr`] → [`NodeAddr`]. Every address of the node, loopback excluded.
 //! - `AFFINITY`: LRU hash, bpf, [`AffinityKey`] → [`Affinity`].
@@ -140,7 +144,7 @@ pub struct Config {
 
 impl Config {
     /// Bytes that user space finds in a map written by another layout differ here: bump on change.
-    pub const LAYOUT: u32 = 1;
+    pub const LAYOUT: u32 = 2;
     /// Default of `nat_port_min`: above the kernel's default ephemeral range.
     pub const NAT_PORT_MIN: u16 = 61000;
     /// Default of `nat_port_max`.

@@ -23,10 +23,10 @@ impl FrontendKey {
         }
     }
 
-    /// The same NodePort on every address of the node.
+    /// The same NodePort on every address of the node in one family.
     #[inline(always)]
-    pub const fn node_port(port: Port, proto: u8) -> FrontendKey {
-        FrontendKey::new(Addr::ANY, port, proto)
+    pub const fn node_port(v4: bool, port: Port, proto: u8) -> FrontendKey {
+        FrontendKey::new(if v4 { Addr::ANY_V4 } else { Addr::ANY }, port, proto)
     }
 }
 
@@ -51,9 +51,11 @@ impl Frontend {
     pub const AFFINITY: u32 = 1;
     /// loadBalancerSourceRanges are set and apply to this frontend.
     pub const SOURCE_RANGES: u32 = 2;
-    /// The address may be used from outside (NodePort, external or load-balancer IP, hostPort).
-    /// Without it packets from an uplink are left alone.
+    /// The address may be used from outside. Without it packets from an uplink are left alone.
     pub const EXTERNAL: u32 = 4;
+    /// With [`Frontend::SOURCE_RANGES`]: the node's own processes are among the allowed sources.
+    /// Their sockets have no address yet when they are asked, so this is answered beforehand.
+    pub const FROM_NODE: u32 = 8;
 }
 
 /// How many backends a set has.

@@ -219,6 +219,9 @@ fn choose<E: Env>(env: &E, headers: &mut Headers, now: u64) -> Result<(), DropRe
     let Some(frontend) = service::find(env, from.dst, from.dport, from.proto(), false) else {
         return Ok(());
     };
+    if !service::admits(env, &frontend, &from.src) {
+        return Err(DropReason::SourceRange);
+    }
     let set = frontend.internal;
     let client = AffinityKey::address(from.src, set);
     let chosen = service::choose(env, &frontend, set, client, service::spread(from))?;

@@ -3,7 +3,7 @@
 use crate::env::Env;
 use xebec_ebpf_abi::{
     Addr, Affinity, AffinityKey, Backend, BackendSet, DropReason, Frontend, FrontendKey, MemberKey,
-    NodeAddr, Port, SlotKey, Tuple,
+    NodeAddr, Port, SlotKey, SourceRangeKey, Tuple,
 };
 
 /// The Service reached at an address. `from_node`: the client is in the node's network namespace,
@@ -17,19 +17,36 @@ pub fn find<E: Env>(
     proto: u8,
     from_node: bool,
 ) -> Option<Frontend> {
+    let loopback = addr.is_loopback() || addr == Addr::ANY || addr == Addr::ANY_V4;
+    if loopback && !from_node {
+        return None;
+    }
     if let Some(frontend) = env.frontend(&FrontendKey::new(addr, port, proto)) {
         return Some(frontend);
     }
-    let own = if addr.is_loopback() || addr == Addr::ANY || addr == Addr::v4([0; 4]) {
-        from_node
-    } else {
-        env.node_addr(&addr)
-            .is_some_and(|a| a.flags & NodeAddr::NODEPORT != 0)
-    };
+    let own = loopback
+        || env
+            .node_addr(&addr)
+            .is_some_and(|a| a.flags & NodeAddr::NODEPORT != 0);
     if !own {
         return None;
     }
-    env.frontend(&FrontendKey::node_port(port, proto))
+    env.frontend(&FrontendKey::node_port(addr.is_v4(), port, proto))
+}
+
+/// Whether the Service takes packets from this source.
+#[inline(always)]
+pub fn admits<E: Env>(env: &E, frontend: &Frontend, source: &Addr) -> bool {
+    frontend.flags & Frontend::SOURCE_RANGES == 0 || in_ranges(env, frontend.service, source)
+}
+
+/// A function of its own: the key would grow its callers' stacks, and those are full.
+#[inline(never)]
+fn in_ranges<E: Env>(env: &E, service: u32, source: &Addr) -> bool {
+    env.is_source_allowed(&SourceRangeKey {
+        service,
+        addr: *source,
+    })
 }
 
 /// A backend that was chosen.

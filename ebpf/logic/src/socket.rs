@@ -60,6 +60,15 @@ fn translate<E: Env>(env: &E, socket: &Socket, addr: Addr, port: Port) -> Action
     let Some(frontend) = service::find(env, addr, port, socket.proto, from_node) else {
         return Action::Pass;
     };
+    if frontend.flags & Frontend::SOURCE_RANGES != 0 {
+        if !from_node {
+            // Judged and translated at the pod's device, where the client's address is seen.
+            return Action::Pass;
+        }
+        if frontend.flags & Frontend::FROM_NODE == 0 {
+            return Action::Refuse(DropReason::SourceRange);
+        }
+    }
     match pick(env, socket, &frontend) {
         Ok(chosen) => remember(env, socket, addr, port, &frontend, &chosen),
         Err(reason) => Action::Refuse(reason),

@@ -8,8 +8,7 @@ use crate::parse::{self, ETH_IPV4, ETH_IPV6, Fragment, Headers, Kind, V4, V6};
 use crate::pod::{self, Verdict};
 use crate::service;
 use xebec_ebpf_abi::{
-    Addr, AffinityKey, Backend, DropReason, Flow, FlowKey, Frontend, Nat, SourceRangeKey,
-    direction, forward,
+    Addr, AffinityKey, Backend, DropReason, Flow, FlowKey, Frontend, Nat, direction, forward,
 };
 
 /// The packet becomes `Headers::to` and is counted as passed on this way (one of `abi::forward`'s), or
@@ -145,14 +144,8 @@ fn deliver<E: Env>(
     now: u64,
 ) -> Result<(), DropReason> {
     let (from, to) = (&headers.tuple, &mut headers.to);
-    if frontend.flags & Frontend::SOURCE_RANGES != 0 {
-        let key = SourceRangeKey {
-            service: frontend.service,
-            addr: from.src,
-        };
-        if !env.is_source_allowed(&key) {
-            return Err(DropReason::SourceRange);
-        }
+    if !service::admits(env, frontend, &from.src) {
+        return Err(DropReason::SourceRange);
     }
     let set = frontend.external;
     let client = AffinityKey::address(from.src, set);

@@ -48,6 +48,8 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     /// Only Services, policies and pod devices, beside an upstream kubelet.
     pub dataplane_only: bool,
+    /// Where `/healthz` and `/livez` of the service proxy are answered, on every address.
+    pub proxy_health_port: u16,
 }
 
 impl Config {
@@ -72,6 +74,7 @@ impl Config {
             max_pods: 110,
             labels: BTreeMap::new(),
             dataplane_only: false,
+            proxy_health_port: 10256,
             data_dir,
             run_dir,
         }

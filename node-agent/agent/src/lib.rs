@@ -9,6 +9,7 @@ mod health;
 mod lease;
 mod metrics;
 mod node;
+pub mod proxy_health;
 mod server;
 
 use std::sync::Arc;
@@ -46,6 +47,13 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Error>
     tasks.spawn({
         let (dataplane, stop) = (dataplane.clone(), stop.clone());
         async move { dataplane.run(stop).await.map_err(Error::from) }
+    });
+    tasks.spawn({
+        let (config, client, dataplane, stop) = (config.clone(), client.clone(), dataplane.clone(), stop.clone());
+        async move {
+            proxy_health::run(config, client, dataplane, stop).await;
+            Ok(())
+        }
     });
     if !config.dataplane_only {
         let server = server::Server::new(config.clone(), client.clone(), health.clone(), registry).await?;

@@ -20,7 +20,7 @@ use crate::device::sysctl::Sysctls;
 use crate::device::{pod, uplink};
 use crate::engine::Engine;
 use crate::sandbox::{Records, Sandbox};
-use crate::{Config, Error, MapFill, Status, metrics};
+use crate::{Config, Error, MapFill, ProxyHealth, Status, metrics};
 
 /// How long the reconciler gathers further changes after the first: a burst costs one round.
 const GATHER: Duration = Duration::from_millis(5);
@@ -48,6 +48,7 @@ pub struct Dataplane {
     listener: Mutex<Option<UnixListener>>,
     synced: watch::Sender<bool>,
     ready: watch::Sender<bool>,
+    proxy_health: watch::Sender<ProxyHealth>,
 }
 
 impl Dataplane {
@@ -83,6 +84,7 @@ impl Dataplane {
             listener: Mutex::new(Some(listener)),
             synced: watch::Sender::new(false),
             ready: watch::Sender::new(false),
+            proxy_health: watch::Sender::new(ProxyHealth { synced: false, settled: true, leaving: false, services: Vec::new() }),
             config,
         }))
     }
@@ -138,6 +140,7 @@ impl Dataplane {
                 }
             }
             settled = self.round();
+            self.tell_health(settled);
         }
         while tasks.join_next().await.is_some() {}
         Ok(())
@@ -178,6 +181,24 @@ impl Dataplane {
             tracing::info!(node = %c.node_name, ranges = ?engine.ipam.ranges(), "pods can be set up");
         }
         done
+    }
+
+    /// For whom load balancers ask.
+    pub fn proxy_health(&self) -> watch::Receiver<ProxyHealth> {
+        self.proxy_health.subscribe()
+    }
+
+    fn tell_health(&self, settled: bool) {
+        let synced = *self.synced.borrow();
+        let engine = self.engine.lock();
+        let services = engine.state.services.health_checks();
+        let now = ProxyHealth { synced, settled, leaving: engine.node.leaving, services };
+        drop(engine);
+        self.proxy_health.send_if_modified(|old| {
+            let changed = *old != now;
+            *old = now;
+            changed
+        });
     }
 
     /// After the first full sync: nothing runs on the maps of another layout any more.

@@ -203,7 +203,7 @@ impl Engine {
 
     fn set_host_ports(&mut self, endpoint: &LocalEndpoint, present: bool) {
         let ports = if present { endpoint.last_seen.host_ports.clone() } else { Vec::new() };
-        self.state.services.set_host_ports(endpoint.pod.clone(), ports, endpoint.ips.clone());
+        self.state.services.set_host_ports(endpoint.id, ports, endpoint.ips.clone());
     }
 
     /// Attaches the uplink programs where they are due and removes them where they are not.

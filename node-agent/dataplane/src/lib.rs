@@ -25,5 +25,5 @@ mod watch;
 pub use config::Config;
 pub use dataplane::Dataplane;
 pub use error::Error;
-pub use status::{MapFill, Status};
+pub use status::{HealthCheck, MapFill, ProxyHealth, Status};
 pub use teardown::teardown;

@@ -47,3 +47,29 @@ pub struct MapFill {
     /// Entries it can hold.
     pub max_entries: u64,
 }
+
+/// What load balancers outside ask of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxyHealth {
+    /// The API has been read in full once: before that no Service is known.
+    pub synced: bool,
+    /// Nothing is left to write.
+    pub settled: bool,
+    /// The node is being deleted, or about to be.
+    pub leaving: bool,
+    /// Services with a health check port.
+    pub services: Vec<HealthCheck>,
+}
+
+/// A Service with `externalTrafficPolicy: Local` whose load balancer asks which nodes have endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// The Service's.
+    pub namespace: String,
+    /// The Service's.
+    pub name: String,
+    /// `spec.healthCheckNodePort`.
+    pub port: u16,
+    /// Ready endpoints on this node.
+    pub local_endpoints: usize,
+}

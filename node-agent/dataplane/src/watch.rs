@@ -23,8 +23,8 @@ pub fn start(dataplane: &Arc<Dataplane>, cancel: &CancellationToken, tasks: &mut
     let client = &dataplane.client;
     let all = watcher::Config::default;
     // As kube-proxy: other proxies' Services and headless ones never leave the API server.
-    let services = all().labels("!service.kubernetes.io/service-proxy-name");
-    let slices = all().labels("!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless");
+    let served = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
+    let (services, slices) = (all().labels(served), all().labels(served));
     let own_node = all().fields(&format!("metadata.name={}", dataplane.config.node_name));
     tasks.spawn(follow::<Service>(
         dataplane.clone(),

@@ -8,7 +8,7 @@ use crate::{
 use std::net::IpAddr;
 use xebec_ebpf_abi::{
     Addr, Backend, BackendSet, Config, DropReason, Endpoint, Frontend, FrontendKey, NodeAddr, PolicyKey, PolicyVerdict, Port, Remote,
-    SlotKey, Uplink, direction, forward, map, prog,
+    SlotKey, SourceRangeKey, Uplink, direction, forward, map, prog,
 };
 
 struct Net {
@@ -68,7 +68,7 @@ fn node(net: &Net, flags: u32, backend: IpAddr) -> Dataplane {
     for proto in [TCP, UDP] {
         let vip = FrontendKey::new(net.vip.into(), Port::new(80), proto);
         dp.put(map::FRONTENDS, vip, frontend(0));
-        let node_port = FrontendKey::node_port(Port::new(30080), proto);
+        let node_port = FrontendKey::node_port(own.is_v4(), Port::new(30080), proto);
         dp.put(map::FRONTENDS, node_port, frontend(Frontend::EXTERNAL));
     }
     dp.put(map::BACKENDS, 1u32, Backend::new(backend.into(), Port::new(8080), Backend::LOCAL));
@@ -139,6 +139,21 @@ fn a_service_without_endpoints_drops_a_pods_packets() {
     let mut dp = node(net, 0, net.remote);
     dp.put(map::BACKEND_SETS, 1u32, BackendSet { count: 0, flags: 0 });
     dropped(&dp, prog::FROM_POD, &packet::udp((net.pod, 1), (net.vip, 80)), DropReason::NoBackend);
+}
+
+#[test]
+fn source_ranges_hold_for_pods() {
+    for net in nets() {
+        let mut dp = node(&net, 0, net.remote);
+        let frontend =
+            Frontend { service: 1, internal: 1, external: 1, flags: Frontend::EXTERNAL | Frontend::SOURCE_RANGES, affinity_timeout: 0 };
+        dp.put(map::FRONTENDS, FrontendKey::new(net.vip.into(), Port::new(443), TCP), frontend);
+        let request = packet::tcp((net.pod, 1000), (net.vip, 443), SYN);
+        dropped(&dp, prog::FROM_POD, &request, DropReason::SourceRange);
+        let pod = Addr::from(net.pod);
+        dp.put_prefix(map::SOURCE_RANGES, SourceRangeKey::prefix_len(pod, 24), SourceRangeKey { service: 1, addr: pod }, 1u32);
+        assert_eq!(run(&dp, prog::FROM_POD, &request, UNSPEC).tuple(), ((net.pod, 1000), (net.remote, 8080)));
+    }
 }
 
 #[test]

@@ -296,7 +296,7 @@ fn a_service_without_endpoints_refuses() {
 fn a_node_port_answers_on_node_addresses_and_on_loopback_for_the_node_only() {
     with_hooks(|node| {
         let backend = tcp_server("127.0.0.1:0", "one");
-        node.service(Addr::ANY, 30080, proto::TCP, 1, Frontend::EXTERNAL);
+        node.service(Addr::ANY_V4, 30080, proto::TCP, 1, Frontend::EXTERNAL);
         node.backends(1, &[backend]);
         let address = Ipv4Addr::new(192, 0, 2, 7);
         node.dataplane.put(map::NODE_ADDRS, Addr::from(address), NodeAddr { flags: NodeAddr::NODEPORT });
@@ -311,5 +311,43 @@ fn a_node_port_answers_on_node_addresses_and_on_loopback_for_the_node_only() {
         }
         let loopback = (Ipv4Addr::LOCALHOST.to_ipv6_mapped(), 30080);
         assert_eq!(ask(loopback.into()).0, "one");
+        // The entry is for IPv4: a Service without an IPv6 address has no NodePort there.
+        assert!(TcpStream::connect((Ipv6Addr::LOCALHOST, 30080)).is_err());
+        node.service(Addr::ANY, 30080, proto::TCP, 2, Frontend::EXTERNAL);
+        node.backends(2, &[tcp_server("[::1]:0", "six")]);
+        for loopback in [Ipv6Addr::LOCALHOST, Ipv6Addr::UNSPECIFIED] {
+            assert_eq!(ask((loopback, 30080).into()).0, "six", "{loopback}");
+        }
+        assert_eq!(ask((Ipv4Addr::LOCALHOST, 30080).into()).0, "one");
+    });
+}
+
+#[test]
+fn loopback_of_a_pod_is_its_own_whatever_entries_there_are() {
+    with_hooks(|node| {
+        let own = tcp_server("127.0.0.1:0", "own");
+        node.service(Ipv4Addr::LOCALHOST, own.port(), proto::TCP, 1, Frontend::EXTERNAL);
+        node.backends(1, &[tcp_server("127.0.0.2:0", "hostPort on 127.0.0.1")]);
+        assert_eq!(ask(own).0, "own");
+        node.is_the_node();
+        assert_eq!(ask(own).0, "hostPort on 127.0.0.1");
+    });
+}
+
+#[test]
+fn source_ranges_are_left_to_where_a_pods_address_is_seen_and_known_beforehand_for_the_node() {
+    with_hooks(|node| {
+        let backend = tcp_server("127.0.0.1:0", "one");
+        node.service(VIP, 80, proto::TCP, 1, Frontend::EXTERNAL | Frontend::SOURCE_RANGES);
+        node.backends(1, &[backend]);
+        // Nothing is translated, and this namespace has no way to the address as it is.
+        let untouched = TcpStream::connect((VIP, 80)).unwrap_err();
+        assert_eq!(untouched.kind(), ErrorKind::NetworkUnreachable);
+        node.is_the_node();
+        let refused = TcpStream::connect((VIP, 80)).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        assert_eq!(node.dataplane.drops(DropReason::SourceRange), 1);
+        node.service(VIP, 80, proto::TCP, 1, Frontend::EXTERNAL | Frontend::SOURCE_RANGES | Frontend::FROM_NODE);
+        assert_eq!(ask((VIP, 80).into()).0, "one");
     });
 }

@@ -57,7 +57,7 @@ pub fn node(net: &Net) -> Dataplane {
     dp.put(map::ENDPOINTS, Addr::from(net.pod), endpoint);
     for (port, set, pod, flags) in [(NODE_PORT, LOCAL_SET, net.pod, Backend::LOCAL), (NODE_PORT + 1, REMOTE_SET, net.remote_pod, 0)] {
         for proto in [TCP, UDP] {
-            frontend(&mut dp, FrontendKey::node_port(Port::new(port), proto), set, 0);
+            frontend(&mut dp, FrontendKey::node_port(own.is_v4(), Port::new(port), proto), set, 0);
         }
         dp.put(map::BACKENDS, set, Backend::new(pod.into(), Port::new(TARGET_PORT), flags));
         dp.put(map::BACKEND_SLOTS, SlotKey { set, slot: 0 }, set);
@@ -247,7 +247,7 @@ fn source_ranges_admit_only_their_own() {
 fn affinity_follows_the_clients_address() {
     let net = &nets()[0];
     let mut dp = node(net);
-    frontend(&mut dp, FrontendKey::node_port(Port::new(NODE_PORT), TCP), LOCAL_SET, Frontend::AFFINITY);
+    frontend(&mut dp, FrontendKey::node_port(true, Port::new(NODE_PORT), TCP), LOCAL_SET, Frontend::AFFINITY);
     for slot in 0..8u32 {
         let id = 100 + slot;
         dp.put(map::BACKENDS, id, Backend::new(Addr::v4([10, 244, 0, 100 + slot as u8]), Port::new(80), Backend::LOCAL));
@@ -340,7 +340,7 @@ fn sctp_is_served_while_the_port_stays() {
     let net = &nets()[0];
     let mut dp = node(net);
     for (port, ok) in [(TARGET_PORT, true), (NODE_PORT, false)] {
-        frontend(&mut dp, FrontendKey::node_port(Port::new(port), 132), LOCAL_SET, 0);
+        frontend(&mut dp, FrontendKey::node_port(true, Port::new(port), 132), LOCAL_SET, 0);
         let mut chunk = vec![];
         chunk.extend(5000u16.to_be_bytes());
         chunk.extend(port.to_be_bytes());

@@ -131,6 +131,11 @@ struct World {
     dp: Dataplane,
 }
 
+/// The address of NodePorts of a family.
+fn any_of(family: IpAddr) -> Addr {
+    if family.is_ipv4() { Addr::ANY_V4 } else { Addr::ANY }
+}
+
 impl World {
     /// `flags`: of both endpoints.
     fn new(net: Net, flags: u32) -> World {
@@ -334,7 +339,7 @@ fn a_pods_packets_reach_services_also_its_own() {
             let mut world = World::new(net, flags);
             let (vip, pods, node) = (world.net.vip, world.net.pods, world.net.node);
             world.service(vip, 80, pods[1], 8080, true);
-            world.service(Addr::ANY, 30080, pods[1], 8080, true);
+            world.service(any_of(pods[1]), 30080, pods[1], 8080, true);
             let server = Server::start(&world.pods[1], (pods[1], 8080));
             for to in [(vip, 80), (node, 30080)] {
                 talk_tcp(&world.pods[0], to);
@@ -357,8 +362,8 @@ fn the_outside_reaches_node_ports_here_and_elsewhere() {
         for net in nets() {
             let mut world = World::new(net, flags);
             let (node, pods, remote, outside) = (world.net.node, world.net.pods, world.net.remote, world.net.outside);
-            world.service(Addr::ANY, 30080, pods[0], 8080, true);
-            world.service(Addr::ANY, 30081, remote, 8080, false);
+            world.service(any_of(pods[0]), 30080, pods[0], 8080, true);
+            world.service(any_of(remote), 30081, remote, 8080, false);
             let here = Server::start(&world.pods[0], (pods[0], 8080));
             let there = Server::start(&world.outside, (remote, 8080));
             talk_tcp(&world.outside, (node, 30080));

@@ -2,7 +2,7 @@
 //!
 //! The choice of endpoints follows kube-proxy 1.36 (`CategorizeEndpoints`, KEP-1669, KEP-2433, KEP-3015).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -28,7 +28,7 @@ pub struct BackendKey {
     pub addr: Addr,
     /// Port at the endpoint.
     pub port: Port,
-    /// The endpoint is on this node.
+    /// Its packets end on this node: a pod here, or the node itself.
     pub local: bool,
 }
 
@@ -102,11 +102,10 @@ pub fn addr(ip: IpAddr) -> Addr {
 /// Expands a Service over all its EndpointSlices.
 pub fn service<'a>(service: &ServiceIn, slices: impl Iterator<Item = &'a SliceIn> + Clone, node: &NodeFacts) -> Vec<PortSpec> {
     let mut specs = Vec::new();
-    let primary_v4 = service.cluster_ips.first().is_some_and(IpAddr::is_ipv4);
     for port in &service.ports {
         for v4 in [true, false] {
             if service.cluster_ips.iter().any(|ip| ip.is_ipv4() == v4) {
-                specs.push(port_spec(service, port, v4, v4 == primary_v4, slices.clone(), node));
+                specs.push(port_spec(service, port, v4, slices.clone(), node));
             }
         }
     }
@@ -117,51 +116,37 @@ fn port_spec<'a>(
     service: &ServiceIn,
     port: &ServicePortIn,
     v4: bool,
-    primary: bool,
     slices: impl Iterator<Item = &'a SliceIn>,
     node: &NodeFacts,
 ) -> PortSpec {
-    let mut endpoints: Vec<(&EndpointIn, u16)> = Vec::new();
-    for slice in slices {
-        let number = slice.ports.iter().find(|(name, proto, _)| *name == port.name && *proto == port.proto);
-        let Some((_, _, number)) = number else {
-            continue;
-        };
-        endpoints.extend(slice.endpoints.iter().filter(|e| e.address.is_ipv4() == v4).map(|e| (e, *number)));
-    }
-    let externally_reached = port.node_port.is_some() || !service.external_ips.is_empty() || !service.load_balancer_ips.is_empty();
+    let of_family = |list: &[IpAddr]| -> Vec<IpAddr> { list.iter().filter(|ip| ip.is_ipv4() == v4).copied().collect() };
+    let (external_ips, load_balancer_ips) = (of_family(&service.external_ips), of_family(&service.load_balancer_ips));
+    let externally_reached = port.node_port.is_some() || !external_ips.is_empty() || !load_balancer_ips.is_empty();
     let uses_local = service.internal_local || (service.external_local && externally_reached);
-    let (cluster, local) = choose(&endpoints, node, uses_local);
+    let (cluster, local) = choose(&endpoints(port, v4, slices, node), node, uses_local);
 
     let number = Port::new(port.port);
     let internal_role = if service.internal_local { Role::Local } else { Role::Cluster };
     let external_role = if service.external_local { Role::Local } else { Role::Cluster };
     let mut frontends = Vec::new();
-    let of_family = |list: &[IpAddr]| -> Vec<IpAddr> { list.iter().filter(|ip| ip.is_ipv4() == v4).copied().collect() };
     for ip in of_family(&service.cluster_ips) {
+        // As kube-proxy: whoever routes packets for the ClusterIP to this node is served.
         let key = FrontendKey::new(addr(ip), number, port.proto);
-        frontends.push(FrontendSpec { key, internal: internal_role, external: internal_role, flags: 0 });
+        frontends.push(FrontendSpec { key, internal: internal_role, external: internal_role, flags: Frontend::EXTERNAL });
     }
     let mut outside = |key, flags| {
         let flags = Frontend::EXTERNAL | flags;
         frontends.push(FrontendSpec { key, internal: Role::Cluster, external: external_role, flags });
     };
-    for ip in of_family(&service.external_ips) {
+    for ip in external_ips {
         outside(FrontendKey::new(addr(ip), number, port.proto), 0);
     }
-    let ranges = if service.source_ranges.is_empty() { 0 } else { Frontend::SOURCE_RANGES };
-    for ip in of_family(&service.load_balancer_ips) {
-        outside(FrontendKey::new(addr(ip), number, port.proto), ranges);
+    let (range_flags, source_ranges) = source_ranges(service, v4, &load_balancer_ips, node);
+    for ip in load_balancer_ips {
+        outside(FrontendKey::new(addr(ip), number, port.proto), range_flags);
     }
     if let Some(node_port) = port.node_port.map(Port::new) {
-        if primary {
-            outside(FrontendKey::node_port(node_port, port.proto), 0);
-        } else {
-            // The entry for every address serves the primary family; the other one is named address by address.
-            for ip in node.addresses.iter().filter(|ip| ip.is_ipv4() == v4) {
-                outside(FrontendKey::new(addr(*ip), node_port, port.proto), 0);
-            }
-        }
+        outside(FrontendKey::node_port(v4, node_port, port.proto), 0);
     }
     PortSpec {
         id: (port.name.clone(), port.proto, port.port, v4),
@@ -169,30 +154,77 @@ fn port_spec<'a>(
         local: uses_local.then_some(local),
         frontends,
         affinity: service.affinity,
-        source_ranges: service.source_ranges.iter().filter(|r| r.addr().is_ipv4() == v4).copied().collect(),
+        source_ranges,
     }
 }
 
-/// The cluster-wide set and that of this node.
-fn choose(endpoints: &[(&EndpointIn, u16)], node: &NodeFacts, uses_local: bool) -> (SetSpec, SetSpec) {
-    let is_local = |e: &EndpointIn| e.node.as_deref() == Some(node.name.as_str());
-    let key = |(e, port): &(&EndpointIn, u16)| BackendKey { addr: addr(e.address), port: Port::new(*port), local: is_local(e) };
-    // Ready ones, else those that still serve while they end (KEP-1669).
-    let ending = |e: &EndpointIn| e.serving && e.terminating;
+/// Who may use the load-balancer addresses of a family: flags of their frontends, and the ranges. Ranges of the
+/// other family alone close nothing. Where the node itself is allowed, so are packets it sends with the
+/// load balancer's address as their source, which is how some deliver to themselves.
+fn source_ranges(service: &ServiceIn, v4: bool, load_balancer_ips: &[IpAddr], node: &NodeFacts) -> (u32, Vec<IpNet>) {
+    let mut ranges: Vec<IpNet> = service.source_ranges.iter().filter(|r| r.addr().is_ipv4() == v4).copied().collect();
+    if ranges.is_empty() || load_balancer_ips.is_empty() {
+        return (0, Vec::new());
+    }
+    let mut flags = Frontend::SOURCE_RANGES;
+    if node.addresses.iter().any(|ip| ranges.iter().any(|r| r.contains(ip))) {
+        flags |= Frontend::FROM_NODE;
+        ranges.extend(load_balancer_ips.iter().map(|ip| IpNet::from(*ip)));
+    }
+    (flags, ranges)
+}
+
+/// An endpoint of one port.
+struct Candidate<'a> {
+    endpoint: &'a EndpointIn,
+    key: BackendKey,
+    /// Its object says that it runs on this node, which is what traffic policies ask.
+    here: bool,
+}
+
+/// The endpoints of a port in one family, each address and port once: slices may overlap while endpoints move
+/// between them. One that is known to be here wins, then one that is ready.
+fn endpoints<'a>(port: &ServicePortIn, v4: bool, slices: impl Iterator<Item = &'a SliceIn>, node: &NodeFacts) -> Vec<Candidate<'a>> {
+    let mut found: BTreeMap<(Addr, Port), Candidate<'a>> = BTreeMap::new();
+    for slice in slices {
+        let numbers = slice.ports.iter().filter(|(name, proto, _)| *name == port.name && *proto == port.proto);
+        for number in numbers.map(|(_, _, number)| Port::new(*number)) {
+            for endpoint in slice.endpoints.iter().filter(|e| e.address.is_ipv4() == v4) {
+                let here = endpoint.node.as_deref() == Some(node.name.as_str());
+                // The API server's endpoints name no node, yet their packets end on the one they run on.
+                let local = here || node.addresses.contains(&endpoint.address);
+                let key = BackendKey { addr: addr(endpoint.address), port: number, local };
+                let candidate = Candidate { endpoint, key, here };
+                let rank = |c: &Candidate| (c.here, c.endpoint.ready, c.endpoint.serving && c.endpoint.terminating);
+                match found.get(&(key.addr, key.port)) {
+                    Some(other) if rank(other) >= rank(&candidate) => {}
+                    _ => {
+                        found.insert((key.addr, key.port), candidate);
+                    }
+                }
+            }
+        }
+    }
+    found.into_values().collect()
+}
+
+/// The cluster-wide set and that of this node: ready endpoints, else those that still serve while they end.
+fn choose(endpoints: &[Candidate], node: &NodeFacts, uses_local: bool) -> (SetSpec, SetSpec) {
     let topology = topology(endpoints, node);
-    let pick = |of: &dyn Fn(&EndpointIn) -> bool, ready_if: &dyn Fn(&EndpointIn) -> bool| -> BTreeSet<BackendKey> {
-        let ready: BTreeSet<_> = endpoints.iter().filter(|(e, _)| e.ready && of(e) && ready_if(e)).map(key).collect();
+    let pick = |of: &dyn Fn(&Candidate) -> bool, ready_if: &dyn Fn(&Candidate) -> bool| -> BTreeSet<BackendKey> {
+        let ready: BTreeSet<_> = endpoints.iter().filter(|c| c.endpoint.ready && of(c) && ready_if(c)).map(|c| c.key).collect();
         if !ready.is_empty() {
             return ready;
         }
-        endpoints.iter().filter(|(e, _)| ending(e) && of(e)).map(key).collect()
+        let ending = |c: &&Candidate| c.endpoint.serving && c.endpoint.terminating && of(c);
+        endpoints.iter().filter(ending).map(|c| c.key).collect()
     };
-    let cluster = pick(&|_| true, &|e| topology.admits(e, node));
+    let cluster = pick(&|_| true, &|c| topology.admits(c.endpoint, node));
     if !uses_local {
         return (SetSpec { backends: cluster, drop_when_empty: false }, SetSpec::default());
     }
-    let local = pick(&is_local, &|_| true);
-    let any = !cluster.is_empty() || !local.is_empty();
+    let local = pick(&|c| c.here, &|_| true);
+    let any = !cluster.is_empty();
     (SetSpec { backends: cluster, drop_when_empty: false }, SetSpec { backends: local, drop_when_empty: any })
 }
 
@@ -214,8 +246,8 @@ impl Topology {
 }
 
 /// Hints count only when every ready endpoint has them and one is meant for this node.
-fn topology(endpoints: &[(&EndpointIn, u16)], node: &NodeFacts) -> Topology {
-    let ready = || endpoints.iter().map(|(e, _)| *e).filter(|e| e.ready);
+fn topology(endpoints: &[Candidate], node: &NodeFacts) -> Topology {
+    let ready = || endpoints.iter().map(|c| c.endpoint).filter(|e| e.ready);
     let (mut all_nodes, mut all_zones) = (ready().next().is_some(), node.zone.is_some());
     for e in ready() {
         all_nodes &= !e.for_nodes.is_empty();
@@ -230,21 +262,27 @@ fn topology(endpoints: &[(&EndpointIn, u16)], node: &NodeFacts) -> Topology {
     }
 }
 
-/// The `hostPort` of a local pod: a frontend with the pod as its only backend.
-pub fn host_port(port: &HostPortIn, pod_ips: &[IpAddr]) -> Option<PortSpec> {
-    let family = |ip: &&IpAddr| port.ip.is_none_or(|h| h.is_ipv4() == ip.is_ipv4());
-    let pod = pod_ips.iter().find(family)?;
-    let backend = BackendKey { addr: addr(*pod), port: Port::new(port.container_port), local: true };
-    let key = match port.ip {
-        Some(ip) => FrontendKey::new(addr(ip), Port::new(port.port), port.proto),
-        None => FrontendKey::node_port(Port::new(port.port), port.proto),
-    };
-    Some(PortSpec {
-        id: (port.ip.map(|ip| ip.to_string()).unwrap_or_default(), port.proto, port.port, pod.is_ipv4()),
-        cluster: SetSpec { backends: BTreeSet::from([backend]), drop_when_empty: false },
-        local: None,
-        frontends: vec![FrontendSpec { key, internal: Role::Cluster, external: Role::Cluster, flags: Frontend::EXTERNAL }],
-        affinity: None,
-        source_ranges: Vec::new(),
-    })
+/// The `hostPort` of a local pod: in each family a frontend with the pod as its only backend.
+pub fn host_port(port: &HostPortIn, pod_ips: &[IpAddr]) -> Vec<PortSpec> {
+    let mut specs = Vec::new();
+    for v4 in [true, false] {
+        let pod = pod_ips.iter().find(|ip| ip.is_ipv4() == v4);
+        let Some(pod) = pod.filter(|_| port.ip.is_none_or(|h| h.is_ipv4() == v4)) else {
+            continue;
+        };
+        let backend = BackendKey { addr: addr(*pod), port: Port::new(port.container_port), local: true };
+        let key = match port.ip {
+            Some(ip) => FrontendKey::new(addr(ip), Port::new(port.port), port.proto),
+            None => FrontendKey::node_port(v4, Port::new(port.port), port.proto),
+        };
+        specs.push(PortSpec {
+            id: (port.ip.map(|ip| ip.to_string()).unwrap_or_default(), port.proto, port.port, v4),
+            cluster: SetSpec { backends: BTreeSet::from([backend]), drop_when_empty: false },
+            local: None,
+            frontends: vec![FrontendSpec { key, internal: Role::Cluster, external: Role::Cluster, flags: Frontend::EXTERNAL }],
+            affinity: None,
+            source_ranges: Vec::new(),
+        });
+    }
+    specs
 }

@@ -56,8 +56,21 @@ pub fn port(number: i32) -> Option<u16> {
     u16::try_from(number).ok().filter(|p| *p != 0)
 }
 
+/// An address that can be another host's. What can not is refused by an API server's validation; should one
+/// come through all the same, it must not take loopback or every address of a node from their owners.
+fn unicast(text: &str) -> Option<IpAddr> {
+    let ip = text.parse::<IpAddr>().ok()?.to_canonical();
+    (!ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast()).then_some(ip)
+}
+
 fn ips(list: Option<&Vec<String>>) -> Vec<IpAddr> {
-    list.into_iter().flatten().filter_map(|ip| ip.parse().ok()).collect()
+    list.into_iter().flatten().filter_map(|ip| unicast(ip)).collect()
+}
+
+/// What a proxy is not meant to serve, by its labels (kube-proxy does not even ask the API for it).
+fn is_left_alone(labels: Option<&Labels>) -> bool {
+    const LABELS: [&str; 2] = ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"];
+    labels.is_some_and(|labels| LABELS.iter().any(|l| labels.contains_key(*l)))
 }
 
 /// A Service that has addresses of its own.
@@ -72,6 +85,8 @@ pub struct ServiceIn {
     pub affinity: Option<u32>,
     pub internal_local: bool,
     pub external_local: bool,
+    /// Where a load balancer asks whether this node has endpoints of the Service.
+    pub health_check: Option<u16>,
 }
 
 /// One port of it.
@@ -86,8 +101,7 @@ pub struct ServicePortIn {
 
 /// Reduces a Service; none for those a proxy leaves alone: headless, ExternalName, other proxies'.
 pub fn service(service: &Service) -> Option<ServiceIn> {
-    let labels = service.metadata.labels.as_ref();
-    if labels.is_some_and(|l| l.contains_key("service.kubernetes.io/service-proxy-name")) {
+    if is_left_alone(service.metadata.labels.as_ref()) {
         return None;
     }
     let spec = service.spec.as_ref()?;
@@ -95,7 +109,7 @@ pub fn service(service: &Service) -> Option<ServiceIn> {
     if kind == "ExternalName" {
         return None;
     }
-    let single = spec.cluster_ip.iter().filter_map(|ip| ip.parse().ok()).collect();
+    let single = spec.cluster_ip.iter().filter_map(|ip| unicast(ip)).collect();
     let cluster_ips = match ips(spec.cluster_ips.as_ref()) {
         list if list.is_empty() => single,
         list => list,
@@ -117,7 +131,7 @@ pub fn service(service: &Service) -> Option<ServiceIn> {
     // ipMode Proxy (KEP-1860): packets shall pass the load balancer, so its address is not taken here.
     let load_balancer_ips = ingress
         .filter(|i| kind == "LoadBalancer" && i.ip_mode.as_deref() != Some("Proxy"))
-        .filter_map(|i| i.ip.as_ref()?.parse().ok())
+        .filter_map(|i| unicast(i.ip.as_ref()?))
         .collect();
     let affinity = match spec.session_affinity.as_deref() {
         Some("ClientIP") => {
@@ -127,6 +141,7 @@ pub fn service(service: &Service) -> Option<ServiceIn> {
         }
         _ => None,
     };
+    let external_local = external && spec.external_traffic_policy.as_deref() == Some("Local");
     Some(ServiceIn {
         cluster_ips,
         external_ips: ips(spec.external_ips.as_ref()),
@@ -141,7 +156,8 @@ pub fn service(service: &Service) -> Option<ServiceIn> {
         ports: ports.collect(),
         affinity,
         internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
-        external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
+        external_local,
+        health_check: spec.health_check_node_port.filter(|_| kind == "LoadBalancer" && external_local).and_then(port),
     })
 }
 
@@ -167,10 +183,17 @@ pub struct EndpointIn {
     pub for_nodes: Vec<String>,
 }
 
-/// Reduces an EndpointSlice; none when it belongs to no Service or names hosts instead of addresses.
+/// Reduces an EndpointSlice; none when it belongs to no Service of ours or names hosts instead of addresses.
+/// Endpoints of another family than the slice says are left out.
 pub fn slice(slice: &EndpointSlice) -> Option<SliceIn> {
-    let name = slice.metadata.labels.as_ref()?.get("kubernetes.io/service-name")?;
-    if !matches!(slice.address_type.as_str(), "IPv4" | "IPv6") {
+    let labels = slice.metadata.labels.as_ref();
+    let name = labels?.get("kubernetes.io/service-name").filter(|n| !n.is_empty())?;
+    let v4 = match slice.address_type.as_str() {
+        "IPv4" => true,
+        "IPv6" => false,
+        _ => return None,
+    };
+    if is_left_alone(labels) {
         return None;
     }
     let ports = slice
@@ -180,14 +203,14 @@ pub fn slice(slice: &EndpointSlice) -> Option<SliceIn> {
         .filter_map(|p| Some((p.name.clone().unwrap_or_default(), protocol(p.protocol.as_deref())?, port(p.port?)?)));
     let endpoints = slice.endpoints.iter().flatten().filter_map(|e| {
         // Further addresses of an endpoint have no defined meaning; kube-proxy takes the first too.
-        let address = e.addresses.first()?.parse().ok()?;
+        let address = unicast(e.addresses.first()?).filter(|ip| ip.is_ipv4() == v4)?;
         let conditions = e.conditions.clone().unwrap_or_default();
         let ready = conditions.ready.unwrap_or(true);
         let hints = e.hints.clone().unwrap_or_default();
         Some(EndpointIn {
             address,
             ready,
-            serving: conditions.serving.unwrap_or(ready),
+            serving: conditions.serving.unwrap_or(true),
             terminating: conditions.terminating.unwrap_or(false),
             node: e.node_name.clone(),
             for_zones: hints.for_zones.into_iter().flatten().map(|z| z.name).collect(),
@@ -278,6 +301,8 @@ pub struct NodeIn {
     pub zone: Option<String>,
     pub pod_cidrs: Vec<IpNet>,
     pub addresses: BTreeSet<IpAddr>,
+    /// It is being deleted, or the cluster autoscaler is about to: load balancers shall leave it.
+    pub leaving: bool,
 }
 
 /// Reduces a Node.
@@ -288,7 +313,9 @@ pub fn node(node: &Node) -> NodeIn {
         pod_cidrs.extend(spec.and_then(|s| s.pod_cidr.as_ref()).and_then(|c| c.parse::<IpNet>().ok()));
     }
     let addresses = node.status.iter().flat_map(|s| s.addresses.iter().flatten());
+    let taints = spec.iter().flat_map(|s| s.taints.iter().flatten());
     NodeIn {
+        leaving: node.metadata.deletion_timestamp.is_some() || taints.clone().any(|t| t.key == "ToBeDeletedByClusterAutoscaler"),
         zone: node.metadata.labels.as_ref().and_then(|l| l.get("topology.kubernetes.io/zone").cloned()),
         pod_cidrs,
         addresses: addresses

@@ -157,8 +157,9 @@ impl Env for Kernel {
     fn uplink(&self, ifindex: u32) -> Option<Uplink> {
         self.0.uplinks.get(&ifindex).copied()
     }
-    fn is_source_allowed(&self, _: &SourceRangeKey) -> bool {
-        false
+    fn is_source_allowed(&self, key: &SourceRangeKey) -> bool {
+        let bytes = |k: &SourceRangeKey| [&k.service.to_be_bytes()[..], &k.addr.octets()].concat();
+        longest(&self.0.source_ranges, bytes, &bytes(key)).is_some()
     }
     fn keeps_pod_source(&self, _: &Addr) -> bool {
         false

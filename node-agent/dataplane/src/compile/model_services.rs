@@ -1,98 +1,237 @@
-//! Services against the obvious model: which endpoints each frontend leads to, at the end and at every write.
+//! Services against the rules as they are documented, one after the other: what a client gets that asks for an
+//! address, at the end, and whether every reader in between finds whole sets.
+
+mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use proptest::prelude::*;
-use xebec_ebpf_abi::{Addr, Frontend, FrontendKey, Port, proto};
+use xebec_ebpf_abi::{Addr, BackendSet, Frontend, Port, SourceRangeKey, proto};
+use xebec_ebpf_logic::service as logic;
 
 use super::expand::{NodeFacts, addr};
-use super::input::{EndpointIn, Key, ServiceIn, ServicePortIn, SliceIn};
+use super::input::{self, Key};
 use super::model::Kernel;
 use super::state::{Op, State};
+use world::{Endpoint, NODE, NODE_IPS, PORTS, Service, Slice, World, ZONE, endpoint_ip, node_port};
 
-const NODE: &str = "here";
-
-#[derive(Clone, Debug)]
-enum Step {
-    Service(u8, Option<ServiceIn>),
-    Slice(u8, u8, Option<Vec<EndpointIn>>),
-    Restart,
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Client {
+    Node,
+    Pod(IpAddr),
+    Outside(IpAddr),
 }
 
-fn service_in(n: u8) -> impl Strategy<Value = ServiceIn> {
-    (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()).prop_map(move |(np, ext, int_local, ext_local, sticky)| {
-        ServiceIn {
-            cluster_ips: vec![IpAddr::from([10, 96, 0, n])],
-            // Two Services may want the same external address.
-            external_ips: if ext { vec![IpAddr::from([203, 0, 113, 1])] } else { Vec::new() },
-            load_balancer_ips: Vec::new(),
-            source_ranges: Vec::new(),
-            ports: vec![ServicePortIn { name: String::new(), proto: proto::TCP, port: 80, node_port: np.then_some(30000 + u16::from(n)) }],
-            affinity: sticky.then_some(600),
-            internal_local: int_local,
-            external_local: ext_local,
+/// What it gets.
+#[derive(Clone, Debug, PartialEq)]
+enum Answer {
+    /// The address is no Service's.
+    None,
+    /// Not in the source ranges.
+    Forbidden,
+    /// Nobody is there.
+    Refused,
+    /// There is somebody, but the policy keeps the client from them.
+    Silence,
+    /// One of these, with the seconds a client stays.
+    OneOf(BTreeSet<(Addr, u16)>, Option<u32>),
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+/// Which kind of address of a Service was asked for.
+#[derive(Clone, Copy, PartialEq)]
+enum Via {
+    ClusterIp,
+    ExternalIp,
+    LoadBalancer,
+    NodePort,
+}
+
+/// Rule 1: who has the address. Of several Services the first by name.
+fn owner(world: &World, client: Client, dst: IpAddr, port: u16, protocol: u8) -> Option<(&Service, usize, Via)> {
+    let of_protocol = |p: &(&str, &str, u16)| if p.1 == "TCP" { protocol == proto::TCP } else { protocol == proto::UDP };
+    for s in world.services.values() {
+        // Nothing of a Service without addresses, of another proxy's, or in a family it does not have.
+        let has_family = if dst.is_ipv4() { s.families.0 } else { s.families.1 };
+        if s.kind == "ExternalName" || s.other_proxy || !has_family {
+            continue;
         }
-    })
-}
-
-fn endpoint_in() -> impl Strategy<Value = EndpointIn> {
-    (1u8..6, any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(n, ready, serving, terminating, local)| EndpointIn {
-        address: IpAddr::from([10, 244, 0, n]),
-        ready: ready && !terminating,
-        serving: serving || (ready && !terminating),
-        terminating,
-        // Where an endpoint is belongs to its address.
-        node: Some(if n % 2 == 0 || (local && n == 5) { NODE } else { "there" }.into()),
-        for_zones: Vec::new(),
-        for_nodes: Vec::new(),
-    })
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    let service = (0u8..3).prop_flat_map(|n| proptest::option::weighted(0.8, service_in(n)).prop_map(move |s| Step::Service(n, s)));
-    let slice = (0u8..3, 0u8..2, proptest::option::weighted(0.8, proptest::collection::vec(endpoint_in(), 0..4)))
-        .prop_map(|(service, slice, endpoints)| Step::Slice(service, slice, endpoints));
-    prop_oneof![4 => service, 6 => slice, 1 => Just(Step::Restart)]
-}
-
-fn name(n: u8) -> Key {
-    Key::new("ns", &format!("s{n}"))
-}
-
-fn feed(state: &mut State, services: &BTreeMap<u8, ServiceIn>, slices: &BTreeMap<(u8, u8), Vec<EndpointIn>>) {
-    state.set_node(node());
-    for n in 0..3 {
-        state.services.set_service(name(n), services.get(&n).cloned());
-        for s in 0..2 {
-            let slice = slices.get(&(n, s)).map(|endpoints| SliceIn {
-                service: name(n),
-                ports: vec![(String::new(), proto::TCP, 8080)],
-                endpoints: endpoints.clone(),
-            });
-            state.services.set_slice(Key::new("ns", &format!("s{n}-{s}")), slice);
+        for (i, p) in PORTS.iter().enumerate().filter(|(_, p)| of_protocol(p)) {
+            let vips = s.kind == "LoadBalancer" && s.ingress == Some(true);
+            if port == p.2 && s.cluster_ips().contains(&dst) {
+                return Some((s, i, Via::ClusterIp));
+            } else if port == p.2 && s.externals().contains(&dst) {
+                return Some((s, i, Via::ExternalIp));
+            } else if port == p.2 && vips && s.balancers().contains(&dst) {
+                return Some((s, i, Via::LoadBalancer));
+            }
+            let own = NODE_IPS.map(ip).contains(&dst) || (dst.is_loopback() && client == Client::Node);
+            if s.node_ports && port == node_port(s.n, i) && own {
+                return Some((s, i, Via::NodePort));
+            }
         }
+    }
+    None
+}
+
+/// Rule 2: source ranges close load-balancer addresses, family by family, also to pods and the node.
+fn admitted(s: &Service, client: Client, v4: bool) -> bool {
+    let ranges: Vec<IpNet> = s.ranges.iter().map(|r| r.trim().parse().expect("a range")).collect();
+    let ranges: Vec<&IpNet> = ranges.iter().filter(|r| r.addr().is_ipv4() == v4).collect();
+    let source = match client {
+        Client::Node => ip(NODE_IPS[usize::from(!v4)]),
+        Client::Pod(ip) | Client::Outside(ip) => ip,
+    };
+    ranges.is_empty() || ranges.iter().any(|r| r.contains(&source))
+}
+
+fn ready(e: &Endpoint) -> bool {
+    e.ready.unwrap_or(true)
+}
+
+fn ending(e: &Endpoint) -> bool {
+    e.serving.unwrap_or(true) && e.terminating.unwrap_or(false)
+}
+
+fn here(e: &Endpoint) -> bool {
+    e.node == Some(NODE)
+}
+
+/// Rule 3: the endpoints of a port in a family, each once. One of this node wins, then one that is ready, then
+/// one that still serves.
+fn endpoints(world: &World, service: u8, port: usize, v4: bool) -> BTreeMap<(Addr, u16), Endpoint> {
+    let mut found: BTreeMap<(Addr, u16), Endpoint> = BTreeMap::new();
+    for slice in world.slices.range((service, 0)..=(service, u8::MAX)).map(|(_, s)| s) {
+        let Some(number) = slice.numbers[port].filter(|_| slice.v4 == v4 && !slice.wrong_family) else {
+            continue;
+        };
+        for e in &slice.endpoints {
+            let rank = |e: &Endpoint| (here(e), ready(e), ending(e));
+            let known = found.entry((addr(endpoint_ip(e.n, v4)), number)).or_insert_with(|| e.clone());
+            if rank(e) > rank(known) {
+                *known = e.clone();
+            }
+        }
+    }
+    found
+}
+
+/// Rule 4: hints count if every ready endpoint has one and one is for this node, node hints before zone hints.
+fn hinted(all: &[&Endpoint], e: &Endpoint) -> bool {
+    let ready: Vec<_> = all.iter().filter(|e| ready(e)).collect();
+    let for_node = |e: &Endpoint| e.nodes.contains(&NODE);
+    let for_zone = |e: &Endpoint| e.zones.contains(&ZONE);
+    if ready.iter().all(|e| !e.nodes.is_empty()) && ready.iter().any(|e| for_node(e)) {
+        return for_node(e);
+    }
+    if ready.iter().all(|e| !e.zones.is_empty()) && ready.iter().any(|e| for_zone(e)) {
+        return for_zone(e);
+    }
+    true
+}
+
+/// The rules in their order.
+fn expected(world: &World, client: Client, dst: IpAddr, port: u16, protocol: u8) -> Answer {
+    let Some((service, index, via)) = owner(world, client, dst, port, protocol) else {
+        return Answer::None;
+    };
+    if via == Via::LoadBalancer && !admitted(service, client, dst.is_ipv4()) {
+        return Answer::Forbidden;
+    }
+    // Rule 5: ClusterIPs follow the internal policy. Every other address follows the external one for clients
+    // from outside, and leads everywhere for those inside.
+    let local = match (via, client) {
+        (Via::ClusterIp, _) => service.internal_local,
+        (_, Client::Outside(_)) => service.external_local && matches!(service.kind, "NodePort" | "LoadBalancer"),
+        (_, Client::Node | Client::Pod(_)) => false,
+    };
+    let endpoints = endpoints(world, service.n, index, dst.is_ipv4());
+    let all: Vec<&Endpoint> = endpoints.values().collect();
+    let pick = |keep: &dyn Fn(&Endpoint) -> bool| -> BTreeSet<(Addr, u16)> {
+        endpoints.iter().filter(|(_, e)| keep(e)).map(|(k, _)| *k).collect()
+    };
+    // Rule 6: the ready ones, else those that serve while they end.
+    let sets = match local {
+        true => [pick(&|e| here(e) && ready(e)), pick(&|e| here(e) && ending(e))],
+        false => [pick(&|e| ready(e) && hinted(&all, e)), pick(&ending)],
+    };
+    match sets.into_iter().find(|set| !set.is_empty()) {
+        Some(set) => Answer::OneOf(set, service.affinity),
+        // Rule 7: silence only where somebody else has endpoints.
+        None if all.iter().any(|e| ready(e) || ending(e)) => Answer::Silence,
+        None => Answer::Refused,
     }
 }
 
-fn node() -> NodeFacts {
-    NodeFacts { name: NODE.into(), zone: None, addresses: BTreeSet::from([IpAddr::from([192, 0, 2, 1])]) }
-}
-
-/// What kube-proxy's rules say: ready endpoints, else those that serve while terminating.
-fn expected(endpoints: &[&EndpointIn], local: bool) -> BTreeSet<Addr> {
-    let here: Vec<_> = endpoints.iter().filter(|e| !local || e.node.as_deref() == Some(NODE)).collect();
-    let ready: BTreeSet<Addr> = here.iter().filter(|e| e.ready).map(|e| addr(e.address)).collect();
-    if !ready.is_empty() {
-        return ready;
+/// What the programs read from the maps.
+fn actual(kernel: &Kernel, client: Client, dst: IpAddr, port: u16, protocol: u8) -> Answer {
+    let Some(frontend) = logic::find(kernel, addr(dst), Port::new(port), protocol, client == Client::Node) else {
+        return Answer::None;
+    };
+    let admitted = match client {
+        Client::Node => frontend.flags & (Frontend::SOURCE_RANGES | Frontend::FROM_NODE) != Frontend::SOURCE_RANGES,
+        Client::Pod(ip) | Client::Outside(ip) => logic::admits(kernel, &frontend, &addr(ip)),
+    };
+    if !admitted {
+        return Answer::Forbidden;
     }
-    here.iter().filter(|e| e.serving && e.terminating).map(|e| addr(e.address)).collect()
-}
-
-fn backends(kernel: &Kernel, set: u32) -> BTreeSet<Addr> {
+    let set = match client {
+        Client::Outside(_) if frontend.flags & Frontend::EXTERNAL == 0 => return Answer::None,
+        Client::Outside(_) => frontend.external,
+        Client::Node | Client::Pod(_) => frontend.internal,
+    };
     let set = &kernel.0.sets[&set];
-    assert_eq!(set.header.map(|h| h.count as usize), Some(set.slots.len()));
-    set.slots.values().map(|id| kernel.0.backends[id].addr).collect()
+    let header = set.header.expect("a header");
+    assert_eq!(header.count as usize, set.slots.len());
+    let backends: BTreeSet<(Addr, u16)> = set.slots.values().map(|id| kernel.0.backends[id]).map(|b| (b.addr, b.port.get())).collect();
+    if backends.is_empty() {
+        return if header.flags & BackendSet::DROP_WHEN_EMPTY != 0 { Answer::Silence } else { Answer::Refused };
+    }
+    let sticky = frontend.flags & Frontend::AFFINITY != 0;
+    if sticky {
+        assert_eq!(set.members.keys().collect::<BTreeSet<_>>(), set.slots.values().collect::<BTreeSet<_>>());
+    }
+    Answer::OneOf(backends, sticky.then_some(frontend.affinity_timeout))
+}
+
+fn check(kernel: &Kernel, world: &World) {
+    let mut addresses: BTreeSet<IpAddr> = NODE_IPS.map(ip).into();
+    addresses.extend(["127.0.0.1", "::1", "192.0.2.99"].map(ip));
+    let mut ports: BTreeSet<u16> = BTreeSet::from([80, 53, 81]);
+    for s in world.services.values() {
+        addresses.extend(s.cluster_ips().into_iter().chain(s.externals()).chain(s.balancers()));
+        ports.extend((0..PORTS.len()).map(|i| node_port(s.n, i)));
+    }
+    for dst in addresses {
+        let v4 = dst.is_ipv4();
+        let of = |v4_ip: &str, v6_ip: &str| ip(if v4 { v4_ip } else { v6_ip });
+        let clients = [
+            Client::Node,
+            Client::Pod(of("10.244.0.200", "fd00:244::200")),
+            Client::Outside(of("172.16.0.9", "2001:db8:0:7::9")),
+            Client::Outside(of("198.18.0.9", "2001:db8:f::9")),
+        ];
+        for port in &ports {
+            for (client, protocol) in clients.iter().flat_map(|c| [(*c, proto::TCP), (*c, proto::UDP)]) {
+                let want = expected(world, client, dst, *port, protocol);
+                assert_eq!(actual(kernel, client, dst, *port, protocol), want, "{client:?} asks for {dst} port {port} protocol {protocol}");
+            }
+        }
+    }
+    // A backend is called local exactly if its packets end here.
+    let own: BTreeSet<Addr> = NODE_IPS.map(|a| addr(ip(a))).into();
+    let backends = kernel.0.backends.values();
+    assert!(backends.filter(|b| own.contains(&b.addr)).all(|b| b.flags & xebec_ebpf_abi::Backend::LOCAL != 0));
+    let used: BTreeSet<u32> = kernel.0.frontends.values().flat_map(|f| [f.internal, f.external]).collect();
+    assert!(kernel.0.sets.len() <= used.len() + world.services.len() * PORTS.len() * 4, "sets do not pile up");
+    let referred: BTreeSet<u32> = kernel.0.sets.values().flat_map(|s| s.slots.values().copied()).collect();
+    assert_eq!(kernel.0.backends.keys().copied().collect::<BTreeSet<_>>(), referred, "no backend without a set");
 }
 
 /// No reader, however timed, finds a frontend without its set, or a slot below the count without its backend.
@@ -105,90 +244,218 @@ fn consistent(kernel: &Kernel) {
                 assert!(kernel.0.backends.contains_key(backend), "a slot's backend is there");
             }
         }
+        if frontend.flags & Frontend::SOURCE_RANGES != 0 {
+            assert!(kernel.0.source_ranges.keys().any(|(_, k): &(u32, SourceRangeKey)| k.service == frontend.service));
+        }
     }
 }
 
-fn check(kernel: &Kernel, services: &BTreeMap<u8, ServiceIn>, slices: &BTreeMap<(u8, u8), Vec<EndpointIn>>) {
-    let mut frontends = 0;
-    let mut external_taken = false;
-    for (n, service) in services {
-        let endpoints: Vec<&EndpointIn> = slices.range((*n, 0)..=(*n, 1)).flat_map(|(_, e)| e).collect();
-        let (cluster, local) = (expected(&endpoints, false), expected(&endpoints, true));
-        let of = |is_local: bool| if is_local { &local } else { &cluster };
-        let mut keys = vec![(
-            FrontendKey::new(addr(service.cluster_ips[0]), Port::new(80), proto::TCP),
-            service.internal_local,
-            service.internal_local,
-        )];
-        if let Some(port) = service.ports[0].node_port {
-            keys.push((FrontendKey::node_port(Port::new(port), proto::TCP), false, service.external_local));
-        }
-        // The first Service in order has an address that several want.
-        if !service.external_ips.is_empty() && !external_taken {
-            external_taken = true;
-            keys.push((FrontendKey::new(addr(service.external_ips[0]), Port::new(80), proto::TCP), false, service.external_local));
-        }
-        for (key, internal_local, external_local) in keys {
-            let frontend = kernel.0.frontends.get(&key).unwrap_or_else(|| panic!("{key:?} is missing"));
-            assert_eq!(&backends(kernel, frontend.internal), of(internal_local), "{key:?} inside");
-            assert_eq!(&backends(kernel, frontend.external), of(external_local), "{key:?} outside");
-            assert_eq!(frontend.flags & Frontend::AFFINITY != 0, service.affinity.is_some());
-            let external = kernel.0.sets[&frontend.external].header.expect("a header").flags;
-            assert_eq!(
-                external != 0,
-                external_local && !(cluster.is_empty() && local.is_empty()),
-                "dropped, not refused, where others have endpoints"
-            );
-            if service.affinity.is_some() {
-                let set = &kernel.0.sets[&frontend.internal];
-                assert_eq!(set.members.keys().collect::<BTreeSet<_>>(), set.slots.values().collect::<BTreeSet<_>>());
-            }
-            frontends += 1;
+fn feed(state: &mut State, world: &World) {
+    state.set_node(NodeFacts { name: NODE.into(), zone: Some(ZONE.into()), addresses: NODE_IPS.map(ip).into() });
+    for n in 0..3 {
+        let service = world.services.get(&n).map(|s| serde_json::from_value(s.object()).expect("a Service"));
+        state.services.set_service(Key::new("ns", &format!("s{n}")), service.and_then(|s| input::service(&s)));
+        for i in 0..3 {
+            let slice = world.slices.get(&(n, i)).map(|s| serde_json::from_value(s.object(n, i)).expect("an EndpointSlice"));
+            state.services.set_slice(Key::new("ns", &format!("s{n}-{i}")), slice.and_then(|s| input::slice(&s)));
         }
     }
-    assert_eq!(kernel.0.frontends.len(), frontends, "nothing else is served");
-    let used: BTreeSet<u32> = kernel.0.frontends.values().flat_map(|f| [f.internal, f.external]).collect();
-    assert!(kernel.0.sets.len() <= used.len() + services.len() * 2);
-    let referred: BTreeSet<u32> = kernel.0.sets.values().flat_map(|s| s.slots.values().copied()).collect();
-    assert_eq!(kernel.0.backends.keys().copied().collect::<BTreeSet<_>>(), referred, "no backend without a set");
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Service(u8, Option<Service>),
+    Slice(u8, u8, Option<Slice>),
+    Restart,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let service = (0u8..3).prop_flat_map(|n| proptest::option::weighted(0.9, world::service(n)).prop_map(move |s| Step::Service(n, s)));
+    let slice = (0u8..3, 0u8..3, proptest::option::weighted(0.9, world::slice())).prop_map(|(n, i, slice)| Step::Slice(n, i, slice));
+    prop_oneof![4 => service, 6 => slice, 1 => Just(Step::Restart)]
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
     #[test]
-    fn frontends_lead_where_the_api_says(steps in proptest::collection::vec(step(), 1..25)) {
-        let (mut services, mut slices) = (BTreeMap::new(), BTreeMap::new());
-        let mut kernel = Kernel::default();
-        let mut state = State::new(NODE);
-        feed(&mut state, &services, &slices);
+    fn clients_get_what_the_api_says(steps in proptest::collection::vec(step(), 1..25)) {
+        let (mut world, mut kernel, mut state) = (World::default(), Kernel::default(), State::new(NODE));
+        feed(&mut state, &world);
         kernel.follow(&mut state, consistent);
         for step in steps {
             let restart = matches!(step, Step::Restart);
             match step {
-                Step::Service(n, Some(service)) => { services.insert(n, service); }
-                Step::Service(n, None) => { services.remove(&n); }
-                Step::Slice(n, s, Some(endpoints)) => { slices.insert((n, s), endpoints); }
-                Step::Slice(n, s, None) => { slices.remove(&(n, s)); }
+                Step::Service(n, Some(service)) => { world.services.insert(n, service); }
+                Step::Service(n, None) => { world.services.remove(&n); }
+                Step::Slice(n, i, Some(slice)) => { world.slices.insert((n, i), slice); }
+                Step::Slice(n, i, None) => { world.slices.remove(&(n, i)); }
                 Step::Restart => {
                     state = State::new(NODE);
                     state.load(kernel.contents());
                 }
             }
-            feed(&mut state, &services, &slices);
+            feed(&mut state, &world);
             let ops = kernel.follow(&mut state, consistent);
             if restart {
-                // Sets of frontends that another Service has may get other numbers: nothing reads them.
-                let read: BTreeSet<u32> = kernel.0.frontends.values().flat_map(|f| [f.internal, f.external]).collect();
+                // Sets and ranges of frontends that another Service has may get other numbers: nothing reads them.
+                let frontends = kernel.0.frontends.values();
+                let read: BTreeSet<u32> = frontends.clone().flat_map(|f| [f.internal, f.external]).collect();
+                let services: BTreeSet<u32> = frontends.map(|f| f.service).collect();
                 let unread = |op: &Op| match op {
                     Op::Set(set, _) => !read.contains(set),
                     Op::Slot(key, _) => !read.contains(&key.set),
                     Op::Member(key, _) => !read.contains(&key.set),
+                    Op::SourceRange((_, key), _) => !services.contains(&key.service),
                     _ => false,
                 };
                 prop_assert!(ops.iter().all(unread), "a restart changes nothing: {:?}", ops);
             }
-            check(&kernel, &services, &slices);
+            check(&kernel, &world);
             prop_assert_eq!(state.plan(), vec![], "one round is enough");
         }
     }
+}
+
+/// Every combination of conditions of an endpoint here and one elsewhere, present or not, under every policy.
+#[test]
+fn conditions_as_a_truth_table() {
+    // 8 is no endpoint at all.
+    let conditions = |bits: u8| (bits < 8).then_some([bits & 1 != 0, bits & 2 != 0, bits & 4 != 0]);
+    for case in 0..4 * 9 * 9u16 {
+        let (policies, a, b) = (case / 81, conditions((case / 9 % 9) as u8), conditions((case % 9) as u8));
+        let endpoint = |n, node, c: Option<[bool; 3]>| {
+            c.map(|[ready, serving, terminating]| Endpoint {
+                n,
+                ready: Some(ready),
+                serving: Some(serving),
+                terminating: Some(terminating),
+                node: Some(node),
+                zones: Vec::new(),
+                nodes: Vec::new(),
+            })
+        };
+        let endpoints: Vec<Endpoint> = endpoint(1, NODE, a).into_iter().chain(endpoint(2, "there", b)).collect();
+        let service = Service {
+            n: 0,
+            kind: "LoadBalancer",
+            families: (true, false),
+            node_ports: true,
+            external_ips: true,
+            ingress: Some(true),
+            ranges: Vec::new(),
+            affinity: None,
+            internal_local: policies & 1 != 0,
+            external_local: policies & 2 != 0,
+            other_proxy: false,
+        };
+        let slice = Slice { v4: true, numbers: [Some(8080), Some(5353)], endpoints, wrong_family: false };
+        let world = World { services: [(0, service)].into(), slices: [((0, 0), slice)].into() };
+        let (mut kernel, mut state) = (Kernel::default(), State::new(NODE));
+        feed(&mut state, &world);
+        kernel.follow(&mut state, consistent);
+        check(&kernel, &world);
+    }
+}
+
+/// Some rows of the table as a person reads them, so that the rules above are not only held to themselves.
+#[test]
+fn conditions_by_hand() {
+    const R: [bool; 3] = [true, true, false];
+    const DRAINS: [bool; 3] = [false, true, true];
+    const GONE: [bool; 3] = [false, false, true];
+    const STARTS: [bool; 3] = [false, false, false];
+    let one = |n: u8| Answer::OneOf(BTreeSet::from([(addr(endpoint_ip(n, true)), 8080)]), None);
+    let both = || Answer::OneOf([1, 2].map(|n| (addr(endpoint_ip(n, true)), 8080)).into(), None);
+    // Conditions here, conditions elsewhere: what a ClusterIP gives inside, what a Local NodePort gives outside.
+    let rows = [
+        (R, R, both(), one(1)),
+        (DRAINS, R, one(2), one(1)),
+        (GONE, R, one(2), Answer::Silence),
+        (STARTS, R, one(2), Answer::Silence),
+        (DRAINS, DRAINS, both(), one(1)),
+        (GONE, DRAINS, one(2), Answer::Silence),
+        (R, DRAINS, one(1), one(1)),
+        (STARTS, GONE, Answer::Refused, Answer::Refused),
+    ];
+    for (a, b, inside, outside) in rows {
+        let endpoint = |n, node, [ready, serving, terminating]: [bool; 3]| {
+            serde_json::json!({"addresses": [endpoint_ip(n, true)], "nodeName": node,
+                "conditions": {"ready": ready, "serving": serving, "terminating": terminating}})
+        };
+        let (mut kernel, mut state) = (Kernel::default(), State::new(NODE));
+        feed(&mut state, &World::default());
+        let service = serde_json::from_value(serde_json::json!({"metadata": {"namespace": "ns", "name": "s"}, "spec": {
+            "type": "NodePort", "clusterIP": "10.96.0.1", "externalTrafficPolicy": "Local",
+            "ports": [{"port": 80, "nodePort": 30000}]}}));
+        let slice = serde_json::from_value(serde_json::json!({
+            "metadata": {"namespace": "ns", "name": "s-1", "labels": {"kubernetes.io/service-name": "s"}}, "addressType": "IPv4",
+            "ports": [{"name": "", "port": 8080}], "endpoints": [endpoint(1, NODE, a), endpoint(2, "there", b)]}));
+        state.services.set_service(Key::new("ns", "s"), input::service(&service.expect("a Service")));
+        state.services.set_slice(Key::new("ns", "s-1"), input::slice(&slice.expect("an EndpointSlice")));
+        kernel.follow(&mut state, consistent);
+        let pod = Client::Pod(ip("10.244.0.200"));
+        let client = Client::Outside(ip("198.18.0.9"));
+        assert_eq!(actual(&kernel, pod, ip("10.96.0.1"), 80, proto::TCP), inside, "{a:?} here, {b:?} elsewhere");
+        assert_eq!(actual(&kernel, client, ip(NODE_IPS[0]), 30000, proto::TCP), outside, "{a:?} here, {b:?} elsewhere");
+    }
+}
+
+/// What a load balancer counts is ready endpoints of this node, each address once, and only where it may ask.
+#[test]
+fn health_checks_count_ready_endpoints_of_this_node() {
+    let count = |policy: &str, kind: &str, endpoints: serde_json::Value| {
+        let mut state = State::new(NODE);
+        feed(&mut state, &World::default());
+        let service = serde_json::json!({"metadata": {"namespace": "ns", "name": "s"}, "spec": {
+            "type": kind, "clusterIP": "10.96.0.1", "externalTrafficPolicy": policy, "healthCheckNodePort": 31000,
+            "ports": [{"name": "a", "port": 80}, {"name": "b", "port": 81}]}});
+        let slice = serde_json::json!({
+            "metadata": {"namespace": "ns", "name": "s-1", "labels": {"kubernetes.io/service-name": "s"}}, "addressType": "IPv4",
+            "ports": [{"name": "a", "port": 8080}, {"name": "b", "port": 8081}], "endpoints": endpoints});
+        let service = serde_json::from_value(service).expect("a Service");
+        state.services.set_service(Key::new("ns", "s"), input::service(&service));
+        state.services.set_slice(Key::new("ns", "s-1"), input::slice(&serde_json::from_value(slice).expect("an EndpointSlice")));
+        state.services.health_checks().iter().map(|h| (h.port, h.local_endpoints)).collect::<Vec<_>>()
+    };
+    let endpoint = |n: u8, node: &str, ready: bool, terminating: bool| {
+        serde_json::json!({"addresses": [format!("10.244.0.{n}")], "nodeName": node,
+            "conditions": {"ready": ready, "serving": true, "terminating": terminating}})
+    };
+    let some = serde_json::json!([
+        endpoint(1, NODE, true, false),
+        endpoint(1, NODE, true, false),
+        endpoint(2, NODE, true, false),
+        endpoint(3, "there", true, false),
+        endpoint(4, NODE, false, true),
+    ]);
+    assert_eq!(count("Local", "LoadBalancer", some.clone()), [(31000, 2)]);
+    assert_eq!(count("Local", "LoadBalancer", serde_json::json!([endpoint(4, NODE, false, true)])), [(31000, 0)]);
+    assert_eq!(count("Cluster", "LoadBalancer", some.clone()), []);
+    assert_eq!(count("Local", "NodePort", some), []);
+}
+
+/// Two sandboxes of pods of one name: the port is the newest one's, and goes back when that ends.
+#[test]
+fn a_host_port_belongs_to_the_last_live_sandbox() {
+    let (mut kernel, mut state) = (Kernel::default(), State::new(NODE));
+    feed(&mut state, &World::default());
+    let ports = vec![input::HostPortIn { ip: None, port: 8088, container_port: 80, proto: proto::TCP }];
+    let mut owner_is = |state: &mut State, want: Option<u8>| {
+        kernel.follow(state, consistent);
+        let answer = actual(&kernel, Client::Outside(ip("198.18.0.9")), ip(NODE_IPS[0]), 8088, proto::TCP);
+        let want = want.map_or(Answer::None, |n| Answer::OneOf(BTreeSet::from([(addr(endpoint_ip(n, true)), 80)]), None));
+        assert_eq!(answer, want);
+    };
+    let ip_of = |n| vec![endpoint_ip(n, true), endpoint_ip(n, false)];
+    state.services.set_host_ports(7, ports.clone(), ip_of(1));
+    owner_is(&mut state, Some(1));
+    state.services.set_host_ports(8, ports.clone(), ip_of(2));
+    owner_is(&mut state, Some(2));
+    state.services.set_host_ports(7, Vec::new(), Vec::new());
+    owner_is(&mut state, Some(2));
+    state.services.set_host_ports(9, ports, ip_of(3));
+    state.services.set_host_ports(9, Vec::new(), Vec::new());
+    owner_is(&mut state, Some(2));
+    state.services.set_host_ports(8, Vec::new(), Vec::new());
+    owner_is(&mut state, None);
 }

@@ -1,13 +1,15 @@
 //! Services to map entries: gives out numbers, keeps what each Service wants, recompiles only what changed.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use xebec_ebpf_abi::{Backend, BackendSet, Frontend, FrontendKey, SourceRangeKey};
 
 use super::expand::{self, BackendKey, NodeFacts, PortSpec, Role, SetSpec};
-use super::input::{HostPortIn, Key, ServiceIn, SliceIn};
+use super::input::{EndpointIn, HostPortIn, Key, ServiceIn, SliceIn};
 use super::sets::Set;
+use crate::HealthCheck;
 use crate::table::Table;
 
 /// Who wants a frontend. The order decides who gets an address that two want.
@@ -15,8 +17,9 @@ use crate::table::Table;
 pub enum Owner {
     /// A Service.
     Service(Key),
-    /// A local pod with host ports.
-    Pod(Key),
+    /// A local sandbox with host ports, by the number of its endpoint. Numbers rise: the sandbox that was made
+    /// last has the port, and one that is gone leaves it to whoever is left.
+    Sandbox(Reverse<u32>),
 }
 
 /// The maps of Services.
@@ -54,9 +57,11 @@ type PortId = (String, u8, u16, bool);
 pub struct Services {
     node: NodeFacts,
     services: BTreeMap<Key, ServiceIn>,
+    /// Those with a health check port.
+    checked: BTreeSet<Key>,
     slices: BTreeMap<Key, SliceIn>,
     slices_of: BTreeMap<Key, BTreeSet<Key>>,
-    host_ports: BTreeMap<Key, (Vec<HostPortIn>, Vec<IpAddr>)>,
+    host_ports: BTreeMap<u32, (Vec<HostPortIn>, Vec<IpAddr>)>,
     dirty: BTreeSet<Owner>,
     installed: BTreeMap<Owner, BTreeMap<PortId, Installed>>,
     claims: BTreeMap<FrontendKey, BTreeMap<Owner, Frontend>>,
@@ -109,6 +114,11 @@ impl Services {
 
     /// A Service was added, changed, or (none) removed.
     pub fn set_service(&mut self, key: Key, service: Option<ServiceIn>) {
+        if service.as_ref().is_some_and(|s| s.health_check.is_some()) {
+            self.checked.insert(key.clone());
+        } else {
+            self.checked.remove(&key);
+        }
         let changed = match service {
             Some(service) => {
                 self.services.get(&key) != Some(&service) && {
@@ -144,17 +154,17 @@ impl Services {
         }
     }
 
-    /// A local pod's host ports and addresses; empty ones remove it.
-    pub fn set_host_ports(&mut self, pod: Key, ports: Vec<HostPortIn>, ips: Vec<IpAddr>) {
+    /// A local sandbox's host ports and addresses; empty ones remove it.
+    pub fn set_host_ports(&mut self, endpoint: u32, ports: Vec<HostPortIn>, ips: Vec<IpAddr>) {
         let value = (!ports.is_empty() && !ips.is_empty()).then_some((ports, ips));
-        if self.host_ports.get(&pod) == value.as_ref() {
+        if self.host_ports.get(&endpoint) == value.as_ref() {
             return;
         }
         match value {
-            Some(value) => self.host_ports.insert(pod.clone(), value),
-            None => self.host_ports.remove(&pod),
+            Some(value) => self.host_ports.insert(endpoint, value),
+            None => self.host_ports.remove(&endpoint),
         };
-        self.dirty.insert(Owner::Pod(pod));
+        self.dirty.insert(Owner::Sandbox(Reverse(endpoint)));
     }
 
     /// Names of the Services, for a full replacement.
@@ -165,6 +175,20 @@ impl Services {
     /// Names of the EndpointSlices, for a full replacement.
     pub fn slice_keys(&self) -> Vec<Key> {
         self.slices.keys().cloned().collect()
+    }
+
+    /// Services with a health check port, and how many ready endpoints they have on this node.
+    pub fn health_checks(&self) -> Vec<HealthCheck> {
+        let checked = self.checked.iter().filter_map(|key| Some((key, self.services.get(key)?.health_check?)));
+        let count = |key: &Key| {
+            let slices = self.slices_of.get(key).into_iter().flatten().filter_map(|k| self.slices.get(k));
+            let here = |e: &&EndpointIn| e.ready && e.node.as_deref() == Some(self.node.name.as_str());
+            let addresses: BTreeSet<IpAddr> = slices.flat_map(|s| s.endpoints.iter().filter(here)).map(|e| e.address).collect();
+            addresses.len()
+        };
+        checked
+            .map(|(key, port)| HealthCheck { namespace: key.namespace.clone(), name: key.name.clone(), port, local_endpoints: count(key) })
+            .collect()
     }
 
     /// Brings the desired side of the tables up to date with what changed.
@@ -184,8 +208,8 @@ impl Services {
                 let slices = self.slices_of.get(key).into_iter().flatten().filter_map(|k| self.slices.get(k));
                 expand::service(service, slices, &self.node)
             }
-            Owner::Pod(key) => match self.host_ports.get(key) {
-                Some((ports, ips)) => ports.iter().filter_map(|p| expand::host_port(p, ips)).collect(),
+            Owner::Sandbox(Reverse(endpoint)) => match self.host_ports.get(endpoint) {
+                Some((ports, ips)) => ports.iter().flat_map(|p| expand::host_port(p, ips)).collect(),
                 None => Vec::new(),
             },
         }
