@@ -14,12 +14,12 @@ use xebec_api::{
 
 use crate::{
     core::Core,
+    crd::openapi as customs,
     http::{
         Response,
         negotiate::{self, Format},
         respond,
     },
-    rows::Table,
 };
 
 /// Encoded documents by path and variant, with their ETag.
@@ -62,71 +62,50 @@ pub(crate) fn discovery_response(core: &Core, path: &str, headers: &HeaderMap) -
     Ok(with_etag(headers, response, &etag))
 }
 
-/// Answers `/openapi/v2`, `/openapi/v3` and the documents of group versions below it. JSON only: clients that know
-/// version 3, kubectl since 1.27, read JSON; the older protobuf form of version 2 is refused (406).
+/// How the document of OpenAPI 2 is asked for in protobuf, and how that is answered: `@` may not stand in a media type.
+const OPENAPI_V2_PROTOBUF: (&str, &str) =
+    ("application/com.github.proto-openapi.spec.v2@v1.0+protobuf", "application/com.github.proto-openapi.spec.v2.v1.0+protobuf");
+
+/// Answers `/openapi/v2` (JSON or protobuf, as asked), `/openapi/v3` and the documents of group versions below it (JSON).
 pub(crate) fn openapi_response(core: &Core, path: &str, headers: &HeaderMap) -> Result<Response, ApiError> {
     let table = core.rows.table();
     let parts: Vec<&str> = path.trim_matches('/').split('/').skip(1).collect();
-    let protobuf_only = headers
-        .get_all(header::ACCEPT)
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .flat_map(|v| v.split(','))
-        .map(|range| range.split(';').next().unwrap_or_default().trim())
-        .all(|media| media.ends_with("+protobuf"));
-    if protobuf_only && headers.contains_key(header::ACCEPT) {
-        return Err(status::not_acceptable(&["application/json"]));
-    }
-    let (bytes, etag) = core.documents.get(table.generation, path, || {
+    let protobuf = wants_protobuf(headers, parts == ["v2"])?;
+    let (bytes, etag) = core.documents.get(table.generation, &format!("{path} {protobuf}"), || {
         let refs = table.refs();
         let doc = match parts.as_slice() {
-            ["v2"] => Some(openapi::v2(&refs)),
-            ["v3"] => Some(index_with_customs(&table, openapi::v3_index(&refs))),
+            ["v2"] => Some(customs::in_v2(&table, openapi::v2(&refs))),
+            ["v3"] => Some(customs::in_v3_index(&table, openapi::v3_index(&refs))),
             ["v3", "api", version] => openapi::v3_group(&refs, "", version),
-            ["v3", "apis", group, version] => openapi::v3_group(&refs, group, version).map(|doc| with_customs(&table, group, version, doc)),
+            ["v3", "apis", group, version] => openapi::v3_group(&refs, group, version).map(|doc| customs::in_v3(&table, group, version, doc)),
             _ => None,
         };
-        doc.map(|doc| respond::encode(Format::Json, &doc)).ok_or_else(status::no_such_path)
+        let doc = doc.ok_or_else(status::no_such_path)?;
+        Ok(if protobuf { openapi::protobuf::encode(&doc).into() } else { respond::encode(Format::Json, &doc) })
     })?;
-    Ok(with_etag(headers, respond::bytes(StatusCode::OK, Format::Json, bytes), &etag))
+    let mut response = respond::bytes(StatusCode::OK, Format::Json, bytes);
+    if protobuf {
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(OPENAPI_V2_PROTOBUF.1));
+    }
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
+    Ok(with_etag(headers, response, &etag))
 }
 
-/// The index with addresses that change with the schemas of custom resources, which clients cache by them.
-fn index_with_customs(table: &Table, mut index: Value) -> Value {
-    let mut digests: HashMap<String, Sha256> = HashMap::new();
-    for row in table.rows() {
-        if let Some(custom) = table.custom(row) {
-            digests.entry(format!("apis/{}", row.api_version())).or_default().update(custom.openapi.to_string());
+/// Which of the two encodings the client names first. Error: it takes neither.
+fn wants_protobuf(headers: &HeaderMap, offered: bool) -> Result<bool, ApiError> {
+    let ranges = headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(','));
+    let mut named = ranges.map(|range| range.split(';').next().unwrap_or_default().trim()).peekable();
+    if named.peek().is_none() {
+        return Ok(false);
+    }
+    for media in named {
+        match media {
+            "" | "*" | "*/*" | "application/*" | "application/json" => return Ok(false),
+            media if offered && (media == OPENAPI_V2_PROTOBUF.0 || media == OPENAPI_V2_PROTOBUF.1) => return Ok(true),
+            _ => {}
         }
     }
-    for (path, digest) in digests {
-        let hash: String = digest.finalize().iter().take(16).map(|byte| format!("{byte:02X}")).collect();
-        index["paths"][&path]["serverRelativeURL"] = format!("/openapi/v3/{path}?hash={hash}").into();
-    }
-    index
-}
-
-/// The document of a group version with the schemas its definitions give.
-fn with_customs(table: &Table, group: &str, version: &str, mut doc: Value) -> Value {
-    let Some(schemas) = doc["components"]["schemas"].as_object_mut() else { return doc };
-    for row in table.rows().iter().filter(|row| row.group == group && row.version == version) {
-        let Some(custom) = table.custom(row) else { continue };
-        if !custom.openapi.is_object() {
-            continue;
-        }
-        let own = json!({"group": group, "version": version, "kind": row.kind});
-        let is_own = |schema: &Value| schema["x-kubernetes-group-version-kind"].as_array().is_some_and(|kinds| kinds.contains(&own));
-        let Some(schema) = schemas.values_mut().find(|schema| is_own(schema)) else { continue };
-        let mut full = custom.openapi.clone();
-        full["properties"]["apiVersion"] =
-            json!({"type": "string", "description": "APIVersion defines the versioned schema of this representation of an object."});
-        full["properties"]["kind"] = json!({"type": "string", "description": "Kind is the REST resource this object represents."});
-        full["properties"]["metadata"] =
-            json!({"allOf": [{"$ref": "#/components/schemas/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"}]});
-        full["x-kubernetes-group-version-kind"] = json!([own]);
-        *schema = full;
-    }
-    doc
+    Err(status::not_acceptable(if offered { &["application/json", OPENAPI_V2_PROTOBUF.0] } else { &["application/json"] }))
 }
 
 /// Whether the first acceptable type is the aggregated list (client-go offers v2 and v2beta1 before plain JSON).

@@ -4,6 +4,7 @@
 
 mod definitions;
 mod paths;
+pub mod protobuf;
 
 use std::collections::BTreeMap;
 

@@ -7,6 +7,7 @@ mod columns;
 mod controller;
 mod define;
 mod jsonpath;
+pub(crate) mod openapi;
 mod schema;
 mod validate;
 
