@@ -3,7 +3,10 @@
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, bail};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::{
+    coordination::v1::Lease,
+    core::v1::{Node, Pod},
+};
 use kube::{Api, Client, api::ListParams};
 use tokio::time::Instant;
 
@@ -18,6 +21,10 @@ pub struct Args {
     /// So many nodes at least must be there.
     #[arg(long, default_value_t = 1)]
     nodes: usize,
+    /// While waiting, believe a node only if its agent has renewed its lease after this moment (Unix time in microseconds): what is kept
+    /// of an earlier run still calls its nodes Ready.
+    #[arg(long)]
+    renewed_since: Option<i64>,
 }
 
 /// How to reach a cluster.
@@ -41,7 +48,7 @@ impl Cluster {
 /// Prints nodes and how many pods each has; fails if a node is not Ready.
 pub async fn run(args: &Args) -> Result<()> {
     if let Some(seconds) = args.wait {
-        wait_ready(&args.cluster, args.nodes, Duration::from_secs(seconds)).await?;
+        wait_ready(&args.cluster, args.nodes, args.renewed_since, Duration::from_secs(seconds)).await?;
     }
     let client = args.cluster.client().await?;
     let nodes = Api::<Node>::all(client.clone()).list(&ListParams::default()).await.context("cannot list nodes")?;
@@ -64,33 +71,54 @@ pub async fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Waits until every node, and so many at least, is Ready.
-pub async fn wait_ready(cluster: &Cluster, least: usize, patience: Duration) -> Result<()> {
+/// Waits until every node, and so many at least, is Ready and has renewed its lease since.
+pub async fn wait_ready(cluster: &Cluster, least: usize, since: Option<i64>, patience: Duration) -> Result<()> {
     let deadline = Instant::now() + patience;
     let mut client = None;
     loop {
-        let state = match &client {
+        let lack = match &client {
             None => match cluster.client().await {
                 Ok(made) => {
                     client = Some(made);
                     continue;
                 }
-                Err(error) => format!("{error:#}"),
+                Err(error) => Some(format!("{error:#}")),
             },
-            Some(client) => match Api::<Node>::all(client.clone()).list(&ListParams::default()).await {
-                Ok(nodes) if nodes.items.len() < least => format!("{} of {least} nodes have registered", nodes.items.len()),
-                Ok(nodes) => match nodes.iter().find(|node| !readiness(node).0) {
-                    None => return Ok(()),
-                    Some(node) => format!("node {} is not Ready: {}", node.metadata.name.as_deref().unwrap_or_default(), readiness(node).1),
-                },
-                Err(error) => format!("the API server does not answer: {error}"),
+            Some(client) => match nodes_and_leases(client).await {
+                Ok((nodes, leases)) => lack(&nodes, &leases, least, since),
+                Err(error) => Some(format!("the API server does not answer: {error}")),
             },
         };
-        if Instant::now() > deadline {
-            bail!("after {} s: {state}", patience.as_secs());
+        match lack {
+            None => return Ok(()),
+            Some(lack) if Instant::now() > deadline => bail!("after {} s: {lack}", patience.as_secs()),
+            Some(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+async fn nodes_and_leases(client: &Client) -> kube::Result<(Vec<Node>, Vec<Lease>)> {
+    let nodes = Api::<Node>::all(client.clone()).list(&ListParams::default()).await?;
+    let leases = Api::<Lease>::namespaced(client.clone(), "kube-node-lease").list(&ListParams::default()).await?;
+    Ok((nodes.items, leases.items))
+}
+
+/// What is not yet as wanted; `None`: nothing.
+fn lack(nodes: &[Node], leases: &[Lease], least: usize, since: Option<i64>) -> Option<String> {
+    if nodes.len() < least {
+        return Some(format!("{} of {least} nodes have registered", nodes.len()));
+    }
+    nodes.iter().find_map(|node| {
+        let name = node.metadata.name.as_deref().unwrap_or_default();
+        let (ready, message) = readiness(node);
+        if !ready {
+            return Some(format!("node {name} is not Ready: {message}"));
+        }
+        let lease = leases.iter().find(|lease| lease.metadata.name.as_deref() == Some(name));
+        let renewed = lease.and_then(|lease| lease.spec.as_ref()?.renew_time.as_ref()).map(|time| time.0.as_microsecond());
+        let is_fresh = since.is_none_or(|since| renewed.is_some_and(|renewed| renewed >= since));
+        (!is_fresh).then(|| format!("node {name} has not been heard of since its agent was started"))
+    })
 }
 
 /// Whether a node is Ready, and what it says of it.
@@ -99,5 +127,34 @@ fn readiness(node: &Node) -> (bool, &str) {
     match conditions.iter().find(|condition| condition.type_ == "Ready") {
         Some(ready) => (ready.status == "True", ready.message.as_deref().unwrap_or_default()),
         None => (false, "it has reported no condition"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn node(ready: &str) -> Node {
+        serde_json::from_value(json!({"metadata": {"name": "n"}, "status": {"conditions": [
+            {"type": "Ready", "status": ready, "message": "because"}]}}))
+        .unwrap()
+    }
+
+    fn lease(renewed: &str) -> Lease {
+        serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": {"renewTime": renewed}})).unwrap()
+    }
+
+    #[test]
+    fn a_node_is_believed_once_its_lease_is_renewed() {
+        let since = Some(1_777_629_600_500_000);
+        let lack = |nodes: &[Node], leases: &[Lease], since| lack(nodes, leases, 1, since);
+        assert!(lack(&[], &[], since).unwrap().contains("0 of 1"));
+        assert!(lack(&[node("False")], &[], since).unwrap().contains("because"));
+        assert!(lack(&[node("True")], &[], since).unwrap().contains("has not been heard of"));
+        assert!(lack(&[node("True")], &[lease("2026-05-01T10:00:00.499999Z")], since).is_some());
+        assert_eq!(lack(&[node("True")], &[lease("2026-05-01T10:00:00.500000Z")], since), None);
+        assert_eq!(lack(&[node("True")], &[], None), None);
     }
 }

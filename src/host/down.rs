@@ -40,7 +40,11 @@ pub async fn run(args: DownArgs) -> Result<()> {
     }
     note("files", remove_dir(&place.run_dir));
     if args.purge {
-        note("state", remove_dir(&place.data_dir));
+        for dir in place.state_dirs() {
+            note("state", remove_dir(&dir));
+        }
+        // Stays if the operator has put something there, or a disk.
+        let _ = fs::remove_dir(&place.data_dir);
     }
     if !failures.is_empty() {
         bail!("not everything could be removed:\n  {}", failures.join("\n  "));

@@ -69,12 +69,25 @@ impl Place {
         self.data_dir.join("agent")
     }
 
+    fn logs(&self) -> PathBuf {
+        self.data_dir.join("logs")
+    }
+
+    fn containerd_root(&self) -> PathBuf {
+        self.data_dir.join("containerd")
+    }
+
+    /// All that is kept between `down` and `up`.
+    fn state_dirs(&self) -> [PathBuf; 4] {
+        [self.server_dir(), self.agent_dir(), self.containerd_root(), self.logs()]
+    }
+
     fn node_kubeconfig(&self) -> PathBuf {
         self.agent_dir().join("pki/kubeconfig")
     }
 
     fn containerd(&self, cni: &Path) -> Containerd {
-        crate::containerd::settings(&self.data_dir.join("containerd"), &self.run_dir, cni)
+        crate::containerd::settings(&self.containerd_root(), &self.run_dir, cni)
     }
 
     fn parent(&self) -> Result<Cgroup> {
@@ -83,7 +96,7 @@ impl Place {
 
     fn parts(&self) -> Result<Parts> {
         let cgroup = self.parent()?.child(SYSTEM);
-        Ok(Parts { run_dir: self.run_dir.clone(), logs: self.data_dir.join("logs"), cgroup, netns: None })
+        Ok(Parts { run_dir: self.run_dir.clone(), logs: self.logs(), cgroup, netns: None })
     }
 
     fn uses_systemd(&self) -> bool {

@@ -9,6 +9,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+use xebec_host::parts::Ensured;
+
 use super::{
     Place, UpArgs, must_be_root,
     systemd::{self, CommandLines},
@@ -37,9 +39,7 @@ pub async fn run(args: UpArgs) -> Result<()> {
     if lacks > 0 && !args.force {
         bail!("this host lacks {lacks} thing{}: see `xebec check`; --force goes on all the same", if lacks == 1 { "" } else { "s" });
     }
-    for (dir, mode) in
-        [(&place.data_dir, 0o755), (&place.data_dir.join("logs"), 0o755), (&place.run_dir, 0o700), (&place.agent_dir(), 0o700)]
-    {
+    for (dir, mode) in [(&place.data_dir, 0o755), (&place.logs(), 0o755), (&place.run_dir, 0o700), (&place.agent_dir(), 0o700)] {
         fs::DirBuilder::new().recursive(true).mode(mode).create(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     }
     let lines = command_lines(place, &node_name, &node_ip.to_string(), &cni);
@@ -51,11 +51,12 @@ pub async fn run(args: UpArgs) -> Result<()> {
         let url = format!("https://{}", std::net::SocketAddr::new(node_ip, 6443));
         kubeconfig::node(&place.server_dir(), &url, &place.node_kubeconfig(), &node_name, &[node_ip])?;
     }
-    starter.start("agent", &lines.agent)?;
+    let begun = chrono::Utc::now().timestamp_micros();
+    let since = starter.start("agent", &lines.agent)?.then_some(begun);
     if starter.parts.is_some() {
         image::import_pause(&place.containerd(&cni).socket())?;
     }
-    status::wait_ready(&status::Cluster { kubeconfig: admin.clone() }, 1, PATIENCE).await?;
+    status::wait_ready(&status::Cluster { kubeconfig: admin.clone() }, 1, since, PATIENCE).await?;
     println!("node {node_name} is Ready\nkubeconfig  {}", admin.display());
     Ok(())
 }
@@ -79,13 +80,14 @@ impl Starter {
         Ok(Starter { parts: Some(parts), program })
     }
 
-    fn start(&self, part: &str, line: &[String]) -> Result<()> {
+    /// Whether the part runs anew.
+    fn start(&self, part: &str, line: &[String]) -> Result<bool> {
         match &self.parts {
-            None => systemd::enable(part),
+            None => systemd::enable(part).map(|()| true),
             Some(parts) => {
                 let shown = if part == "containerd" { "containerd" } else { "xebec" };
-                parts.ensure(part, shown, &self.program, line.iter().map(Into::into).collect())?;
-                Ok(())
+                let ensured = parts.ensure(part, shown, &self.program, line.iter().map(Into::into).collect())?;
+                Ok(ensured == Ensured::Started)
             }
         }
     }

@@ -78,6 +78,9 @@ pub const CLIENTS: &[Need] = &[
     },
 ];
 
+/// To boot a machine of its own for the test of `xebec up`.
+pub const HOST: &[Need] = &[program("systemd-container", "systemd-nspawn", "boots a machine to install on")];
+
 /// Installs what is missing of `needs`, or says what is missing and stops.
 ///
 /// # Errors

@@ -45,7 +45,7 @@ fn grade(name: &str) -> Grade {
 
 /// Runs the tests of one grade or of all; every grade runs even if an earlier one fails.
 pub fn run(args: &Args) -> Result<()> {
-    packages::ensure(&[packages::BUILD, packages::NODE, packages::ETCD, packages::CLIENTS])?;
+    packages::ensure(&[packages::BUILD, packages::NODE, packages::ETCD, packages::CLIENTS, packages::HOST])?;
     let binaries = test_binaries()?;
     let of = |wanted: Grade| binaries.iter().filter(move |name| grade(name) == wanted);
     let mut failed = Vec::new();

@@ -10,7 +10,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::Error;
 
-/// Unmounts everything at or below `dir`, the last mounted first.
+/// Unmounts everything below `dir`, the last mounted first. What `dir` itself is a mount of stays: it may be a disk the
+/// operator has put there.
 ///
 /// # Errors
 /// The first mount that stays.
@@ -27,9 +28,9 @@ pub fn unmount_below(dir: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Mount points at or below `dir`, in the order they were mounted.
+/// Mount points below `dir`, in the order they were mounted.
 fn below(mountinfo: &str, dir: &Path) -> Vec<PathBuf> {
-    mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape).filter(|path| path.starts_with(dir)).collect()
+    mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape).filter(|path| path != dir && path.starts_with(dir)).collect()
 }
 
 /// The kernel writes blanks and backslashes in paths as octal.
@@ -73,7 +74,7 @@ mod tests {
     #[test]
     fn only_what_lies_below_is_found() {
         let text = "22 1 0:5 / /run/a rw - tmpfs t rw\n23 22 0:6 / /run/a/b\\040c rw - tmpfs t rw\n24 1 0:7 / /run/ab rw - tmpfs t rw\n";
-        assert_eq!(below(text, Path::new("/run/a")), [PathBuf::from("/run/a"), PathBuf::from("/run/a/b c")]);
+        assert_eq!(below(text, Path::new("/run/a")), [PathBuf::from("/run/a/b c")]);
     }
 
     #[test]

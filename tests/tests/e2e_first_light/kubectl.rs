@@ -91,7 +91,6 @@ fn apply_creates_changes_and_reports_what_is_wrong() {
 }
 
 #[test]
-#[ignore = "kubectl asks for OpenAPI 2 in protobuf before it says so, which the server does not have yet"]
 fn an_unknown_kind_is_named() {
     let cluster = Cluster::up("kind");
     let output = cluster.try_kubectl(&["apply", "-f", "-"], "apiVersion: v1\nkind: Pot\nmetadata:\n  name: one\n");

@@ -11,7 +11,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, bail};
@@ -121,7 +121,8 @@ pub fn bring_up(args: &Args) -> Result<Cluster> {
     layout.create(count)?;
     let network = network::create(&layout, &nodes)?;
     let starter = parts::Starter { layout: &layout, binaries: &binaries, network: &network, images: &images };
-    starter.start(args.store, &nodes)?;
+    let since = SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros().to_string();
+    let started = starter.start(args.store, &nodes)?;
     let kubeconfig = layout.kubeconfig();
     copy_private(&layout.server_dir().join("admin.kubeconfig"), &kubeconfig)?;
     let cluster = Cluster { layout, binaries, nodes, network, kubeconfig, ready_after: begun.elapsed() };
@@ -129,7 +130,11 @@ pub fn bring_up(args: &Args) -> Result<Cluster> {
     remove_nodes(&cluster, &surplus)?;
     cluster.layout.record_nodes(count)?;
     let mut status = sh::cmd(&cluster.binaries.xebec, ["status", "--wait", "120", "--nodes", &count.to_string(), "--kubeconfig"]);
-    if let Err(error) = sh::quiet(status.arg(&cluster.kubeconfig)) {
+    status.arg(&cluster.kubeconfig);
+    if started {
+        status.args(["--renewed-since", &since]);
+    }
+    if let Err(error) = sh::quiet(&mut status) {
         bail!("{error:#}\nthe logs are in {}", logs(&cluster.nodes));
     }
     Ok(Cluster { ready_after: begun.elapsed(), ..cluster })

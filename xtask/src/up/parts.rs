@@ -22,15 +22,15 @@ pub(super) struct Starter<'a> {
 }
 
 impl Starter<'_> {
-    /// Starts what does not run, and what runs an older build.
-    pub fn start(&self, store: Store, nodes: &[Node]) -> Result<()> {
+    /// Starts what does not run, and what runs an older build. Whether an agent was among it.
+    pub fn start(&self, store: Store, nodes: &[Node]) -> Result<bool> {
         // First, because it takes longest to be there, and needs nothing.
         let started = nodes.iter().map(|node| self.containerd(node)).collect::<Result<Vec<_>>>()?;
         self.control_plane(store)?;
         std::thread::scope(|scope| {
             let work = nodes.iter().zip(started).map(|(node, started)| scope.spawn(move || self.node(node, started))).collect::<Vec<_>>();
-            work.into_iter().try_for_each(|thread| match thread.join() {
-                Ok(result) => result,
+            work.into_iter().try_fold(false, |any, thread| match thread.join() {
+                Ok(result) => Ok(any | (result? == Ensured::Started)),
                 Err(_) => bail!("a thread that starts a node died"),
             })
         })
@@ -57,7 +57,7 @@ impl Starter<'_> {
         Ok(parts.wait_for("server", &layout.server_dir().join("admin.kubeconfig"))?)
     }
 
-    fn node(&self, node: &Node, containerd: Ensured) -> Result<()> {
+    fn node(&self, node: &Node, containerd: Ensured) -> Result<Ensured> {
         let parts = node.parts()?;
         let node_ip = self.network.node(node.number).to_string();
         let kubeconfig = self.credentials(node, &node_ip)?;
@@ -68,11 +68,11 @@ impl Starter<'_> {
             ("--run-dir", &node.run_dir),
             ("--pin-dir", &node.pin_dir()),
         ];
-        parts.ensure("agent", "xebec", &self.binaries.xebec, with(&words, &dirs))?;
+        let agent = parts.ensure("agent", "xebec", &self.binaries.xebec, with(&words, &dirs))?;
         if containerd == Ensured::Started || !imported(node, self.images) {
             import(node, &parts, self.images, &node.containerd(self.binaries).socket())?;
         }
-        Ok(())
+        Ok(agent)
     }
 
     /// The node's credentials, made anew when what they are for has changed.
