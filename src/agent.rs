@@ -59,6 +59,16 @@ pub struct Args {
     /// Devices towards other nodes; found by the node's address by default.
     #[arg(long, value_delimiter = ',')]
     uplink: Vec<String>,
+    /// How packets get to pods of other nodes: by routes (the nodes share a segment), through a tunnel, or through a tunnel
+    /// only to nodes on other segments. The same on every node.
+    #[arg(long, value_enum, default_value_t = Routing::Native)]
+    routing: Routing,
+    /// Network identifier of the tunnel.
+    #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u32).range(1..1 << 24))]
+    vxlan_vni: u32,
+    /// UDP port of the tunnel.
+    #[arg(long, default_value_t = 4789)]
+    vxlan_port: u16,
     /// Most pods this node takes.
     #[arg(long, default_value_t = 110)]
     max_pods: usize,
@@ -86,6 +96,14 @@ pub async fn respond(args: ResponderArgs) -> Result<()> {
     xebec_agent::proxy_health::respond(&args.socket).await.with_context(|| format!("cannot listen on {}", args.socket.display()))
 }
 
+/// How packets get to pods of other nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Routing {
+    Native,
+    Vxlan,
+    Auto,
+}
+
 /// Runs until SIGTERM.
 pub async fn run(args: Args) -> Result<()> {
     let cancel = signals::cancelled_by_signals()?;
@@ -98,6 +116,12 @@ fn config(args: Args) -> Result<xebec_agent::Config> {
         None => host_name()?,
     };
     let kubeconfig = args.kubeconfig.unwrap_or_else(|| args.data_dir.join("pki/kubeconfig"));
+    let vxlan = xebec_dataplane::Vxlan { vni: args.vxlan_vni, port: args.vxlan_port };
+    let routing = match args.routing {
+        Routing::Native => xebec_dataplane::Routing::Native,
+        Routing::Vxlan => xebec_dataplane::Routing::Vxlan(vxlan),
+        Routing::Auto => xebec_dataplane::Routing::Auto(vxlan),
+    };
     let defaults = xebec_agent::Config::new(&node_name, kubeconfig, args.data_dir, args.run_dir.clone());
     Ok(xebec_agent::Config {
         node_ips: if args.node_ip.is_empty() { vec![crate::address::of_default_route()?] } else { args.node_ip },
@@ -111,6 +135,7 @@ fn config(args: Args) -> Result<xebec_agent::Config> {
         cluster_domain: args.cluster_domain,
         cluster_cidrs: args.cluster_cidr,
         uplinks: args.uplink,
+        routing,
         max_pods: args.max_pods,
         labels: labels(&args.node_labels)?,
         dataplane_only: args.dataplane_only,

@@ -53,8 +53,9 @@ pub async fn run(client: &Client) -> Result<Vec<Line>> {
     let addresses = nodes.iter().flat_map(|node| node.status.iter().flat_map(|status| status.addresses.iter().flatten()));
     let node_ip = addresses.into_iter().find(|address| address.type_ == "InternalIP").context("no node has an InternalIP")?.address.clone();
 
-    let inside = format!("{cluster_ip}:80");
-    let outside = format!("{node_ip}:{node_port}");
+    let join = |address: &str| if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
+    let inside = format!("{}:80", join(&cluster_ip));
+    let outside = format!("{}:{node_port}", join(&node_ip));
     let script = format!(
         "for i in $(seq {REQUESTS}); do timeout 5 wget -q -O - http://{inside}/; done\necho --\n\
          for i in $(seq {REQUESTS}); do timeout 5 wget -q -O - http://{outside}/; done\n"

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::Write,
-    net::Ipv4Addr,
+    net::IpAddr,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     time::{Duration, Instant},
@@ -18,7 +18,7 @@ use xebec_host::process::{pid_file, running};
 use xtask::{
     build::Profile,
     down,
-    up::{self, Node, Store},
+    up::{self, IpFamily, Node, Routing, Store},
 };
 
 /// How long anything may take; nothing is tested for speed here.
@@ -37,7 +37,16 @@ pub struct Cluster {
 pub fn args(name: &str, store: Store) -> up::Args {
     let profile = std::env::var("XEBEC_PROFILE").unwrap_or_else(|_| "release".to_owned());
     let profile = Profile::from_str(&profile, true).expect("XEBEC_PROFILE is dev or release");
-    up::Args { name: format!("e2e-{name}"), nodes: None, store, profile, no_demo: true, no_build: true }
+    up::Args {
+        name: format!("e2e-{name}"),
+        nodes: None,
+        store,
+        routing: Routing::Native,
+        ip_family: IpFamily::Ipv4,
+        profile,
+        no_demo: true,
+        no_build: true,
+    }
 }
 
 impl Cluster {
@@ -78,8 +87,8 @@ impl Cluster {
         self.up.nodes.iter().find(|node| node.number == number).unwrap_or_else(|| panic!("there is no node {number}"))
     }
 
-    pub fn node_ip(&self, number: u8) -> Ipv4Addr {
-        self.up.network.node(number)
+    pub fn node_ip(&self, number: u8) -> IpAddr {
+        self.up.network.primary(number)
     }
 
     /// What a program said that runs beside the node's own processes; it must succeed.

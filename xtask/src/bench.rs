@@ -9,7 +9,7 @@ use xebec_host::process;
 use crate::{
     build::{self, Profile},
     down, packages, sh,
-    up::{self, Cluster, Store},
+    up::{self, Cluster, IpFamily, Routing, Store},
     workspace,
 };
 
@@ -63,6 +63,8 @@ fn first_light(args: &Args) -> Result<()> {
         name: "bench".into(),
         nodes: Some(1),
         store: Store::Embedded,
+        routing: Routing::Native,
+        ip_family: IpFamily::Ipv4,
         profile: args.profile,
         no_demo: false,
         no_build: true,

@@ -43,6 +43,8 @@ pub struct Config {
     pub cluster_cidrs: Vec<ipnet::IpNet>,
     /// Devices towards other nodes; empty: detect.
     pub uplinks: Vec<String>,
+    /// How packets get to pods of other nodes.
+    pub routing: xebec_dataplane::Routing,
     pub max_pods: usize,
     /// Labels the Node is registered with besides the well-known ones.
     pub labels: BTreeMap<String, String>,
@@ -71,6 +73,7 @@ impl Config {
             cluster_domain: "cluster.local".to_owned(),
             cluster_cidrs: Vec::new(),
             uplinks: Vec::new(),
+            routing: xebec_dataplane::Routing::Native,
             max_pods: 110,
             labels: BTreeMap::new(),
             dataplane_only: false,
@@ -120,6 +123,7 @@ impl Config {
             node_ips: self.node_ips.clone(),
             cni_conf_dir: Some(self.cni_conf_dir.clone()),
             uplinks: self.uplinks.clone(),
+            routing: self.routing,
             cluster_cidrs: self.cluster_cidrs.clone(),
             ..xebec_dataplane::Config::new(
                 &self.node_name,

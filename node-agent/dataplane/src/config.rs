@@ -31,8 +31,31 @@ pub struct Config {
     pub cluster_cidrs: Vec<IpNet>,
     /// Ranges for pods of this node. Empty: `spec.podCIDRs` of the Node object.
     pub pod_cidrs: Vec<IpNet>,
-    /// MTU of pod devices; `None` takes the smallest of the uplinks.
+    /// MTU of pod devices; `None` takes the smallest of the uplinks, less what encapsulation adds.
     pub mtu: Option<u32>,
+    /// How packets get to pods of other nodes.
+    pub routing: Routing,
+}
+
+/// How packets get to pods of other nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Routing {
+    /// By routes: the nodes share a segment, or the network between them knows their ranges.
+    #[default]
+    Native,
+    /// Through a tunnel.
+    Vxlan(Vxlan),
+    /// By routes where a node is on a segment of this one, else through a tunnel.
+    Auto(Vxlan),
+}
+
+/// What all nodes' tunnels have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vxlan {
+    /// Network identifier.
+    pub vni: u32,
+    /// UDP port.
+    pub port: u16,
 }
 
 impl Config {
@@ -50,6 +73,7 @@ impl Config {
             cluster_cidrs: Vec::new(),
             pod_cidrs: Vec::new(),
             mtu: None,
+            routing: Routing::Native,
         }
     }
 }

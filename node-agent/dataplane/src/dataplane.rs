@@ -20,7 +20,7 @@ use crate::device::sysctl::Sysctls;
 use crate::device::{pod, uplink};
 use crate::engine::Engine;
 use crate::sandbox::{Records, Sandbox};
-use crate::{Config, Error, MapFill, ProxyHealth, Status, metrics};
+use crate::{Config, Error, MapFill, ProxyHealth, Status, fabric, metrics};
 
 /// How long the reconciler gathers further changes after the first: a burst costs one round.
 const GATHER: Duration = Duration::from_millis(5);
@@ -42,7 +42,8 @@ pub struct Dataplane {
     pub(crate) sandboxes: Mutex<BTreeMap<String, Sandbox>>,
     /// Something the maps depend on changed.
     pub(crate) changed: Notify,
-    devices_changed: Notify,
+    /// A node came, went or changed.
+    pub(crate) nodes_changed: Notify,
     locks: Mutex<BTreeMap<String, Weak<tokio::sync::Mutex<()>>>>,
     connections: Arc<Mutex<Connections>>,
     listener: Mutex<Option<UnixListener>>,
@@ -78,7 +79,7 @@ impl Dataplane {
             records,
             sandboxes: Mutex::new(sandboxes),
             changed: Notify::new(),
-            devices_changed: Notify::new(),
+            nodes_changed: Notify::new(),
             locks: Mutex::new(BTreeMap::new()),
             connections: Arc::new(Mutex::new(connections)),
             listener: Mutex::new(Some(listener)),
@@ -107,25 +108,14 @@ impl Dataplane {
         if let Some(listener) = self.listener.lock().take() {
             tasks.spawn(server::serve(self.clone(), listener, cancel.clone()));
         }
-        let dataplane = self.clone();
-        let devices = uplink::watch(move || dataplane.devices_changed.notify_one());
-        let mut devices = std::pin::pin!(devices);
+        tasks.spawn(crate::keeper::keep(self.clone(), cancel.clone()));
         let mut sweep = tokio::time::interval(SWEEP);
         let mut verify = tokio::time::interval_at(tokio::time::Instant::now() + VERIFY, VERIFY);
-        let mut devices_end = false;
         let mut settled = true;
         loop {
             tokio::select! {
                 () = cancel.cancelled() => break,
                 () = self.changed.notified() => tokio::time::sleep(GATHER).await,
-                () = self.devices_changed.notified() => {
-                    tokio::time::sleep(GATHER).await;
-                    self.read_devices().await;
-                }
-                ended = &mut devices, if !devices_end => {
-                    devices_end = true;
-                    tracing::warn!(?ended, "device changes can no longer be watched; they are seen every {VERIFY:?}");
-                }
                 () = tokio::time::sleep(RETRY), if !settled => {}
                 _ = sweep.tick() => {
                     tasks.spawn(self.clone().sweep());
@@ -133,7 +123,6 @@ impl Dataplane {
                 }
                 Some(_) = tasks.join_next() => continue,
                 _ = verify.tick() => {
-                    self.read_devices().await;
                     if let Err(error) = self.engine.lock().verify() {
                         tracing::error!(%error, "the maps cannot be read");
                     }
@@ -227,25 +216,15 @@ impl Dataplane {
         }
     }
 
-    async fn read_devices(&self) {
-        match uplink::detect(&self.netlink, &self.config.uplinks, &self.config.node_ips).await {
-            Ok(devices) => {
-                let mut engine = self.engine.lock();
-                if engine.devices != devices {
-                    engine.devices = devices;
-                    for error in engine.attach_uplinks() {
-                        tracing::error!(%error, "an uplink cannot be taken over");
-                    }
-                }
-            }
-            Err(error) => tracing::error!(%error, "devices cannot be read"),
-        }
-    }
-
-    /// MTU of pods' devices.
+    /// MTU of pods' devices: one for all, that of the narrowest way a packet may take.
     pub(crate) fn mtu(&self) -> u32 {
-        let smallest = || self.engine.lock().devices.uplinks.values().map(|u| u.mtu).min();
-        self.config.mtu.or_else(smallest).unwrap_or(1500)
+        let devices = || {
+            let engine = self.engine.lock();
+            let uplinks = engine.devices.mtu().unwrap_or(1500);
+            let tunnel = fabric::tunnel(&self.config.routing, &engine.devices, &self.config.node_ips, uplinks);
+            tunnel.map_or(uplinks, |tunnel| tunnel.mtu)
+        };
+        self.config.mtu.unwrap_or_else(devices)
     }
 
     /// Calls about one sandbox follow each other: a runtime that gave up on ADD sends DEL while it still runs.
@@ -292,7 +271,7 @@ impl Dataplane {
                 .collect(),
             drops: metrics::by_reason(&engine.maps.drops()),
             forwards: metrics::by_path(&engine.maps.forwards()),
-            errors: engine.errors.clone(),
+            errors: engine.errors.iter().chain(&engine.problems).cloned().collect(),
         }
     }
 

@@ -2,6 +2,10 @@
 
 pub mod netlink;
 pub mod netns;
+pub mod news;
 pub mod pod;
+pub mod route;
+pub mod settings;
 pub mod sysctl;
 pub mod uplink;
+pub mod vxlan;

@@ -11,7 +11,7 @@ use crate::bpf::gc::Swept;
 use crate::bpf::loader::{Hook, Programs};
 use crate::bpf::maps::Maps;
 use crate::compile::expand::NodeFacts;
-use crate::compile::input::NodeIn;
+use crate::compile::input::{Key, NodeIn};
 use crate::compile::policies::LocalEndpoint;
 use crate::compile::state::{Op, State};
 use crate::device::uplink::NodeDevices;
@@ -25,15 +25,17 @@ pub enum Watch {
     Pods,
     Namespaces,
     NetworkPolicies,
-    Node,
+    Nodes,
 }
 
 impl Watch {
-    const ALL: [Watch; 6] = [Watch::Services, Watch::EndpointSlices, Watch::Pods, Watch::Namespaces, Watch::NetworkPolicies, Watch::Node];
+    const ALL: [Watch; 6] = [Watch::Services, Watch::EndpointSlices, Watch::Pods, Watch::Namespaces, Watch::NetworkPolicies, Watch::Nodes];
 }
 
 /// Inputs, tables, maps, programs, leases.
 pub struct Engine {
+    /// Of the Node object.
+    name: String,
     /// Inputs and desired contents.
     pub state: State,
     /// Handles of the maps.
@@ -48,6 +50,10 @@ pub struct Engine {
     pub devices: NodeDevices,
     /// The node's object as last seen.
     pub node: NodeIn,
+    /// The other nodes.
+    pub peers: BTreeMap<String, NodeIn>,
+    /// What of the node's devices, routes and settings could not be put right.
+    pub problems: Vec<String>,
     /// What the last sweep left.
     pub swept: Swept,
     /// What failed at the last round, by the first failures.
@@ -64,6 +70,7 @@ impl Engine {
         let last_endpoint = found.endpoints.values().map(|e| e.id).max().unwrap_or(0);
         state.load(found);
         Ok(Engine {
+            name: node_name.to_owned(),
             state,
             maps,
             programs,
@@ -71,11 +78,29 @@ impl Engine {
             last_endpoint,
             devices: NodeDevices::default(),
             node: NodeIn::default(),
+            peers: BTreeMap::new(),
+            problems: Vec::new(),
             swept: Swept::default(),
             errors: Vec::new(),
             synced: BTreeSet::new(),
             reconciled: false,
         })
+    }
+
+    /// A node as watched; none when it is gone.
+    pub fn set_node(&mut self, name: String, node: Option<NodeIn>) {
+        match node {
+            Some(node) if name == self.name => self.node = node,
+            // Our own that was deleted is made again by the agent; until then the last one stands.
+            None if name == self.name => {}
+            Some(node) => drop(self.peers.insert(name, node)),
+            None => drop(self.peers.remove(&name)),
+        }
+    }
+
+    /// Names of the other nodes, for a full replacement.
+    pub fn peer_keys(&self) -> Vec<Key> {
+        self.peers.keys().map(|name| Key::new("", name)).collect()
     }
 
     /// A watch has given its first full answer.
@@ -111,7 +136,13 @@ impl Engine {
         if !ranges.is_empty() {
             self.ipam.set_ranges(&ranges);
         }
-        let direct: BTreeSet<IpNet> = self.ipam.ranges().iter().chain(cluster_cidrs).map(IpNet::trunc).collect();
+        let peers = self.peers.values();
+        let remote: BTreeSet<IpAddr> = peers.clone().flat_map(|peer| &peer.addresses).copied().collect();
+        // Whatever belongs to the cluster sees pods' own addresses.
+        let mut direct: BTreeSet<IpNet> = self.ipam.ranges().iter().chain(cluster_cidrs).map(IpNet::trunc).collect();
+        direct.extend(peers.flat_map(|peer| &peer.pod_cidrs).map(IpNet::trunc));
+        direct.extend(remote.iter().map(|ip| IpNet::from(*ip)));
+        self.state.policies.set_remote_nodes(remote);
         self.state.set_no_masquerade(&direct);
         self.state.set_uplinks(self.devices.uplinks.iter().map(|(i, u)| (*i, u.entry)).collect());
         let addresses = self.node_addresses(given);
@@ -204,6 +235,11 @@ impl Engine {
     fn set_host_ports(&mut self, endpoint: &LocalEndpoint, present: bool) {
         let ports = if present { endpoint.last_seen.host_ports.clone() } else { Vec::new() };
         self.state.services.set_host_ports(endpoint.id, ports, endpoint.ips.clone());
+    }
+
+    /// Whether every uplink has its programs: somebody may have taken them off, which the kernel tells nobody.
+    pub fn uplinks_attached(&self) -> bool {
+        self.devices.uplinks.iter().all(|(index, uplink)| self.programs.is_attached((&uplink.name, *index), Hook::UPLINK))
     }
 
     /// Attaches the uplink programs where they are due and removes them where they are not.

@@ -17,7 +17,7 @@ pub async fn teardown(config: &Config) -> Vec<Error> {
         errors.extend(conflist::remove(dir).err());
     }
     errors.extend(crate::file::remove(&config.cni_socket).err());
-    // Routes and neighbours go with their devices.
+    // Routes and neighbours of pods go with their devices.
     errors.extend(delete_devices().await);
     errors.extend(mount::remove(&config.pin_dir, &mount_record(config)));
     errors.extend(Sysctls::new(&config.state_dir).restore());
@@ -38,7 +38,7 @@ async fn delete_devices() -> Vec<Error> {
         Ok(links) => links,
         Err(e) => return vec![Error::netlink("read devices")(e)],
     };
-    let mut errors = Vec::new();
+    let mut errors = crate::keeper::remove(&netlink).await;
     for link in links.iter().filter(|l| l.name.starts_with(pod::PREFIX)) {
         if let Err(e) = netlink.delete(link.index).await {
             errors.push(Error::netlink(format!("delete device {}", link.name))(e));

@@ -25,7 +25,6 @@ pub fn start(dataplane: &Arc<Dataplane>, cancel: &CancellationToken, tasks: &mut
     // As kube-proxy: other proxies' Services and headless ones never leave the API server.
     let served = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
     let (services, slices) = (all().labels(served), all().labels(served));
-    let own_node = all().fields(&format!("metadata.name={}", dataplane.config.node_name));
     tasks.spawn(follow::<Service>(
         dataplane.clone(),
         cancel.clone(),
@@ -85,13 +84,8 @@ pub fn start(dataplane: &Arc<Dataplane>, cancel: &CancellationToken, tasks: &mut
         dataplane.clone(),
         cancel.clone(),
         Api::all(client.clone()),
-        own_node,
-        Feed {
-            watch: Watch::Node,
-            // A Node that was deleted is made again by the agent; until then the last one stands.
-            set: |e, _, node| e.node = node.map(|n| input::node(&n)).unwrap_or_else(|| e.node.clone()),
-            keys: |_| Vec::new(),
-        },
+        all(),
+        Feed { watch: Watch::Nodes, set: |e, key, node| e.set_node(key.name, node.map(|n| input::node(&n))), keys: Engine::peer_keys },
     ));
 }
 
@@ -155,5 +149,8 @@ where
         }
         drop(engine);
         dataplane.changed.notify_one();
+        if feed.watch == Watch::Nodes {
+            dataplane.nodes_changed.notify_one();
+        }
     }
 }

@@ -3,6 +3,7 @@
 
 mod api;
 mod cni;
+mod fabric;
 mod net;
 mod node;
 mod policies;

@@ -1,6 +1,7 @@
 //! `cargo xtask up`: a cluster whose nodes are network namespaces, from nothing to checked Services.
 
 mod etcd;
+mod family;
 mod layout;
 mod network;
 mod node;
@@ -17,6 +18,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
+pub use family::IpFamily;
 pub use layout::{Layout, MOST_NODES};
 pub use network::{NODE_DEVICE, Network, port};
 pub(crate) use network::{remove as remove_network, remove_namespace};
@@ -39,6 +41,12 @@ pub struct Args {
     /// Where the cluster's state is kept.
     #[arg(long, value_enum, default_value_t = Store::Embedded)]
     pub store: Store,
+    /// How packets get from node to node.
+    #[arg(long, value_enum, default_value_t = Routing::Native)]
+    pub routing: Routing,
+    /// Which addresses nodes, pods and Services have.
+    #[arg(long, value_enum, default_value_t = IpFamily::Ipv4)]
+    pub ip_family: IpFamily,
     /// Which binaries to build and run.
     #[arg(long, value_enum, default_value = "release", env = "XEBEC_PROFILE")]
     pub profile: Profile,
@@ -59,6 +67,28 @@ pub enum Store {
     Etcd,
 }
 
+/// How packets get from node to node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Routing {
+    /// By routes on the segment they share.
+    Native,
+    /// Through a tunnel.
+    Vxlan,
+    /// Through a tunnel only to nodes on other segments.
+    Auto,
+}
+
+impl Routing {
+    /// As the agent's option has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Routing::Native => "native",
+            Routing::Vxlan => "vxlan",
+            Routing::Auto => "auto",
+        }
+    }
+}
+
 /// A running cluster.
 #[derive(Debug, Clone)]
 pub struct Cluster {
@@ -74,8 +104,8 @@ pub struct Cluster {
 
 impl Cluster {
     /// The first node's address, which the API server and NodePorts answer on.
-    pub fn node_ip(&self) -> std::net::Ipv4Addr {
-        self.network.node(1)
+    pub fn node_ip(&self) -> std::net::IpAddr {
+        self.network.primary(1)
     }
 }
 
@@ -119,8 +149,8 @@ pub fn bring_up(args: &Args) -> Result<Cluster> {
     let count = args.nodes.or_else(|| layout.recorded_nodes()).unwrap_or(1);
     let nodes: Vec<Node> = (1..=count).map(|number| layout.node(number)).collect();
     layout.create(count)?;
-    let network = network::create(&layout, &nodes)?;
-    let starter = parts::Starter { layout: &layout, binaries: &binaries, network: &network, images: &images };
+    let network = network::create(&layout, &nodes, args.ip_family)?;
+    let starter = parts::Starter { layout: &layout, binaries: &binaries, network: &network, images: &images, routing: args.routing };
     let since = SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros().to_string();
     let started = starter.start(args.store, &nodes)?;
     let kubeconfig = layout.kubeconfig();
@@ -190,7 +220,8 @@ fn next_steps(cluster: &Cluster) -> String {
     let name = &cluster.layout.name;
     let option = if name == "up" { String::new() } else { format!(" --name {name}") };
     let (xebec, socket) = (cluster.binaries.xebec.display(), cluster.layout.first().containerd(&cluster.binaries).socket());
-    let (node_ip, kubeconfig, logs) = (cluster.node_ip(), cluster.kubeconfig.display(), logs(&cluster.nodes));
+    let (node_port, kubeconfig, logs) =
+        (std::net::SocketAddr::new(cluster.node_ip(), 30080), cluster.kubeconfig.display(), logs(&cluster.nodes));
     format!(
         "
 kubeconfig  {kubeconfig}
@@ -202,7 +233,7 @@ try next
   kubectl run hello --image={image} --command -- sh -c 'while sleep 1; do date; done'
   kubectl logs -f hello
   kubectl exec -it hello -- sh
-  wget -qO- http://{node_ip}:30080/
+  wget -qO- http://{node_port}/
   {xebec} image import --containerd {socket} FILE
   cargo xtask down{option}",
         image = xebec_images::BUSYBOX,

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
     process::Command,
 };
@@ -15,14 +15,15 @@ use nix::{
 };
 use serde_json::Value;
 
-use super::{Layout, Node, offload};
+use super::{IpFamily, Layout, Node, offload};
 use crate::sh;
 
-/// A cluster's range of addresses.
+/// A cluster's range of addresses, one of each family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Network {
-    /// Its first address, of the network itself.
-    base: Ipv4Addr,
+    /// Which of all ranges.
+    index: u32,
+    pub family: IpFamily,
 }
 
 /// Ranges of 64 addresses are cut from this /16.
@@ -37,22 +38,55 @@ const BRIDGE: &str = "wire";
 const HOST_PORT: &str = "host";
 
 impl Network {
-    fn new(index: u32) -> Network {
-        Network { base: Ipv4Addr::from(u32::from(RANGE) + ((index % NETWORKS) << (32 - PREFIX))) }
+    fn new(index: u32, family: IpFamily) -> Network {
+        Network { index: index % NETWORKS, family }
     }
 
-    /// The machine's own address, which is the nodes' gateway.
-    pub fn host(&self) -> Ipv4Addr {
-        Ipv4Addr::from(u32::from(self.base) + 1)
+    /// The first address of the IPv4 range, of the network itself.
+    fn base(&self) -> u32 {
+        u32::from(RANGE) + (self.index << (32 - PREFIX))
     }
 
-    /// A node's address.
-    pub fn node(&self, number: u8) -> Ipv4Addr {
-        Ipv4Addr::from(u32::from(self.host()) + u32::from(number))
+    fn v4(&self, host: u8) -> Ipv4Addr {
+        Ipv4Addr::from(self.base() + u32::from(host))
+    }
+
+    fn v6(&self, host: u8) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd58, 0x6562, 0x6563, self.index as u16, 0, 0, 0, host.into())
+    }
+
+    fn addresses(&self, host: u8) -> Vec<IpAddr> {
+        let v4 = self.family.has_v4().then(|| self.v4(host).into());
+        let v6 = self.family.has_v6().then(|| self.v6(host).into());
+        v4.into_iter().chain(v6).collect()
+    }
+
+    /// The machine's own addresses, which are the nodes' gateways.
+    pub fn host(&self) -> Vec<IpAddr> {
+        self.addresses(1)
+    }
+
+    /// A node's addresses, the primary one first.
+    pub fn node(&self, number: u8) -> Vec<IpAddr> {
+        self.addresses(number.saturating_add(1))
+    }
+
+    /// The one that other nodes and users are told.
+    pub fn primary(&self, number: u8) -> IpAddr {
+        let host = number.saturating_add(1);
+        if self.family.has_v4() { self.v4(host).into() } else { self.v6(host).into() }
     }
 
     fn contains(&self, address: Ipv4Addr) -> bool {
-        (u32::from(self.base) ^ u32::from(address)) >> (32 - PREFIX) == 0
+        (self.base() ^ u32::from(address)) >> (32 - PREFIX) == 0
+    }
+}
+
+/// With its prefix, and for IPv6 without waiting for others to object.
+fn on_device(address: &IpAddr, device: &str) -> String {
+    match address {
+        IpAddr::V4(ip) => format!("addr replace {ip}/{PREFIX} dev {device}\n"),
+        IpAddr::V6(ip) => format!("addr replace {ip}/64 dev {device} nodad\n"),
     }
 }
 
@@ -62,8 +96,8 @@ pub fn port(number: u8) -> String {
 }
 
 /// Makes what is missing of the namespaces, the bridge and the veths. The machine's own network gets one device with one route.
-pub fn create(layout: &Layout, nodes: &[Node]) -> Result<Network> {
-    let network = recorded(layout)?;
+pub fn create(layout: &Layout, nodes: &[Node], family: IpFamily) -> Result<Network> {
+    let network = Network::new(recorded(layout)?, family);
     for file in nodes.iter().map(Node::netns).chain([layout.wire()]) {
         if !is_namespace(&file) {
             make_namespace(&file)?;
@@ -98,28 +132,20 @@ pub fn create(layout: &Layout, nodes: &[Node]) -> Result<Network> {
     }
     // One process for each namespace: starting programs is what takes time here.
     for node in nodes {
-        let (address, host) = (network.node(node.number), network.host());
-        batch(
-            &["-n", &node.name],
-            &format!(
-                "link set lo up\naddr replace {address}/{PREFIX} dev {NODE_DEVICE}\nlink set {NODE_DEVICE} up\nroute replace default via {host}\n"
-            ),
-        )?;
+        let addresses: String = network.node(node.number).iter().map(|address| on_device(address, NODE_DEVICE)).collect();
+        let routes: String = network.host().iter().map(|host| format!("route replace default via {host}\n")).collect();
+        batch(&["-n", &node.name], &format!("link set lo up\n{addresses}link set {NODE_DEVICE} up\n{routes}"))?;
     }
     Ok(network)
 }
 
 /// The veth from the machine to the bridge.
 fn connect_host(layout: &Layout, network: &Network) -> Result<()> {
-    let (device, wire, host) = (layout.device(), layout.wire_name(), network.host());
+    let (device, wire) = (layout.device(), layout.wire_name());
+    let addresses: String = network.host().iter().map(|address| on_device(address, &device)).collect();
     // One without its other end is of a wire that is gone.
     remove_device(&device)?;
-    batch(
-        &[],
-        &format!(
-            "link add {device} type veth peer name {HOST_PORT} netns {wire}\naddr add {host}/{PREFIX} dev {device}\nlink set {device} up\n"
-        ),
-    )
+    batch(&[], &format!("link add {device} type veth peer name {HOST_PORT} netns {wire}\n{addresses}link set {device} up\n"))
 }
 
 /// Removes everything; no error if it is not there.
@@ -155,20 +181,20 @@ fn remove_device(device: &str) -> Result<()> {
 }
 
 /// The cluster's range, the same at every `up`, because certificates and objects hold its addresses.
-fn recorded(layout: &Layout) -> Result<Network> {
+fn recorded(layout: &Layout) -> Result<u32> {
     let file = layout.dir.join("subnet");
     if let Some(index) = fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok()) {
-        return Ok(Network::new(index));
+        return Ok(index);
     }
     let taken = host_addresses()?;
     let index = choose((layout.hash() % u64::from(NETWORKS)) as u32, &taken).context("no free range in 172.30.0.0/16")?;
     fs::write(&file, format!("{index}\n")).with_context(|| format!("cannot write {}", file.display()))?;
-    Ok(Network::new(index))
+    Ok(index)
 }
 
 /// The first range from `preferred` on that no address of the machine lies in.
 fn choose(preferred: u32, taken: &[Ipv4Addr]) -> Option<u32> {
-    let free = |index: u32| !taken.iter().any(|address| Network::new(index).contains(*address));
+    let free = |index: u32| !taken.iter().any(|address| Network::new(index, IpFamily::Ipv4).contains(*address));
     (0..NETWORKS).map(|step| (preferred + step) % NETWORKS).find(|index| free(*index))
 }
 
@@ -227,21 +253,34 @@ mod tests {
     use super::*;
     use crate::up::layout::MOST_NODES;
 
+    fn network(index: u32) -> Network {
+        Network::new(index, IpFamily::Ipv4)
+    }
+
     #[test]
     fn networks_do_not_overlap() {
-        let first = Network::new(0);
-        assert_eq!((first.host(), first.node(1)), (Ipv4Addr::new(172, 30, 0, 1), Ipv4Addr::new(172, 30, 0, 2)));
-        assert!(first.contains(first.node(MOST_NODES)) && !Network::new(1).contains(first.node(MOST_NODES)));
+        let first = network(0);
+        assert_eq!((first.v4(1), first.primary(1)), (Ipv4Addr::new(172, 30, 0, 1), Ipv4Addr::new(172, 30, 0, 2).into()));
+        let last = first.v4(MOST_NODES + 1);
+        assert!(first.contains(last) && !network(1).contains(last));
         // The last address of a range is its broadcast address.
-        assert_ne!(first.node(MOST_NODES), Ipv4Addr::new(172, 30, 0, 63));
-        assert_eq!(Network::new(1).host(), Ipv4Addr::new(172, 30, 0, 65));
-        assert_eq!(Network::new(NETWORKS - 1).node(MOST_NODES), Ipv4Addr::new(172, 30, 255, 253));
+        assert_ne!(last, Ipv4Addr::new(172, 30, 0, 63));
+        assert_eq!(network(1).v4(1), Ipv4Addr::new(172, 30, 0, 65));
+        assert_eq!(network(NETWORKS - 1).primary(MOST_NODES), Ipv4Addr::new(172, 30, 255, 253));
+    }
+
+    #[test]
+    fn addresses_follow_the_family() {
+        let of = |family| Network::new(3, family).node(1).iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(of(IpFamily::Ipv4), ["172.30.0.194"]);
+        assert_eq!(of(IpFamily::Ipv6), ["fd58:6562:6563:3::2"]);
+        assert_eq!(of(IpFamily::Dual), ["172.30.0.194", "fd58:6562:6563:3::2"]);
     }
 
     #[test]
     fn a_network_in_use_is_passed_over() {
         assert_eq!(choose(7, &[]), Some(7));
-        assert_eq!(choose(7, &[Network::new(7).host(), Network::new(8).node(2)]), Some(9));
-        assert_eq!(choose(NETWORKS - 1, &[Network::new(NETWORKS - 1).node(1)]), Some(0));
+        assert_eq!(choose(7, &[network(7).v4(1), network(8).v4(3)]), Some(9));
+        assert_eq!(choose(NETWORKS - 1, &[network(NETWORKS - 1).v4(2)]), Some(0));
     }
 }

@@ -1,7 +1,7 @@
 //! What the processes of a cluster are started with: etcd if wanted and the server on the first node, containerd and agent on
 //! every node.
 
-use std::{ffi::OsString, fs, path::Path};
+use std::{ffi::OsString, fs, net::SocketAddr, path::Path};
 
 use anyhow::{Context, Result, bail};
 use xebec_host::{
@@ -9,7 +9,7 @@ use xebec_host::{
     parts::{Ensured, Parts},
 };
 
-use super::{Layout, Node, Store, etcd, network::Network};
+use super::{Layout, Node, Routing, Store, etcd, network::Network};
 use crate::{build::Binaries, image::Archives, sh};
 
 /// What all nodes are started with.
@@ -19,6 +19,7 @@ pub(super) struct Starter<'a> {
     pub binaries: &'a Binaries,
     pub network: &'a Network,
     pub images: &'a Archives,
+    pub routing: Routing,
 }
 
 impl Starter<'_> {
@@ -47,8 +48,9 @@ impl Starter<'_> {
         if store == Store::Etcd {
             etcd::start(layout, &parts, self.binaries)?;
         }
-        let address = self.network.node(1).to_string();
-        let words = ["server", "--bind", "0.0.0.0:6443", "--advertise-address", &address];
+        let (address, family) = (self.network.primary(1).to_string(), self.network.family);
+        let (bind, pods, services) = (format!("{}:6443", family.any()), family.pod_cidrs(), family.service_cidrs());
+        let words = ["server", "--bind", &bind, "--advertise-address", &address, "--pod-cidr", &pods, "--service-cidr", &services];
         let mut args = with(&words, &[("--data-dir", &layout.server_dir())]);
         if store == Store::Etcd {
             args.extend(etcd::server_args(layout));
@@ -59,9 +61,12 @@ impl Starter<'_> {
 
     fn node(&self, node: &Node, containerd: Ensured) -> Result<Ensured> {
         let parts = node.parts()?;
-        let node_ip = self.network.node(node.number).to_string();
-        let kubeconfig = self.credentials(node, &node_ip)?;
-        let words = ["agent", "--node-name", &node.name, "--node-ip", &node_ip, "--cgroup-parent", &node.cgroup_name()];
+        let addresses: Vec<String> = self.network.node(node.number).iter().map(ToString::to_string).collect();
+        let kubeconfig = self.credentials(node, &addresses)?;
+        let (node_ip, cgroup, family) = (addresses.join(","), node.cgroup_name(), self.network.family);
+        let (bind, pods) = (format!("{}:10250", family.any()), family.pod_cidrs());
+        let mut words = vec!["agent", "--node-name", &node.name, "--node-ip", &node_ip, "--cgroup-parent", &cgroup];
+        words.extend(["--bind", &bind, "--cluster-cidr", &pods, "--routing", self.routing.name()]);
         let dirs = [
             ("--kubeconfig", &kubeconfig),
             ("--data-dir", &node.agent_dir()),
@@ -76,13 +81,14 @@ impl Starter<'_> {
     }
 
     /// The node's credentials, made anew when what they are for has changed.
-    fn credentials(&self, node: &Node, node_ip: &str) -> Result<std::path::PathBuf> {
+    fn credentials(&self, node: &Node, addresses: &[String]) -> Result<std::path::PathBuf> {
         let pki = node.agent_dir().join("pki");
         let (kubeconfig, stamp) = (pki.join("kubeconfig"), pki.join("made-for"));
-        let url = format!("https://{}:6443", self.network.node(1));
-        let wanted = format!("{url} {node_ip}\n");
+        let url = format!("https://{}", SocketAddr::new(self.network.primary(1), 6443));
+        let wanted = format!("{url} {}\n", addresses.join(" "));
         if !kubeconfig.exists() || fs::read_to_string(&stamp).ok().as_ref() != Some(&wanted) {
-            let words = ["kubeconfig", "--server", &url, "--node", &node.name, "--node-ip", node_ip];
+            let mut words = vec!["kubeconfig", "--server", &url, "--node", &node.name];
+            words.extend(addresses.iter().flat_map(|address| ["--node-ip", address]));
             let dirs = [("--data-dir", &self.layout.server_dir()), ("--out", &kubeconfig)];
             sh::quiet(&mut sh::cmd(&self.binaries.xebec, with(&words, &dirs)))?;
             fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))?;

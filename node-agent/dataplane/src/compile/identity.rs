@@ -15,6 +15,8 @@ pub struct Facts {
     pub pod: Option<PodFacts>,
     /// The address is one of this node.
     pub host: bool,
+    /// The address is one of another node.
+    pub remote_node: bool,
     /// Blocks named in policies that the address lies in.
     pub blocks: BTreeSet<IpNet>,
 }

@@ -295,14 +295,17 @@ pub fn namespace(namespace: &Namespace) -> Labels {
     labels
 }
 
-/// The node's own object.
+/// A node, this one or another.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeIn {
     pub zone: Option<String>,
     pub pod_cidrs: Vec<IpNet>,
+    /// Internal and external.
     pub addresses: BTreeSet<IpAddr>,
     /// It is being deleted, or the cluster autoscaler is about to: load balancers shall leave it.
     pub leaving: bool,
+    /// Those other nodes use, in the order given.
+    pub internal: Vec<IpAddr>,
 }
 
 /// Reduces a Node.
@@ -314,7 +317,9 @@ pub fn node(node: &Node) -> NodeIn {
     }
     let addresses = node.status.iter().flat_map(|s| s.addresses.iter().flatten());
     let taints = spec.iter().flat_map(|s| s.taints.iter().flatten());
+    let internal = addresses.clone().filter(|a| a.type_ == "InternalIP").filter_map(|a| a.address.parse().ok()).collect();
     NodeIn {
+        internal,
         leaving: node.metadata.deletion_timestamp.is_some() || taints.clone().any(|t| t.key == "ToBeDeletedByClusterAutoscaler"),
         zone: node.metadata.labels.as_ref().and_then(|l| l.get("topology.kubernetes.io/zone").cloned()),
         pod_cidrs,

@@ -61,6 +61,7 @@ struct Local {
 pub struct Policies {
     node_name: String,
     node_addresses: BTreeSet<IpAddr>,
+    remote_nodes: BTreeSet<IpAddr>,
     namespaces: BTreeMap<String, Labels>,
     pods: BTreeMap<Key, PodIn>,
     policies: BTreeMap<Key, Policy>,
@@ -100,6 +101,14 @@ impl Policies {
     pub fn set_node_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
         let changed: Vec<IpAddr> = self.node_addresses.symmetric_difference(&addresses).copied().collect();
         self.node_addresses = addresses;
+        self.dirty_nets.extend(changed.into_iter().map(host_net));
+    }
+
+    /// Addresses of the other nodes. No policy names nodes, so they get no more than an identity to be known by, but for the
+    /// blocks they lie in.
+    pub fn set_remote_nodes(&mut self, addresses: BTreeSet<IpAddr>) {
+        let changed: Vec<IpAddr> = self.remote_nodes.symmetric_difference(&addresses).copied().collect();
+        self.remote_nodes = addresses;
         self.dirty_nets.extend(changed.into_iter().map(host_net));
     }
 
@@ -327,9 +336,12 @@ impl Policies {
             if let Some(facts) = facts {
                 let flags = if facts.host { Remote::HOST } else { 0 };
                 let hint = self.tables.ipcache.have().get(&key).filter(|_| self.hints).map(|r| r.identity);
-                let (number, new) = match facts == Facts::default() {
-                    true => (identity::WORLD, false),
-                    false => self.identities.hold(&facts, hint),
+                let (number, new) = if facts == Facts::default() {
+                    (identity::WORLD, false)
+                } else if facts == (Facts { remote_node: true, ..Facts::default() }) {
+                    (identity::REMOTE_NODE, false)
+                } else {
+                    self.identities.hold(&facts, hint)
                 };
                 if new {
                     hosts_changed |= facts.host;
@@ -361,7 +373,7 @@ impl Policies {
 
     /// What is known of an address or block; none if it needs no entry.
     fn facts(&self, net: IpNet) -> Option<Facts> {
-        let mut facts = Facts { pod: None, host: false, blocks: self.blocks.covering(net) };
+        let mut facts = Facts { blocks: self.blocks.covering(net), ..Facts::default() };
         let mut wanted = facts.blocks.contains(&net) || (net == IPV4 && !self.blocks.covering(MAPPED).is_empty());
         if net.prefix_len() == net.max_prefix_len() {
             let ip = net.addr();
@@ -371,7 +383,8 @@ impl Policies {
                 Some(Claim::Pod(key)) => self.pods.get(key).map(|p| PodFacts::new(key, p)),
                 None => None,
             };
-            wanted |= facts.host || facts.pod.is_some();
+            facts.remote_node = self.remote_nodes.contains(&ip) && !facts.host;
+            wanted |= facts.host || facts.remote_node || facts.pod.is_some();
         }
         wanted.then_some(facts)
     }

@@ -51,6 +51,8 @@ pub struct Address {
     pub index: u32,
     /// The address.
     pub ip: IpAddr,
+    /// How many of its bits all addresses of the link have.
+    pub prefix: u8,
 }
 
 /// One side of a veth pair to be made.
@@ -61,14 +63,14 @@ pub struct VethSide<'a> {
     pub mac: [u8; 6],
 }
 
-fn io_error(error: rtnetlink::Error) -> io::Error {
+pub(super) fn io_error(error: rtnetlink::Error) -> io::Error {
     match error {
         rtnetlink::Error::NetlinkError(e) => e.to_io(),
         other => io::Error::other(other),
     }
 }
 
-fn is(error: &io::Error, code: i32) -> bool {
+pub(super) fn is(error: &io::Error, code: i32) -> bool {
     error.raw_os_error() == Some(code)
 }
 
@@ -87,6 +89,16 @@ impl Netlink {
             let _guard = runtime.enter();
             Netlink::here()
         })
+    }
+
+    /// For the files beside this one.
+    pub(super) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Held while a dump runs.
+    pub(super) async fn one_dump(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.dump.lock().await
     }
 
     /// Every device.
@@ -119,7 +131,7 @@ impl Netlink {
                 })
             };
             // On a point-to-point link ADDRESS is the peer's.
-            Some(Address { index: m.header.index, ip: of(true).or_else(|| of(false))? })
+            Some(Address { index: m.header.index, ip: of(true).or_else(|| of(false))?, prefix: m.header.prefix_len })
         };
         Ok(messages.iter().filter_map(address).collect())
     }
@@ -165,6 +177,12 @@ impl Netlink {
     /// Brings a device up.
     pub async fn up(&self, index: u32) -> io::Result<()> {
         let message = LinkMessageBuilder::<LinkUnspec>::default().index(index).up().build();
+        self.handle.link().change(message).execute().await.map_err(io_error)
+    }
+
+    /// Sets the largest packet.
+    pub async fn set_mtu(&self, index: u32, mtu: u32) -> io::Result<()> {
+        let message = LinkMessageBuilder::<LinkUnspec>::default().index(index).mtu(mtu).build();
         self.handle.link().change(message).execute().await.map_err(io_error)
     }
 
@@ -263,7 +281,7 @@ impl Netlink {
     }
 }
 
-fn link(message: &LinkMessage) -> Link {
+pub(super) fn link(message: &LinkMessage) -> Link {
     let mut link = Link {
         index: message.header.index,
         name: String::new(),

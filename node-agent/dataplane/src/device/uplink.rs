@@ -1,15 +1,14 @@
-//! Devices towards other machines, the node's addresses, and news of their change.
+//! Devices towards other machines, and the node's addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 
-use futures::StreamExt;
-use rtnetlink::MulticastGroup;
+use ipnet::IpNet;
 use xebec_ebpf_abi::{Addr, Uplink};
 
-use super::netlink::{Link, Netlink};
-use super::pod;
+use super::netlink::{Address, Link, Netlink};
+use super::{pod, vxlan};
 use crate::compile::expand::addr;
 
 /// What the node has.
@@ -19,6 +18,31 @@ pub struct NodeDevices {
     pub uplinks: BTreeMap<u32, UplinkDevice>,
     /// Addresses of the node on any device but loopback and pods'.
     pub addresses: BTreeSet<IpAddr>,
+    /// Links the node shares with others, by its addresses on uplinks.
+    pub segments: Vec<Segment>,
+}
+
+/// An address of an uplink and the range that is on the same link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// The device.
+    pub index: u32,
+    /// The node's own address there.
+    pub address: IpAddr,
+    /// What is reached without a gateway.
+    pub range: IpNet,
+}
+
+impl NodeDevices {
+    /// The smallest largest packet of the devices towards other machines; the tunnel is none.
+    pub fn mtu(&self) -> Option<u32> {
+        self.uplinks.values().filter(|u| !u.tunnel).map(|u| u.mtu).min()
+    }
+
+    /// The tunnel's device.
+    pub fn tunnel(&self) -> Option<u32> {
+        self.uplinks.iter().find(|(_, u)| u.tunnel).map(|(index, _)| *index)
+    }
 }
 
 /// One of them.
@@ -30,6 +54,8 @@ pub struct UplinkDevice {
     pub mtu: u32,
     /// What packets of pods leaving there get as source.
     pub entry: Uplink,
+    /// It is the tunnel between nodes, whose packets leave by another one.
+    pub tunnel: bool,
 }
 
 /// Reads devices and addresses and decides which are uplinks: those named, else those that carry a given
@@ -38,14 +64,13 @@ pub async fn detect(netlink: &Netlink, named: &[String], node_ips: &[IpAddr]) ->
     let links = netlink.links().await?;
     let addresses = netlink.addresses().await?;
     let defaults = netlink.default_route_devices().await?;
-    let addresses: Vec<(u32, IpAddr)> = addresses.iter().map(|a| (a.index, a.ip)).collect();
     Ok(decide(&links, &addresses, &defaults, named, node_ips))
 }
 
-fn decide(links: &[Link], addresses: &[(u32, IpAddr)], defaults: &[u32], named: &[String], node_ips: &[IpAddr]) -> NodeDevices {
-    let ours = |link: &&Link| !link.loopback && !link.name.starts_with(pod::PREFIX);
+fn decide(links: &[Link], addresses: &[Address], defaults: &[u32], named: &[String], node_ips: &[IpAddr]) -> NodeDevices {
+    let ours = |link: &&Link| !link.loopback && !link.name.starts_with(pod::PREFIX) && link.name != vxlan::NAME;
     let candidates: Vec<&Link> = links.iter().filter(ours).collect();
-    let carries = |link: &Link| addresses.iter().any(|(i, ip)| *i == link.index && node_ips.contains(ip));
+    let carries = |link: &Link| addresses.iter().any(|a| a.index == link.index && node_ips.contains(&a.ip));
     let mut chosen: Vec<&Link> = Vec::new();
     if !named.is_empty() {
         chosen.extend(candidates.iter().filter(|l| named.contains(&l.name)));
@@ -55,38 +80,36 @@ fn decide(links: &[Link], addresses: &[(u32, IpAddr)], defaults: &[u32], named: 
             chosen.extend(candidates.iter().filter(|l| defaults.contains(&l.index)));
         }
     }
-    let uplink = |link: &Link| UplinkDevice {
-        name: link.name.clone(),
-        mtu: link.mtu,
-        entry: Uplink { v4: source(link.index, addresses, node_ips, true), v6: source(link.index, addresses, node_ips, false), flags: 0 },
+    let entry =
+        |index: u32| Uplink { v4: source(index, addresses, node_ips, true), v6: source(index, addresses, node_ips, false), flags: 0 };
+    let device = |link: &Link, entry: Uplink, tunnel: bool| UplinkDevice { name: link.name.clone(), mtu: link.mtu, entry, tunnel };
+    let mut uplinks: BTreeMap<u32, UplinkDevice> = chosen.iter().map(|l| (l.index, device(l, entry(l.index), false))).collect();
+    // What leaves through the tunnel with the node's address has that of the device the tunnel's packets leave by.
+    if let (Some(first), Some(tunnel)) = (chosen.first(), links.iter().find(|l| l.name == vxlan::NAME)) {
+        uplinks.insert(tunnel.index, device(tunnel, entry(first.index), true));
+    }
+    let usable = |ip: &IpAddr| match ip {
+        IpAddr::V4(ip) => !ip.is_link_local(),
+        IpAddr::V6(ip) => !ip.is_unicast_link_local(),
     };
+    let of_uplinks = addresses.iter().filter(|a| chosen.iter().any(|l| l.index == a.index) && usable(&a.ip));
+    let segment = |a: &Address| Some(Segment { index: a.index, address: a.ip, range: IpNet::new(a.ip, a.prefix).ok()?.trunc() });
     NodeDevices {
-        uplinks: chosen.iter().map(|l| (l.index, uplink(l))).collect(),
-        addresses: addresses.iter().filter(|(i, _)| candidates.iter().any(|l| l.index == *i)).map(|(_, ip)| *ip).collect(),
+        segments: of_uplinks.filter_map(segment).collect(),
+        uplinks,
+        addresses: addresses.iter().filter(|a| candidates.iter().any(|l| l.index == a.index)).map(|a| a.ip).collect(),
     }
 }
 
 /// The node's own given address on the device, else its first one that is not link-local.
-fn source(index: u32, addresses: &[(u32, IpAddr)], node_ips: &[IpAddr], v4: bool) -> Addr {
+fn source(index: u32, addresses: &[Address], node_ips: &[IpAddr], v4: bool) -> Addr {
     let usable = |ip: &&IpAddr| match ip {
         IpAddr::V4(ip) => v4 && !ip.is_link_local(),
         IpAddr::V6(ip) => !v4 && !ip.is_unicast_link_local(),
     };
-    let on: Vec<&IpAddr> = addresses.iter().filter(|(i, _)| *i == index).map(|(_, ip)| ip).filter(usable).collect();
+    let on: Vec<&IpAddr> = addresses.iter().filter(|a| a.index == index).map(|a| &a.ip).filter(usable).collect();
     let given = on.iter().find(|ip| node_ips.contains(ip));
     given.or(on.first()).map_or(Addr::ANY, |ip| addr(**ip))
-}
-
-/// Calls `changed` whenever links, addresses or routes of the calling namespace change; ends with the socket.
-pub async fn watch(changed: impl Fn()) -> io::Result<()> {
-    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
-    let (connection, _handle, mut messages) = rtnetlink::new_multicast_connection(&groups)?;
-    let connection = tokio::spawn(connection);
-    while messages.next().await.is_some() {
-        changed();
-    }
-    connection.abort();
-    Ok(())
 }
 
 #[cfg(test)]
@@ -104,16 +127,18 @@ mod tests {
     #[test]
     fn uplinks_are_named_or_carry_the_address_or_have_the_default_route() {
         let links = [link(1, "lo"), link(2, "eth0"), link(3, "eth1"), link(4, "xbc00000000001")];
+        let address = |(index, text): (u32, &str)| Address { index, ip: ip(text), prefix: 24 };
         let addresses = [
-            (1, ip("127.0.0.1")),
-            (2, ip("169.254.7.7")),
-            (2, ip("192.0.2.5")),
-            (2, ip("192.0.2.6")),
-            (2, ip("fe80::5")),
-            (3, ip("198.51.100.5")),
-            (3, ip("2001:db8::5")),
-            (4, ip("10.0.0.9")),
-        ];
+            (1, "127.0.0.1"),
+            (2, "169.254.7.7"),
+            (2, "192.0.2.5"),
+            (2, "192.0.2.6"),
+            (2, "fe80::5"),
+            (3, "198.51.100.5"),
+            (3, "2001:db8::5"),
+            (4, "10.0.0.9"),
+        ]
+        .map(address);
         let names = |d: &NodeDevices| d.uplinks.values().map(|u| u.name.clone()).collect::<Vec<_>>();
         let by_default = decide(&links, &addresses, &[3], &[], &[]);
         assert_eq!(names(&by_default), ["eth1"]);
@@ -127,5 +152,16 @@ mod tests {
         assert_eq!(by_name.uplinks[&2].entry.v4, addr(ip("192.0.2.5")));
         assert!(by_name.addresses.contains(&ip("198.51.100.5")));
         assert!(!by_name.addresses.contains(&ip("127.0.0.1")) && !by_name.addresses.contains(&ip("10.0.0.9")));
+        let ranges: Vec<String> = by_address.segments.iter().map(|s| format!("{} {}", s.index, s.range)).collect();
+        assert_eq!(ranges, ["2 192.0.2.0/24", "2 192.0.2.0/24"]);
+    }
+
+    #[test]
+    fn the_tunnel_is_an_uplink_that_sets_no_limit() {
+        let links = [link(2, "eth0"), link(9, vxlan::NAME)];
+        let addresses = [Address { index: 2, ip: ip("192.0.2.5"), prefix: 24 }];
+        let devices = decide(&links, &addresses, &[2], &[], &[]);
+        assert_eq!((devices.tunnel(), devices.mtu()), (Some(9), Some(1402)));
+        assert_eq!(devices.uplinks[&9].entry, devices.uplinks[&2].entry);
     }
 }

@@ -1,0 +1,213 @@
+//! Keeps the node's stack as pods need it: devices, programs on them, settings, routes, the tunnel. Whatever changes is read
+//! again and put right, whoever changed it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tokio_util::sync::CancellationToken;
+
+use crate::bpf::loader::Hook;
+use crate::config::Routing;
+use crate::device::netlink::{Link, Netlink};
+use crate::device::news::News;
+use crate::device::sysctl::Sysctls;
+use crate::device::{settings, uplink, vxlan};
+use crate::engine::Watch;
+use crate::{Dataplane, Error, fabric};
+
+/// How long further news are gathered after the first.
+const GATHER: Duration = Duration::from_millis(20);
+/// How often everything is looked at without news: programs taken off a device are told to nobody.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// Runs until `cancel`.
+pub async fn keep(dataplane: Arc<Dataplane>, cancel: CancellationToken) {
+    let mut news = match News::open() {
+        Ok(news) => Some(news),
+        Err(error) => {
+            tracing::warn!(%error, "changes of the network cannot be watched; they are seen every {LOOK:?}");
+            None
+        }
+    };
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let tunnel = dataplane.engine.lock().devices.tunnel();
+        let told = async {
+            match &mut news {
+                Some(news) => news.changed(tunnel).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            _ = look.tick() => {}
+            () = dataplane.nodes_changed.notified() => {}
+            told = told => match told {
+                Ok(()) => tokio::time::sleep(GATHER).await,
+                Err(error) => {
+                    tracing::warn!(%error, "changes of the network can no longer be watched; they are seen every {LOOK:?}");
+                    news = None;
+                }
+            },
+        }
+        let problems = dataplane.put_right().await;
+        let mut engine = dataplane.engine.lock();
+        if engine.problems != problems {
+            for problem in &problems {
+                tracing::error!(%problem, "the node's network is not as it shall be; it will be tried again");
+            }
+            engine.problems = problems;
+        }
+    }
+}
+
+impl Dataplane {
+    /// Reads and puts right everything. Returns what could not be.
+    async fn put_right(&self) -> Vec<String> {
+        let mut problems: Vec<String> = Vec::new();
+        let mut note = |result: Result<(), Error>| problems.extend(result.err().map(|e| e.to_string()));
+        note(self.keep_tunnel().await);
+        note(self.read_devices().await);
+        note(self.keep_pods().await);
+        problems.extend(self.keep_settings().iter().map(ToString::to_string));
+        match self.keep_routes().await {
+            Ok(more) => problems.extend(more),
+            Err(error) => problems.push(error.to_string()),
+        }
+        problems
+    }
+
+    /// The tunnel's device, before devices are read: it is one of them.
+    async fn keep_tunnel(&self) -> Result<(), Error> {
+        let wanted = self.tunnel();
+        let failed = || Error::netlink(format!("make or remove the tunnel {}", vxlan::NAME));
+        match wanted {
+            Some(tunnel) => self.netlink.put_tunnel(&tunnel).await.map(drop).map_err(failed()),
+            None if self.config.routing == Routing::Native => self.netlink.remove_tunnel().await.map_err(failed()),
+            // The node has no address at the moment.
+            None => Ok(()),
+        }
+    }
+
+    fn tunnel(&self) -> Option<vxlan::Tunnel> {
+        let engine = self.engine.lock();
+        fabric::tunnel(&self.config.routing, &engine.devices, &self.config.node_ips, engine.devices.mtu().unwrap_or(1500))
+    }
+
+    /// Devices towards other machines as they are now, with their programs.
+    async fn read_devices(&self) -> Result<(), Error> {
+        let devices = uplink::detect(&self.netlink, &self.config.uplinks, &self.config.node_ips).await;
+        let devices = devices.map_err(Error::netlink("read devices"))?;
+        let errors = {
+            let mut engine = self.engine.lock();
+            let changed = engine.devices != devices;
+            if changed {
+                engine.devices = devices;
+                self.changed.notify_one();
+            }
+            if changed || !engine.uplinks_attached() { engine.attach_uplinks() } else { Vec::new() }
+        };
+        errors.into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// Pods' devices: their programs and their size.
+    async fn keep_pods(&self) -> Result<(), Error> {
+        let links = self.netlink.links().await.map_err(Error::netlink("read devices"))?;
+        let mtu = self.mtu();
+        let sandboxes: Vec<(String, String)> = self.sandboxes.lock().iter().map(|(o, s)| (o.clone(), s.host_name.clone())).collect();
+        for (owner, host_name) in sandboxes {
+            let Some(link) = links.iter().find(|l| l.name == host_name) else { continue };
+            let attached = self.engine.lock().programs.is_attached((&link.name, link.index), Hook::POD);
+            if attached && link.mtu == mtu {
+                continue;
+            }
+            // A call about it may be under way, whose end decides what there is to keep.
+            let _one_at_a_time = self.sandbox_lock(&owner).await;
+            let Some(sandbox) = self.sandboxes.lock().get(&owner).cloned() else { continue };
+            let Some(link) = self.netlink.link(&host_name).await.map_err(Error::netlink("read devices"))? else { continue };
+            if link.mtu != mtu {
+                resize(&self.netlink, &sandbox.netns, &sandbox.ifname, &link, mtu).await?;
+            }
+            let mut engine = self.engine.lock();
+            if !engine.programs.is_attached((&link.name, link.index), Hook::POD) {
+                tracing::warn!(device = %link.name, "the programs of a pod's device were gone");
+                engine.programs.attach_device((&link.name, link.index), Hook::POD)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn keep_settings(&self) -> Vec<Error> {
+        let sandboxes: Vec<String> = self.sandboxes.lock().values().map(|s| s.host_name.clone()).collect();
+        let (uplinks, v6) = {
+            let engine = self.engine.lock();
+            let uplinks: Vec<(String, bool)> = engine.devices.uplinks.values().map(|u| (u.name.clone(), u.tunnel)).collect();
+            (uplinks, engine.ipam.ranges().iter().any(|range| range.addr().is_ipv6()))
+        };
+        let of_kind = |tunnel: bool| uplinks.iter().filter(move |(_, t)| *t == tunnel).map(|(name, _)| name.as_str());
+        let devices = settings::Devices {
+            pods: sandboxes.iter().map(String::as_str).collect(),
+            uplinks: of_kind(false).collect(),
+            tunnel: of_kind(true).next(),
+            v6,
+        };
+        settings::put(&settings::wanted(&devices, settings::read), &Sysctls::new(&self.config.state_dir)).1
+    }
+
+    /// Routes, rules and the tunnel's ends, once it is known which nodes there are: until then those of before stay.
+    async fn keep_routes(&self) -> Result<Vec<String>, Error> {
+        let fabric = {
+            let engine = self.engine.lock();
+            if engine.unsynced().contains(&Watch::Nodes) {
+                return Ok(Vec::new());
+            }
+            let ranges: Vec<IpNet> = match engine.ipam.ranges() {
+                none if none.is_empty() => engine.node.pod_cidrs.clone(),
+                ranges => ranges,
+            };
+            let index = engine.devices.tunnel();
+            let settings = fabric::tunnel(&self.config.routing, &engine.devices, &self.config.node_ips, 0);
+            fabric::plan(&self.config.routing, &engine.devices, &ranges, &engine.peers, settings.zip(index))
+        };
+        let mut problems = fabric.problems.clone();
+        let tunnel = self.engine.lock().devices.tunnel();
+        if let Some(index) = tunnel {
+            self.netlink.put_ends(index, &fabric.ends).await.map_err(Error::netlink("write the tunnel's neighbours"))?;
+        }
+        let failed = self.netlink.put_routes(&fabric.routes).await.map_err(Error::netlink("read routes"))?;
+        problems.extend(failed.iter().map(|(route, error)| format!("route to {} via {}: {error}", route.to, route.via)));
+        self.netlink.put_rules(&fabric.rules).await.map_err(Error::netlink("write routing rules"))?;
+        Ok(problems)
+    }
+}
+
+/// Both sides: a packet too large for one of them is lost without a word.
+async fn resize(host: &Netlink, netns: &std::path::Path, ifname: &str, link: &Link, mtu: u32) -> Result<(), Error> {
+    tracing::info!(device = %link.name, from = link.mtu, to = mtu, "largest packet of a pod's device");
+    let what = || Error::netlink(format!("set the largest packet of {} and its other side", link.name));
+    let path = netns.to_owned();
+    let inside =
+        tokio::task::spawn_blocking(move || Netlink::at(&path)).await.map_err(std::io::Error::other).and_then(|n| n).map_err(what())?;
+    if let Some(pod_side) = inside.link(ifname).await.map_err(what())? {
+        inside.set_mtu(pod_side.index, mtu).await.map_err(what())?;
+    }
+    host.set_mtu(link.index, mtu).await.map_err(what())
+}
+
+/// What was made here is removed at teardown.
+pub(crate) async fn remove(netlink: &Netlink) -> Vec<Error> {
+    let mut errors = Vec::new();
+    match netlink.put_routes(&Default::default()).await {
+        Ok(failed) => errors.extend(failed.into_iter().map(|(route, e)| Error::netlink(format!("remove the route to {}", route.to))(e))),
+        Err(e) => errors.push(Error::netlink("read routes")(e)),
+    }
+    if let Err(e) = netlink.put_rules(&Default::default()).await {
+        errors.push(Error::netlink("remove routing rules")(e));
+    }
+    if let Err(e) = netlink.remove_tunnel().await {
+        errors.push(Error::netlink(format!("remove the tunnel {}", vxlan::NAME))(e));
+    }
+    errors
+}
