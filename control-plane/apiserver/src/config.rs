@@ -53,9 +53,10 @@ impl Config {
         }
     }
 
-    /// The first address of each service range: that of the `kubernetes` Service.
+    /// The first address after the base of each service range: that of the `kubernetes` Service.
     pub fn kubernetes_service_ips(&self) -> Vec<IpAddr> {
-        self.service_cidrs.iter().filter_map(|cidr| cidr.hosts().next()).collect()
+        let first = |cidr: &ipnet::IpNet| cidr.hosts().find(|address| *address != cidr.network());
+        self.service_cidrs.iter().filter_map(first).collect()
     }
 
     /// Names and addresses of the serving certificate.
@@ -97,5 +98,18 @@ impl Config {
             return Err(Error::Config(format!("node port range {}-{} is empty", self.node_ports.0, self.node_ports.1)));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kubernetes_service_has_the_first_address_of_each_family() {
+        let mut config = Config::new(std::path::Path::new("/nowhere"), SocketAddr::from(([127, 0, 0, 1], 0)));
+        config.service_cidrs = vec!["10.96.0.0/12".parse().unwrap(), "fd00:10:96::/112".parse().unwrap()];
+        let ips: Vec<String> = config.kubernetes_service_ips().iter().map(ToString::to_string).collect();
+        assert_eq!(ips, ["10.96.0.1", "fd00:10:96::1"]);
     }
 }

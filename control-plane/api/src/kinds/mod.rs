@@ -10,6 +10,7 @@ mod pods;
 pub(crate) mod podspec;
 mod rbac;
 mod scaling;
+mod service_type;
 mod storage;
 
 use std::sync::Arc;

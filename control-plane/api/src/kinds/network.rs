@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{PLAIN, Rules, age, field};
+use super::{PLAIN, Rules, age, field, service_type};
 use crate::{
     Document, table,
     validate::{core, names, network, service},
@@ -15,6 +15,11 @@ pub(super) fn core_rules(kind: &str) -> Option<Rules> {
             name: names::dns1035_label,
             default: default_service,
             prepare_create: |doc| set(doc, "status", json!({"loadBalancer": {}})),
+            prepare_update: |new, old, sub| {
+                if sub.is_empty() {
+                    service_type::drop_dependent_fields(new, old);
+                }
+            },
             validate: service::validate,
             validate_update: service::validate_update,
             fields: |doc| vec![("spec.clusterIP", field(doc, "/spec/clusterIP")), ("spec.type", field(doc, "/spec/type"))],

@@ -94,17 +94,6 @@ pub fn prepare(service: &mut Document, old: Option<&Document>, configured: &[&st
             return Err(vec![FieldError::invalid("spec.clusterIPs[0]", now.clone(), "may not change once set")]);
         }
     }
-    if !needs_node_ports(service) && type_of(service) == "ClusterIP" {
-        // Ports left over from another type, as an apply of the whole object brings them along.
-        let inherited: Vec<u16> = old.map(|old| Held::of(old).ports).unwrap_or_default();
-        for port in service["spec"]["ports"].as_array_mut().into_iter().flatten() {
-            if port_number(&port["nodePort"]).is_none_or(|n| inherited.contains(&n))
-                && let Some(port) = port.as_object_mut()
-            {
-                port.remove("nodePort");
-            }
-        }
-    }
     set_families(service, old, configured)
 }
 
