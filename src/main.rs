@@ -8,6 +8,7 @@ mod demo;
 mod etcd_certificates;
 mod host;
 mod image;
+mod inspect;
 mod kubeconfig;
 mod remove_node;
 mod server;

@@ -1,5 +1,7 @@
 //! `xebec status`: what the cluster says of itself.
 
+mod node;
+
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, bail};
@@ -9,6 +11,8 @@ use k8s_openapi::api::{
 };
 use kube::{Api, Client, api::ListParams};
 use tokio::time::Instant;
+
+use crate::inspect::{Agent, Output};
 
 /// Which cluster, and what to wait for.
 #[derive(Debug, clap::Args)]
@@ -25,6 +29,14 @@ pub struct Args {
     /// of an earlier run still calls its nodes Ready.
     #[arg(long)]
     renewed_since: Option<i64>,
+    /// Ask the agent of this host for its devices, modes, map fill, lag, program sizes and drops, not the cluster for its nodes.
+    #[arg(long, conflicts_with_all = ["wait", "nodes", "renewed_since"])]
+    node: bool,
+    #[command(flatten)]
+    agent: Agent,
+    /// How to print what the agent says.
+    #[arg(short, long, value_enum, default_value = "text", requires = "node")]
+    output: Output,
 }
 
 /// How to reach a cluster.
@@ -47,6 +59,9 @@ impl Cluster {
 
 /// Prints nodes and how many pods each has; fails if a node is not Ready.
 pub async fn run(args: &Args) -> Result<()> {
+    if args.node {
+        return node::run(&args.agent, args.output);
+    }
     if let Some(seconds) = args.wait {
         wait_ready(&args.cluster, args.nodes, args.renewed_since, Duration::from_secs(seconds)).await?;
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::net::UnixListener;
@@ -20,7 +20,7 @@ use crate::device::sysctl::Sysctls;
 use crate::device::{pod, uplink};
 use crate::engine::Engine;
 use crate::sandbox::{Records, Sandbox};
-use crate::{Config, Error, MapFill, ProxyHealth, Status, fabric, metrics};
+use crate::{Config, Device, Error, MapFill, ProxyHealth, Status, fabric, inspect, metrics};
 
 /// How long the reconciler gathers further changes after the first: a burst costs one round.
 const GATHER: Duration = Duration::from_millis(5);
@@ -108,6 +108,8 @@ impl Dataplane {
         if let Some(listener) = self.listener.lock().take() {
             tasks.spawn(server::serve(self.clone(), listener, cancel.clone()));
         }
+        let questions = server::bind(&inspect::path(&self.config.cni_socket))?;
+        tasks.spawn(inspect::serve(self.clone(), questions, cancel.clone()));
         tasks.spawn(crate::keeper::keep(self.clone(), cancel.clone()));
         let mut sweep = tokio::time::interval(SWEEP);
         let mut verify = tokio::time::interval_at(tokio::time::Instant::now() + VERIFY, VERIFY);
@@ -259,7 +261,7 @@ impl Dataplane {
         Status {
             ready,
             waiting_for,
-            uplinks: engine.devices.uplinks.values().map(|u| u.name.clone()).collect(),
+            devices: engine.devices.uplinks.iter().map(|(index, uplink)| device(&engine, *index, uplink)).collect(),
             node_addresses: engine.node_addresses(&self.config.node_ips).into_iter().collect(),
             pod_cidrs: engine.ipam.ranges(),
             leases: engine.ipam.leases(),
@@ -271,14 +273,26 @@ impl Dataplane {
                 .collect(),
             drops: metrics::by_reason(&engine.maps.drops()),
             forwards: metrics::by_path(&engine.maps.forwards()),
+            programs: engine.programs.sizes(),
+            sync: engine.sync.status(Instant::now()),
             errors: engine.errors.iter().chain(&engine.problems).cloned().collect(),
         }
     }
 
-    /// Registers drops by reason, forwarded packets by path and map fill; values are read at each scrape.
+    /// Registers everything of `deploy/grafana-dashboard.json`; values are read at each scrape.
     pub fn register_metrics(self: &Arc<Self>, registry: &mut prometheus_client::registry::Registry) {
-        registry.register_collector(Box::new(metrics::Collector::new(self)));
+        metrics::register(registry, metrics::Collector::new(self), &self.engine.lock().sync);
     }
+}
+
+fn device(engine: &Engine, index: u32, uplink: &uplink::UplinkDevice) -> Device {
+    let attached = engine.programs.is_attached((&uplink.name, index), Hook::UPLINK);
+    let mode = match (attached, uplink.tunnel) {
+        (true, false) => "tc",
+        (true, true) => "tc, tunnel",
+        (false, _) => "none",
+    };
+    Device { name: uplink.name.clone(), index, mtu: uplink.mtu, mode: mode.into() }
 }
 
 /// Where a bpffs we mounted is noted.

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Instant;
 
 use ipnet::IpNet;
 
@@ -16,6 +17,7 @@ use crate::compile::policies::LocalEndpoint;
 use crate::compile::state::{Op, State};
 use crate::device::uplink::NodeDevices;
 use crate::ipam::Ipam;
+use crate::sync::SyncClock;
 
 /// The watches whose first full answer everything waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,6 +58,8 @@ pub struct Engine {
     pub problems: Vec<String>,
     /// What the last sweep left.
     pub swept: Swept,
+    /// How far the maps are behind the API.
+    pub sync: SyncClock,
     /// What failed at the last round, by the first failures.
     pub errors: Vec<String>,
     synced: BTreeSet<Watch>,
@@ -81,6 +85,7 @@ impl Engine {
             peers: BTreeMap::new(),
             problems: Vec::new(),
             swept: Swept::default(),
+            sync: SyncClock::default(),
             errors: Vec::new(),
             synced: BTreeSet::new(),
             reconciled: false,
@@ -158,7 +163,7 @@ impl Engine {
         let ops = self.state.plan();
         let mut failed_sets: BTreeSet<u32> = BTreeSet::new();
         let mut errors: Vec<String> = Vec::new();
-        let mut failures = 0usize;
+        let (mut written, mut failures) = (0usize, 0usize);
         for op in &ops {
             // A set's count must not grow over a slot that could not be written.
             let set = match op {
@@ -171,7 +176,10 @@ impl Engine {
                 continue;
             }
             match self.maps.apply(op) {
-                Ok(()) => self.state.written(*op),
+                Ok(()) => {
+                    self.state.written(*op);
+                    written += 1;
+                }
                 Err(error) => {
                     failed_sets.extend(set);
                     failures += 1;
@@ -187,6 +195,7 @@ impl Engine {
         if !ops.is_empty() {
             tracing::debug!(writes = ops.len(), failures, "maps reconciled");
         }
+        self.sync.round(Instant::now(), written, failures);
         if errors != self.errors {
             for error in &errors {
                 tracing::error!(%error, "a map write failed and will be tried again");

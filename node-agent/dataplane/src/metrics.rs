@@ -1,16 +1,18 @@
 //! What Prometheus sees: counters the programs keep, and how full the maps are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Weak};
 
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use xebec_ebpf_abi::{DropCount, DropReason, forward};
+use prometheus_client::registry::Registry;
+use xebec_ebpf_abi::{DropCount, DropReason, Endpoint, forward};
 
-use crate::Dataplane;
+use crate::sync::SyncClock;
+use crate::{Dataplane, Status};
 
 /// Reads the kernel at each scrape.
 pub struct Collector(Weak<Dataplane>);
@@ -28,37 +30,90 @@ impl fmt::Debug for Collector {
     }
 }
 
+/// Registers all there is to see.
+pub fn register(registry: &mut Registry, collector: Collector, sync: &SyncClock) {
+    registry.register_collector(Box::new(collector));
+    registry.register("xebec_sync_latency_seconds", "From the API's event of a change to its last map entry", sync.latency.clone());
+    registry.register("xebec_sync_rounds", "Reconciliations of the maps", sync.rounds.clone());
+    registry.register("xebec_sync_errors", "Reconciliations with a write that failed", sync.errors.clone());
+    registry.register("xebec_sync_writes", "Map entries written or deleted", sync.writes.clone());
+}
+
+/// What one scrape shows.
+#[derive(Default)]
+struct Snapshot {
+    drops: Vec<DropCount>,
+    forwards: Vec<DropCount>,
+    policies: usize,
+    isolated: [usize; 2],
+    status: Status,
+}
+
 impl prometheus_client::collector::Collector for Collector {
-    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+    fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
         let Some(dataplane) = self.0.upgrade() else {
             return Ok(());
         };
-        let (drops, forwards) = {
-            let engine = dataplane.engine.lock();
-            (engine.maps.drops(), engine.maps.forwards())
-        };
         let status = dataplane.status();
-        counters(&mut encoder, ("xebec_dropped", "dropped", "reason"), &drops, reason)?;
-        counters(&mut encoder, ("xebec_forwarded", "passed on", "path"), &forwards, path)?;
-
-        let mut fill = encoder.encode_descriptor("xebec_map_entries", "Entries in a BPF map", None, MetricType::Gauge)?;
-        for map in &status.maps {
-            gauge(&mut fill, ("map", &map.name), map.entries)?;
-        }
-        let mut places = encoder.encode_descriptor("xebec_map_max_entries", "Entries a BPF map can hold", None, MetricType::Gauge)?;
-        for map in &status.maps {
-            gauge(&mut places, ("map", &map.name), map.max_entries)?;
-        }
-        let leases = ConstGauge::new(status.leases as i64);
-        leases.encode(encoder.encode_descriptor("xebec_ipam_leases", "Pod addresses with an owner", None, MetricType::Gauge)?)?;
-        let capacity = ConstGauge::new(i64::try_from(status.capacity).unwrap_or(i64::MAX));
-        capacity.encode(encoder.encode_descriptor(
-            "xebec_ipam_capacity",
-            "Pods the node's ranges have addresses for",
-            None,
-            MetricType::Gauge,
-        )?)
+        let snapshot = {
+            let engine = dataplane.engine.lock();
+            let policies = &engine.state.policies;
+            Snapshot {
+                drops: engine.maps.drops(),
+                forwards: engine.maps.forwards(),
+                policies: policies.policy_keys().len(),
+                isolated: isolated(policies.tables.endpoints.have().values()),
+                status,
+            }
+        };
+        encode(encoder, &snapshot)
     }
+}
+
+/// How many pods policies select, for ingress and for egress. A pod with two addresses has two entries.
+fn isolated<'a>(entries: impl Iterator<Item = &'a Endpoint> + Clone) -> [usize; 2] {
+    [Endpoint::ISOLATE_INGRESS, Endpoint::ISOLATE_EGRESS].map(|flag| {
+        let selected = entries.clone().filter(|e| e.flags & flag != 0);
+        selected.map(|e| e.id).collect::<BTreeSet<u32>>().len()
+    })
+}
+
+fn encode(mut encoder: DescriptorEncoder, snapshot: &Snapshot) -> fmt::Result {
+    let Snapshot { drops, forwards, policies, isolated, status } = snapshot;
+    counters(&mut encoder, ("xebec_dropped", "dropped", "reason"), drops, reason)?;
+    counters(&mut encoder, ("xebec_forwarded", "passed on", "path"), forwards, path)?;
+
+    let fill = || status.maps.iter().map(|map| (map.name.as_str(), map.entries));
+    gauges(&mut encoder, ("xebec_map_entries", "Entries in a BPF map", "map"), fill())?;
+    let places = || status.maps.iter().map(|map| (map.name.as_str(), map.max_entries));
+    gauges(&mut encoder, ("xebec_map_max_entries", "Entries a BPF map can hold", "map"), places())?;
+    let sizes = || status.programs.iter().map(|p| (p.name.as_str(), u64::from(p.verified_instructions)));
+    gauges(&mut encoder, ("xebec_program_verified_instructions", "Instructions the verifier went through", "program"), sizes())?;
+    let directions = ["ingress", "egress"].into_iter().zip(isolated.map(|n| n as u64));
+    gauges(&mut encoder, ("xebec_policy_isolated_pods", "Local pods that a policy selects", "direction"), directions)?;
+
+    gauge(&mut encoder, "xebec_policies", "NetworkPolicies the node knows", *policies as f64)?;
+    gauge(&mut encoder, "xebec_pods", "Local pods with a device", status.endpoints as f64)?;
+    gauge(&mut encoder, "xebec_ready", "Whether pods can be set up", f64::from(u8::from(status.ready)))?;
+    gauge(&mut encoder, "xebec_sync_lag_seconds", "Age of the oldest change that is not in the maps", status.sync.lag_seconds)?;
+    gauge(&mut encoder, "xebec_ipam_leases", "Pod addresses with an owner", status.leases as f64)?;
+    gauge(&mut encoder, "xebec_ipam_capacity", "Pods the node's ranges have addresses for", status.capacity as f64)
+}
+
+fn gauges<'a>(
+    encoder: &mut DescriptorEncoder,
+    (name, help, label): (&str, &str, &str),
+    values: impl Iterator<Item = (&'a str, u64)>,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (text, value) in values {
+        ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(family.encode_family(&[(label, text)])?)?;
+    }
+    Ok(())
+}
+
+fn gauge(encoder: &mut DescriptorEncoder, name: &str, help: &str, value: f64) -> fmt::Result {
+    ConstGauge::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
 }
 
 fn reason(number: usize) -> Option<&'static str> {
@@ -84,10 +139,6 @@ fn named(counts: &[DropCount], name: impl Fn(usize) -> Option<&'static str>) -> 
     occurred.filter_map(|(number, c)| Some((name(number)?.to_owned(), c.packets))).collect()
 }
 
-fn gauge(encoder: &mut MetricEncoder, label: (&str, &str), value: u64) -> fmt::Result {
-    ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(encoder.encode_family(&[label])?)
-}
-
 fn counters(
     encoder: &mut DescriptorEncoder,
     (name, what, label): (&str, &str, &str),
@@ -104,4 +155,77 @@ fn counters(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{MapFill, ProgramSize};
+
+    /// A dataplane that has something to say of everything.
+    #[derive(Debug)]
+    struct Example;
+
+    impl prometheus_client::collector::Collector for Example {
+        fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
+            let some = || vec![DropCount { packets: 1, bytes: 60 }; 8];
+            let status = Status {
+                maps: vec![MapFill { name: "NAT".into(), entries: 1, max_entries: 2 }],
+                programs: vec![ProgramSize { name: "connect4".into(), verified_instructions: 9, jitted_bytes: 90 }],
+                ..Status::default()
+            };
+            encode(encoder, &Snapshot { drops: some(), forwards: some(), status, ..Snapshot::default() })
+        }
+    }
+
+    fn scrape() -> String {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Example));
+        register(&mut registry, Collector(Weak::new()), &SyncClock::default());
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        text
+    }
+
+    /// Names of time series, as a query has them.
+    fn series(text: &str) -> BTreeSet<String> {
+        let lines = text.lines().filter(|l| !l.starts_with('#'));
+        lines.map(|l| l.split(['{', ' ']).next().unwrap_or_default().to_owned()).collect()
+    }
+
+    /// Names that start with ours in an expression.
+    fn asked(expression: &str) -> BTreeSet<String> {
+        let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':');
+        words.filter(|w| w.starts_with("xebec_")).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_dashboard_asks_for_what_there_is_and_shows_all_of_it() {
+        let dashboard = include_str!("../../../deploy/grafana-dashboard.json");
+        let dashboard: serde_json::Value = serde_json::from_str(dashboard).expect("the dashboard is JSON");
+        let panels = dashboard["panels"].as_array().expect("panels");
+        let mut wanted = BTreeSet::new();
+        for panel in panels.iter().filter(|p| p["type"] != "row") {
+            let targets = panel["targets"].as_array().unwrap_or_else(|| panic!("{} asks for something", panel["title"]));
+            for target in targets {
+                let names = asked(target["expr"].as_str().expect("an expression"));
+                assert!(!names.is_empty(), "{} asks for a metric of ours", panel["title"]);
+                wanted.extend(names);
+            }
+        }
+        let there = series(&scrape());
+        let unknown: Vec<_> = wanted.difference(&there).collect();
+        assert!(unknown.is_empty(), "no such metrics: {unknown:?}");
+        let histogram = |name: &str| name.ends_with("_sum") || name.ends_with("_count");
+        let unseen: Vec<_> = there.difference(&wanted).filter(|n| !histogram(n)).collect();
+        assert!(unseen.is_empty(), "on no panel: {unseen:?}");
+    }
+
+    #[test]
+    fn a_pod_with_two_addresses_is_isolated_once() {
+        let entry = |id, flags| Endpoint { id, ifindex: 1, pod_mac: [0; 6], host_mac: [0; 6], flags, epoch: 0 };
+        let both = Endpoint::ISOLATE_INGRESS | Endpoint::ISOLATE_EGRESS;
+        let entries = [entry(1, both), entry(1, both), entry(2, Endpoint::ISOLATE_EGRESS), entry(3, 0)];
+        assert_eq!(isolated(entries.iter()), [1, 2]);
+    }
 }

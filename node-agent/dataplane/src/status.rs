@@ -1,21 +1,23 @@
-//! What `xebec status` and the agent's health endpoint show of the dataplane.
+//! What `xebec status --node` shows of the dataplane.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+use crate::SyncStatus;
 
 /// A snapshot; every field is read when it is asked for.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
     /// All watches have synced once, the maps hold the desired state and CNI calls are served.
     pub ready: bool,
     /// What readiness still waits for, in words for an operator; empty when ready.
     pub waiting_for: Vec<String>,
-    /// Devices that carry the uplink programs.
-    pub uplinks: Vec<String>,
+    /// Devices towards other machines.
+    pub devices: Vec<Device>,
     /// Addresses NodePorts answer on.
     pub node_addresses: Vec<IpAddr>,
     /// Ranges pods get addresses from.
@@ -32,12 +34,42 @@ pub struct Status {
     pub drops: BTreeMap<String, u64>,
     /// Packets passed on, by path.
     pub forwards: BTreeMap<String, u64>,
+    /// The programs, by name.
+    pub programs: Vec<ProgramSize>,
+    /// How far the maps are behind the API.
+    pub sync: SyncStatus,
     /// What failed at the last reconciliation and is retried; empty when all is well.
     pub errors: Vec<String>,
 }
 
+/// A device towards other machines.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Device {
+    /// Its name.
+    pub name: String,
+    /// Its number in the node's network namespace.
+    pub index: u32,
+    /// Its largest packet.
+    pub mtu: u32,
+    /// Where our programs see its packets; "none": they are not attached.
+    pub mode: String,
+}
+
+/// How large a program is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProgramSize {
+    /// Its name in the object.
+    pub name: String,
+    /// Instructions the verifier went through; 0 before kernel 5.16, which does not tell.
+    pub verified_instructions: u32,
+    /// Machine code.
+    pub jitted_bytes: u32,
+}
+
 /// How full a map is.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MapFill {
     /// Name of the map in the object.

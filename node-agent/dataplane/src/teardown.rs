@@ -17,6 +17,7 @@ pub async fn teardown(config: &Config) -> Vec<Error> {
         errors.extend(conflist::remove(dir).err());
     }
     errors.extend(crate::file::remove(&config.cni_socket).err());
+    errors.extend(crate::file::remove(&crate::inspect::path(&config.cni_socket)).err());
     // Routes and neighbours of pods go with their devices.
     errors.extend(delete_devices().await);
     errors.extend(mount::remove(&config.pin_dir, &mount_record(config)));

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures::TryStreamExt;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
@@ -147,6 +148,7 @@ where
             watcher::Event::Apply(object) => (feed.set)(&mut engine, Key::of(&object), Some(object)),
             watcher::Event::Delete(object) => (feed.set)(&mut engine, Key::of(&object), None),
         }
+        engine.sync.changed(Instant::now());
         drop(engine);
         dataplane.changed.notify_one();
         if feed.watch == Watch::Nodes {

@@ -8,4 +8,5 @@ mod net;
 mod node;
 mod policies;
 mod restart;
+mod seeing;
 mod services;

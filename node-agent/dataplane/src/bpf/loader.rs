@@ -11,7 +11,7 @@ use xebec_ebpf_abi::{Config as Layout, global, prog};
 
 use super::links;
 use super::maps::{Connections, Maps};
-use crate::Error;
+use crate::{Error, ProgramSize};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../ebpf/prebuilt/xebec.bpf.o");
 
@@ -168,6 +168,27 @@ impl Programs {
         found.sort();
         found.dedup();
         found
+    }
+
+    /// How large each loaded program is.
+    pub fn sizes(&self) -> Vec<ProgramSize> {
+        let size = |(name, program): (&str, &Program)| {
+            let info = match program {
+                Program::CgroupSockAddr(p) => p.info(),
+                Program::SchedClassifier(p) => p.info(),
+                Program::Xdp(p) => p.info(),
+                _ => return None,
+            };
+            let info = info.ok()?;
+            Some(ProgramSize {
+                name: name.to_owned(),
+                verified_instructions: info.verified_instruction_count().unwrap_or(0),
+                jitted_bytes: info.size_jitted(),
+            })
+        };
+        let mut sizes: Vec<ProgramSize> = self.ebpf.programs().filter_map(size).collect();
+        sizes.sort_by(|a, b| a.name.cmp(&b.name));
+        sizes
     }
 
     fn program<'a, P>(&'a mut self, name: &str) -> Result<&'a mut P, Error>

@@ -1,0 +1,81 @@
+//! The socket people's tools ask: one question in JSON a line, one answer. Mode 0600, like the CNI's beside it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio_util::sync::CancellationToken;
+
+use crate::Dataplane;
+
+/// Longest question.
+const MAX_QUESTION: u64 = 64 << 10;
+/// How long a client may take to ask.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Name of the socket in the directory of the CNI's.
+pub const SOCKET: &str = "inspect.sock";
+
+/// What can be asked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "camelCase")]
+pub enum Question {
+    /// [`crate::Status`].
+    Status,
+}
+
+/// Where the socket is, beside the CNI's.
+pub fn path(cni_socket: &Path) -> PathBuf {
+    cni_socket.with_file_name(SOCKET)
+}
+
+/// Answers until `cancel`.
+pub async fn serve(dataplane: Arc<Dataplane>, listener: UnixListener, cancel: CancellationToken) {
+    let mut calls = tokio::task::JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            () = cancel.cancelled() => return,
+            accepted = listener.accept() => accepted,
+            Some(_) = calls.join_next() => continue,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let dataplane = dataplane.clone();
+                calls.spawn(async move {
+                    // A client that went away has had its answer or wants none.
+                    let _ = answer(&dataplane, stream).await;
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a question");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn answer(dataplane: &Arc<Dataplane>, stream: UnixStream) -> std::io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut line = String::new();
+    let mut read = BufReader::new(read.take(MAX_QUESTION));
+    tokio::time::timeout(PATIENCE, read.read_line(&mut line)).await??;
+    let answer = match serde_json::from_str::<Question>(&line) {
+        Ok(question) => reply(dataplane, question),
+        Err(error) => Err(format!("the question cannot be read: {error}")),
+    };
+    let answer = match answer {
+        Ok(result) => json!({"result": result}),
+        Err(error) => json!({"error": error}),
+    };
+    write.write_all(format!("{answer}\n").as_bytes()).await
+}
+
+fn reply(dataplane: &Dataplane, question: Question) -> Result<Value, String> {
+    match question {
+        Question::Status => serde_json::to_value(dataplane.status()).map_err(|error| error.to_string()),
+    }
+}

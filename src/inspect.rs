@@ -1,0 +1,54 @@
+//! Questions to the agent of this host, through its socket.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    os::unix::net::UnixStream,
+    path::PathBuf,
+};
+
+use anyhow::{Context, Result, bail};
+use serde::de::DeserializeOwned;
+use xebec_dataplane::inspect::{Question, SOCKET};
+
+/// Which agent.
+#[derive(Debug, clap::Args)]
+pub struct Agent {
+    /// Sockets of this host's node. `cargo xtask up` prints that of its node.
+    #[arg(long, env = "XEBEC_RUN_DIR", default_value = "/run/xebec")]
+    pub run_dir: PathBuf,
+}
+
+/// How to print an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+impl Agent {
+    /// Puts a question and reads the answer.
+    pub fn ask<T: DeserializeOwned>(&self, question: &Question) -> Result<T> {
+        let socket = self.run_dir.join(SOCKET);
+        let mut stream = UnixStream::connect(&socket).with_context(|| {
+            format!("no agent answers on {}; is the node up, are you root, and is --run-dir its directory?", socket.display())
+        })?;
+        let question = serde_json::to_string(question)?;
+        writeln!(stream, "{question}").context("cannot ask the agent")?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).context("the agent did not answer")?;
+        let answer: Answer<T> = serde_json::from_str(&line).context("the agent's answer cannot be read; is it of another version?")?;
+        match answer {
+            Answer::Result(result) => Ok(result),
+            Answer::Error(error) => bail!("{error}"),
+        }
+    }
+}
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum Answer<T> {
+    Result(T),
+    Error(String),
+}

@@ -1,0 +1,109 @@
+//! `xebec status --node`: what the agent of this host says of its dataplane.
+
+use std::fmt::Write;
+
+use anyhow::{Result, bail};
+use xebec_dataplane::{Status, inspect::Question};
+
+use crate::inspect::{Agent, Output};
+
+/// Prints it; fails if pods cannot be set up.
+pub fn run(agent: &Agent, output: Output) -> Result<()> {
+    let status: Status = agent.ask(&Question::Status)?;
+    match output {
+        Output::Text => print!("{}", text(&status)),
+        Output::Json => println!("{}", serde_json::to_string_pretty(&status)?),
+    }
+    if !status.ready {
+        bail!("the node waits for {}", status.waiting_for.join(", "));
+    }
+    Ok(())
+}
+
+fn text(status: &Status) -> String {
+    let mut out = String::new();
+    // Writing to a String cannot fail.
+    let mut line = |text: String| writeln!(out, "{text}").unwrap_or_default();
+    let list = |of: &mut dyn Iterator<Item = String>| of.collect::<Vec<_>>().join(", ");
+    line(format!("ready      {}", if status.ready { "yes" } else { "no" }));
+    for wait in &status.waiting_for {
+        line(format!("waits for  {wait}"));
+    }
+    for error in &status.errors {
+        line(format!("retries    {error}"));
+    }
+    line(format!("addresses  {}", list(&mut status.node_addresses.iter().map(ToString::to_string))));
+    line(format!("pod range  {}", list(&mut status.pod_cidrs.iter().map(ToString::to_string))));
+    line(format!("pods       {} with a device, {} of {} addresses leased", status.endpoints, status.leases, status.capacity));
+    let sync = &status.sync;
+    line(format!(
+        "sync       {} behind the API, last change took {}; {} rounds, {} writes, {} rounds with errors",
+        seconds(sync.lag_seconds),
+        seconds(sync.last_seconds),
+        sync.rounds,
+        sync.writes,
+        sync.errors
+    ));
+    line(format!("\n{:<16} {:>5} {:>6}  MODE", "DEVICE", "INDEX", "MTU"));
+    for device in &status.devices {
+        line(format!("{:<16} {:>5} {:>6}  {}", device.name, device.index, device.mtu, device.mode));
+    }
+    line(format!("\n{:<16} {:>9} {:>9} {:>6}", "MAP", "ENTRIES", "PLACES", "FULL"));
+    for map in &status.maps {
+        let full = 100.0 * map.entries as f64 / map.max_entries.max(1) as f64;
+        line(format!("{:<16} {:>9} {:>9} {full:>5.1}%", map.name, map.entries, map.max_entries));
+    }
+    line(format!("\n{:<16} {:>12} {:>10}", "PROGRAM", "INSTRUCTIONS", "MACHINE"));
+    for program in &status.programs {
+        line(format!("{:<16} {:>12} {:>8} B", program.name, program.verified_instructions, program.jitted_bytes));
+    }
+    for (title, counts) in [("PASSED ON", &status.forwards), ("DROPPED", &status.drops)] {
+        line(format!("\n{title:<20} {:>12}", "PACKETS"));
+        for (name, packets) in counts {
+            line(format!("{name:<20} {packets:>12}"));
+        }
+    }
+    out
+}
+
+fn seconds(seconds: f64) -> String {
+    if seconds < 1.0 { format!("{:.1} ms", seconds * 1000.0) } else { format!("{seconds:.1} s") }
+}
+
+#[cfg(test)]
+mod tests {
+    use xebec_dataplane::{Device, MapFill, ProgramSize};
+
+    use super::*;
+
+    #[test]
+    fn everything_is_in_the_text() {
+        let status = Status {
+            waiting_for: vec!["a podCIDR in the Node object".into()],
+            errors: vec!["cannot write NAT".into()],
+            devices: vec![Device { name: "eth0".into(), index: 2, mtu: 9000, mode: "tc".into() }],
+            maps: vec![MapFill { name: "FRONTENDS".into(), entries: 5, max_entries: 50 }],
+            programs: vec![ProgramSize { name: "from_pod".into(), verified_instructions: 4321, jitted_bytes: 9 }],
+            drops: [("policy_ingress".to_owned(), 7)].into(),
+            forwards: [("socket".to_owned(), 11)].into(),
+            ..Status::default()
+        };
+        let text = text(&status);
+        for part in [
+            "ready      no",
+            "a podCIDR",
+            "cannot write NAT",
+            "eth0",
+            "9000",
+            "tc",
+            "FRONTENDS",
+            "10.0%",
+            "from_pod",
+            "4321",
+            "policy_ingress",
+        ] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+        assert!(text.lines().any(|l| l.starts_with("socket") && l.ends_with("11")), "{text}");
+    }
+}
