@@ -91,6 +91,11 @@ impl Cluster {
         self.up.network.primary(number)
     }
 
+    /// In every family, the primary one first.
+    pub fn node_ips(&self, number: u8) -> Vec<IpAddr> {
+        self.up.network.node(number)
+    }
+
     /// What a program said that runs beside the node's own processes; it must succeed.
     #[track_caller]
     pub fn on_node(&self, number: u8, program: &str, args: &[&str]) -> String {

@@ -1,4 +1,6 @@
 //! Clusters of several nodes on one machine.
 
+mod faults;
 mod lifecycle;
 mod pods;
+mod traffic;
