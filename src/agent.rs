@@ -69,6 +69,9 @@ pub struct Args {
     /// UDP port of the tunnel.
     #[arg(long, default_value_t = 4789)]
     vxlan_port: u16,
+    /// Places of a ring of consistent hashing (a prime below a power of two, 251 to 131071), the same on every node.
+    #[arg(long)]
+    maglev_table_size: Option<u32>,
     /// Most pods this node takes.
     #[arg(long, default_value_t = 110)]
     max_pods: usize,
@@ -136,6 +139,7 @@ fn config(args: Args) -> Result<xebec_agent::Config> {
         cluster_cidrs: args.cluster_cidr,
         uplinks: args.uplink,
         routing,
+        maglev_size: args.maglev_table_size,
         max_pods: args.max_pods,
         labels: labels(&args.node_labels)?,
         dataplane_only: args.dataplane_only,

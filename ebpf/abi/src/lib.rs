@@ -41,6 +41,13 @@
 //!   address is seen; for the node's own sockets [`Frontend::FROM_NODE`] is the answer.
 //!   Prefix length counts the 32 bits of the service id too ([`SourceRangeKey::prefix_len`]).
 //! - `NODE_ADDRS`: hash, [`Addr`] → [`NodeAddr`]. Every address of the node, loopback excluded.
+//! - `RINGS`: hash, set id → [`Rings`]. Consistent hashing over the set, for frontends with
+//!   [`Frontend::RING`] (packets from uplinks) or [`Frontend::RING_INSIDE`] (clients in the cluster). A set
+//!   without an entry is chosen from by slot. The ring before the last change is kept: a packet in the
+//!   middle of a flow that nobody knows goes where it went before the change, if that backend is still in
+//!   `BACKENDS`; so nothing breaks when backends and the node that balances change together.
+//! - `RING_PLACES`: hash, [`PlacesKey`] (ring, part) → [`Places`]. A ring is written in full before `RINGS`
+//!   names it, and never changed: a change makes a new one.
 //! - `AFFINITY`: LRU hash, bpf, [`AffinityKey`] → [`Affinity`].
 //! - `SOCK_REVERSE`: LRU hash, bpf, [`SockKey`] → [`SockFrontend`]. What a socket thinks it talks to.
 //!
@@ -48,7 +55,7 @@
 //! `count` (and `SET_MEMBERS`), then `BACKEND_SETS` with `count + 1`, then `FRONTENDS` if new.
 //! Remove backend at slot `i`: write the last slot's backend to slot `i`, then `count - 1`, then
 //! delete the last slot and the member; delete from `BACKENDS` last, when no set has it any more
-//! (flows that have chosen keep working without the entry). Replace: write the slot. Delete a
+//! and it has stopped serving (flows that have chosen keep working without the entry). Replace: write the slot. Delete a
 //! Service: `FRONTENDS` first, then the rest. A program that reads a slot that has just gone reads
 //! the set again. Ids may be reused once nothing refers to them.
 //!
@@ -115,6 +122,7 @@ mod addr;
 mod drop;
 mod nat;
 mod policy;
+mod ring;
 mod service;
 
 pub use addr::{Addr, Port, Tuple};
@@ -123,6 +131,7 @@ pub use nat::{FragmentKey, FragmentPorts, Nat, Uplink};
 pub use policy::{
     Endpoint, Flow, FlowKey, PolicyKey, PolicyVerdict, Remote, direction, identity, port_prefixes,
 };
+pub use ring::{Places, PlacesKey, Ring, Rings};
 pub use service::{
     Affinity, AffinityKey, Backend, BackendSet, Frontend, FrontendKey, MemberKey, NodeAddr,
     SlotKey, SockFrontend, SockKey, SourceRangeKey,
@@ -160,6 +169,8 @@ pub mod map {
     pub const SET_MEMBERS: &str = "SET_MEMBERS";
     pub const SOURCE_RANGES: &str = "SOURCE_RANGES";
     pub const NODE_ADDRS: &str = "NODE_ADDRS";
+    pub const RINGS: &str = "RINGS";
+    pub const RING_PLACES: &str = "RING_PLACES";
     pub const AFFINITY: &str = "AFFINITY";
     pub const SOCK_REVERSE: &str = "SOCK_REVERSE";
     pub const ENDPOINTS: &str = "ENDPOINTS";
@@ -183,6 +194,8 @@ pub mod map {
         SET_MEMBERS,
         SOURCE_RANGES,
         NODE_ADDRS,
+        RINGS,
+        RING_PLACES,
         AFFINITY,
         SOCK_REVERSE,
         ENDPOINTS,

@@ -56,6 +56,10 @@ impl Frontend {
     /// With [`Frontend::SOURCE_RANGES`]: the node's own processes are among the allowed sources.
     /// Their sockets have no address yet when they are asked, so this is answered beforehand.
     pub const FROM_NODE: u32 = 8;
+    /// Packets from outside get their backend from the set's ring, see `RINGS`.
+    pub const RING: u32 = 16;
+    /// So do clients inside the cluster; a socket, which has no tuple yet, gets any place of it.
+    pub const RING_INSIDE: u32 = 32;
 }
 
 /// How many backends a set has.

@@ -3,7 +3,7 @@
 use xebec_ebpf_abi::{
     Addr, Affinity, AffinityKey, Backend, BackendSet, Config, DropReason, Endpoint, Flow, FlowKey,
     FragmentKey, FragmentPorts, Frontend, FrontendKey, MemberKey, Nat, NodeAddr, PolicyKey,
-    PolicyVerdict, Remote, SlotKey, SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink,
+    PolicyVerdict, Remote, Rings, SlotKey, SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink,
 };
 
 /// Maps, clock and dice. In the kernel a call is a helper call; in tests it is a `HashMap`.
@@ -19,6 +19,9 @@ pub trait Env {
     fn backend(&self, id: u32) -> Option<Backend>;
     fn is_member(&self, key: &MemberKey) -> bool;
     fn node_addr(&self, addr: &Addr) -> Option<NodeAddr>;
+    fn rings(&self, set: u32) -> Option<Rings>;
+    /// The backend at a place of a ring that has more than one.
+    fn ring_backend(&self, ring: u32, place: u32) -> Option<u32>;
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
     fn set_affinity(&self, key: &AffinityKey, value: &Affinity);
     fn sock_frontend(&self, key: &SockKey) -> Option<SockFrontend>;

@@ -10,6 +10,7 @@
 pub mod checksum;
 pub mod conntrack;
 mod env;
+pub mod maglev;
 pub mod nat;
 pub mod packet;
 pub mod parse;

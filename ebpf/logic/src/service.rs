@@ -1,6 +1,9 @@
 //! Services: which frontend an address is, which backend a client gets.
 
+use crate::conntrack;
 use crate::env::Env;
+use crate::maglev::{self, Use};
+use crate::parse::{Headers, Kind};
 use xebec_ebpf_abi::{
     Addr, Affinity, AffinityKey, Backend, BackendSet, DropReason, Frontend, FrontendKey, MemberKey,
     NodeAddr, Port, SlotKey, SourceRangeKey, Tuple,
@@ -59,7 +62,8 @@ pub struct Chosen {
 /// A slot may go between reading the count and reading it; then the count is read again.
 const TRIES: usize = 3;
 
-/// Picks a backend of `set`. `dice`: equal dice give equal backends while the set is the same.
+/// Picks a backend of `set` for a client in the cluster. `dice`: equal dice give equal backends while the
+/// set is the same.
 #[inline(always)]
 pub fn choose<E: Env>(
     env: &E,
@@ -68,20 +72,63 @@ pub fn choose<E: Env>(
     client: AffinityKey,
     dice: u32,
 ) -> Result<Chosen, DropReason> {
+    let ring = if frontend.flags & Frontend::RING_INSIDE != 0 {
+        Use::Current
+    } else {
+        Use::None
+    };
+    pick(env, frontend, set, client, dice, ring)
+}
+
+/// Picks a backend of `set` for a packet from outside, whose flow nobody knows.
+#[inline(always)]
+pub fn choose_outside<E: Env>(
+    env: &E,
+    frontend: &Frontend,
+    set: u32,
+    headers: &Headers,
+) -> Result<Chosen, DropReason> {
+    let ring = if frontend.flags & Frontend::RING == 0 {
+        Use::None
+    } else if conntrack::opens(headers) {
+        Use::Current
+    } else if headers.kind == Kind::Tcp {
+        Use::BothGenerations
+    } else {
+        Use::BothForAWhile
+    };
+    let client = AffinityKey::address(headers.tuple.src, set);
+    pick(env, frontend, set, client, spread(&headers.tuple), ring)
+}
+
+#[inline(always)]
+fn pick<E: Env>(
+    env: &E,
+    frontend: &Frontend,
+    set: u32,
+    client: AffinityKey,
+    dice: u32,
+    ring: Use,
+) -> Result<Chosen, DropReason> {
     let sticky = frontend.flags & Frontend::AFFINITY != 0;
     let now = if sticky { env.now() } else { 0 };
     if sticky && let Some(chosen) = remembered(env, frontend, set, &client, now) {
         return Ok(chosen);
     }
+    let mut on_ring = maglev::backend(env, set, dice, ring);
     for _ in 0..TRIES {
         let count = env.backend_set(set).map_or(0, |s| s.count);
         if count == 0 {
             return Err(DropReason::NoBackend);
         }
-        let slot = ((u64::from(dice) * u64::from(count)) >> 32) as u32;
-        let Some(id) = env.backend_slot(&SlotKey { set, slot }) else {
-            continue;
+        let id = if on_ring != 0 {
+            on_ring
+        } else {
+            let slot = ((u64::from(dice) * u64::from(count)) >> 32) as u32;
+            env.backend_slot(&SlotKey { set, slot }).unwrap_or(0)
         };
+        // A ring that could not be brought up to date has no second say.
+        on_ring = 0;
         let Some(backend) = env.backend(id) else {
             continue;
         };

@@ -7,9 +7,7 @@ use crate::packet::Packet;
 use crate::parse::{self, ETH_IPV4, ETH_IPV6, Fragment, Headers, Kind, V4, V6};
 use crate::pod::{self, Verdict};
 use crate::service;
-use xebec_ebpf_abi::{
-    Addr, AffinityKey, Backend, DropReason, Flow, FlowKey, Frontend, Nat, direction, forward,
-};
+use xebec_ebpf_abi::{Addr, Backend, DropReason, Flow, FlowKey, Frontend, Nat, direction, forward};
 
 /// The packet becomes `Headers::to` and is counted as passed on this way (one of `abi::forward`'s), or
 /// stays as it is ([`UNTOUCHED`]). Not an `Option`: its `None` leaves the number undefined, and the
@@ -143,13 +141,12 @@ fn deliver<E: Env>(
     ifindex: u32,
     now: u64,
 ) -> Result<(), DropReason> {
-    let (from, to) = (&headers.tuple, &mut headers.to);
-    if !service::admits(env, frontend, &from.src) {
+    if !service::admits(env, frontend, &headers.tuple.src) {
         return Err(DropReason::SourceRange);
     }
     let set = frontend.external;
-    let client = AffinityKey::address(from.src, set);
-    let chosen = service::choose(env, frontend, set, client, service::spread(from))?;
+    let chosen = service::choose_outside(env, frontend, set, headers)?;
+    let (from, to) = (&headers.tuple, &mut headers.to);
     *to = *from;
     to.dst = chosen.backend.addr;
     to.dport = chosen.backend.port;

@@ -1,6 +1,6 @@
 //! The kernel as the logic sees it.
 
-use crate::{counters, nat, pods, services};
+use crate::{counters, nat, pods, rings, services};
 use aya_ebpf::{
     helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_ns},
     maps::lpm_trie::Key,
@@ -8,7 +8,7 @@ use aya_ebpf::{
 use xebec_ebpf_abi::{
     Addr, Affinity, AffinityKey, Backend, BackendSet, Config, DropReason, Endpoint, Flow, FlowKey,
     FragmentKey, FragmentPorts, Frontend, FrontendKey, MemberKey, Nat, NodeAddr, PolicyKey,
-    PolicyVerdict, Remote, SlotKey, SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink,
+    PolicyVerdict, Remote, Rings, SlotKey, SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink,
 };
 use xebec_ebpf_logic::Env;
 
@@ -60,6 +60,16 @@ impl Env for Kernel {
     #[inline(always)]
     fn node_addr(&self, addr: &Addr) -> Option<NodeAddr> {
         services::node_addr(addr)
+    }
+
+    #[inline(always)]
+    fn rings(&self, set: u32) -> Option<Rings> {
+        rings::rings(set)
+    }
+
+    #[inline(always)]
+    fn ring_backend(&self, ring: u32, place: u32) -> Option<u32> {
+        rings::backend(ring, place)
     }
 
     #[inline(always)]

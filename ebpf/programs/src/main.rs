@@ -7,6 +7,7 @@ mod counters;
 mod env;
 mod nat;
 mod pods;
+mod rings;
 mod services;
 mod skb;
 mod sock;

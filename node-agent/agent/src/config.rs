@@ -45,6 +45,8 @@ pub struct Config {
     pub uplinks: Vec<String>,
     /// How packets get to pods of other nodes.
     pub routing: xebec_dataplane::Routing,
+    /// Places of a ring of consistent hashing; `None`: the dataplane's default.
+    pub maglev_size: Option<u32>,
     pub max_pods: usize,
     /// Labels the Node is registered with besides the well-known ones.
     pub labels: BTreeMap<String, String>,
@@ -74,6 +76,7 @@ impl Config {
             cluster_cidrs: Vec::new(),
             uplinks: Vec::new(),
             routing: xebec_dataplane::Routing::Native,
+            maglev_size: None,
             max_pods: 110,
             labels: BTreeMap::new(),
             dataplane_only: false,
@@ -119,19 +122,21 @@ impl Config {
         let root = cgroup2(&mounts).ok_or_else(|| Error::Config("no cgroup2 hierarchy is mounted; socket hooks need one".to_owned()))?;
         let cgroup = root.join(self.cgroup_parent.trim_start_matches('/'));
         std::fs::create_dir_all(&cgroup).map_err(Error::io("create", &cgroup))?;
+        let defaults = xebec_dataplane::Config::new(
+            &self.node_name,
+            cgroup,
+            self.pin_dir.clone(),
+            self.data_dir.join("dataplane"),
+            self.run_dir.join("cni.sock"),
+        );
         Ok(xebec_dataplane::Config {
             node_ips: self.node_ips.clone(),
             cni_conf_dir: Some(self.cni_conf_dir.clone()),
             uplinks: self.uplinks.clone(),
             routing: self.routing,
             cluster_cidrs: self.cluster_cidrs.clone(),
-            ..xebec_dataplane::Config::new(
-                &self.node_name,
-                cgroup,
-                self.pin_dir.clone(),
-                self.data_dir.join("dataplane"),
-                self.run_dir.join("cni.sock"),
-            )
+            maglev_size: self.maglev_size.unwrap_or(defaults.maglev_size),
+            ..defaults
         })
     }
 

@@ -3,8 +3,10 @@
 pub mod expand;
 pub mod identity;
 pub mod input;
+pub mod maglev;
 pub mod policies;
 pub mod resolve;
+pub mod rings;
 pub mod rules;
 pub mod selector;
 pub mod services;

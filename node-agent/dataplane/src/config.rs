@@ -5,6 +5,9 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 
+use crate::Error;
+use crate::compile::maglev;
+
 /// Everything that differs between nodes. Plain data: the agent fills it in once.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -35,6 +38,8 @@ pub struct Config {
     pub mtu: Option<u32>,
     /// How packets get to pods of other nodes.
     pub routing: Routing,
+    /// Places of a ring of consistent hashing: one of [`maglev::SIZES`], the same on every node.
+    pub maglev_size: u32,
 }
 
 /// How packets get to pods of other nodes.
@@ -74,6 +79,15 @@ impl Config {
             pod_cidrs: Vec::new(),
             mtu: None,
             routing: Routing::Native,
+            maglev_size: maglev::DEFAULT_SIZE,
         }
+    }
+
+    /// Whether the values are possible.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if maglev::SIZES.contains(&self.maglev_size) {
+            return Ok(());
+        }
+        Err(Error::Config(format!("a ring of {} places is not possible; choose one of {:?}", self.maglev_size, maglev::SIZES)))
     }
 }

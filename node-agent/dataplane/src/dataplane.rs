@@ -56,13 +56,14 @@ impl Dataplane {
     /// Loads or adopts the pinned programs, maps and links, takes over the uplinks and opens the CNI socket.
     /// It does not wait for the API server: the watches start in [`Dataplane::run`].
     pub async fn start(config: Config, client: kube::Client) -> Result<Arc<Dataplane>, Error> {
+        config.check()?;
         std::fs::create_dir_all(&config.state_dir).map_err(Error::io("create", &config.state_dir))?;
         forward(&Sysctls::new(&config.state_dir))?;
         let netlink = Netlink::here().map_err(Error::netlink("open a socket"))?;
         mount::ensure(&config.pin_dir, &mount_record(&config))?;
         let (programs, mut maps, connections) = Programs::load(Pins::new(&config.pin_dir))?;
         maps.configure(facts()?)?;
-        let mut engine = Engine::new(&config.node_name, programs, maps)?;
+        let mut engine = Engine::new(&config.node_name, config.maglev_size, programs, maps)?;
 
         let records = Records::new(&config.state_dir);
         let sandboxes = adopt(&mut engine, &netlink, &records).await?;

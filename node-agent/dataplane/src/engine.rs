@@ -8,7 +8,7 @@ use std::time::Instant;
 use ipnet::IpNet;
 
 use crate::Error;
-use crate::bpf::gc::Swept;
+use crate::bpf::gc::{self, Swept};
 use crate::bpf::loader::{Hook, Programs};
 use crate::bpf::maps::Maps;
 use crate::compile::expand::NodeFacts;
@@ -68,8 +68,9 @@ pub struct Engine {
 
 impl Engine {
     /// With what the maps hold as the actual side.
-    pub fn new(node_name: &str, programs: Programs, maps: Maps) -> Result<Engine, Error> {
+    pub fn new(node_name: &str, ring_size: u32, programs: Programs, maps: Maps) -> Result<Engine, Error> {
         let mut state = State::new(node_name);
+        state.services.ring_size = ring_size;
         let found = maps.read()?;
         let last_endpoint = found.endpoints.values().map(|e| e.id).max().unwrap_or(0);
         state.load(found);
@@ -160,6 +161,7 @@ impl Engine {
         if !self.unsynced().is_empty() {
             return false;
         }
+        self.state.services.now = gc::now();
         let ops = self.state.plan();
         let mut failed_sets: BTreeSet<u32> = BTreeSet::new();
         let mut errors: Vec<String> = Vec::new();
@@ -177,7 +179,7 @@ impl Engine {
             }
             match self.maps.apply(op) {
                 Ok(()) => {
-                    self.state.written(*op);
+                    self.state.written(op.clone());
                     written += 1;
                 }
                 Err(error) => {

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 /// Why the dataplane could not start or could not be taken down.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// A setting that cannot be.
+    #[error("{0}")]
+    Config(String),
     /// A file or directory could not be read, written or removed.
     #[error("{what} {path:?}: {source}")]
     Io {

@@ -5,6 +5,7 @@ mod cost;
 mod direct;
 mod fixture;
 mod load;
+mod maglev;
 mod masquerade;
 mod packet;
 mod pods;

@@ -19,6 +19,9 @@ pub struct Fake {
     pub backends: RefCell<HashMap<u32, Backend>>,
     pub members: RefCell<HashMap<MemberKey, u32>>,
     pub node_addrs: RefCell<HashMap<Addr, NodeAddr>>,
+    pub rings: RefCell<HashMap<u32, Rings>>,
+    /// The places of each ring.
+    pub places: RefCell<HashMap<u32, Vec<u32>>>,
     pub affinities: RefCell<HashMap<AffinityKey, Affinity>>,
     pub socks: RefCell<HashMap<SockKey, SockFrontend>>,
     pub endpoints: RefCell<HashMap<Addr, Endpoint>>,
@@ -100,6 +103,15 @@ impl Env for Fake {
     }
     fn node_addr(&self, addr: &Addr) -> Option<NodeAddr> {
         self.node_addrs.borrow().get(addr).copied()
+    }
+    fn rings(&self, set: u32) -> Option<Rings> {
+        self.rings.borrow().get(&set).copied()
+    }
+    fn ring_backend(&self, ring: u32, place: u32) -> Option<u32> {
+        self.places
+            .borrow()
+            .get(&ring)
+            .map(|places| places[place as usize])
     }
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
         self.affinities.borrow().get(key).copied()

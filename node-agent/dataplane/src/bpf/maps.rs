@@ -8,12 +8,13 @@ use aya::maps::lpm_trie::{Key as LpmKey, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use xebec_ebpf_abi as abi;
 use xebec_ebpf_abi::{
-    Addr, Backend, BackendSet, DropCount, Endpoint, Flow, FlowKey, Frontend, FrontendKey, MemberKey, Nat, NodeAddr, PolicyKey,
-    PolicyVerdict, Remote, SlotKey, SourceRangeKey, Tuple, Uplink,
+    Addr, Backend, BackendSet, DropCount, Endpoint, Flow, FlowKey, Frontend, FrontendKey, MemberKey, Nat, NodeAddr, Places, PlacesKey,
+    PolicyKey, PolicyVerdict, Remote, Rings, SlotKey, SourceRangeKey, Tuple, Uplink,
 };
 
 use super::loader::chain;
 use crate::Error;
+use crate::compile::rings;
 use crate::compile::state::{Contents, Op};
 
 type Hash<K, V> = HashMap<MapData, K, V>;
@@ -26,6 +27,8 @@ pub struct Maps {
     slots: Hash<SlotKey, u32>,
     members: Hash<MemberKey, u32>,
     backends: Hash<u32, Backend>,
+    rings: Hash<u32, Rings>,
+    ring_places: Hash<PlacesKey, Places>,
     source_ranges: Trie<SourceRangeKey, u32>,
     node_addrs: Hash<Addr, NodeAddr>,
     endpoints: Hash<Addr, Endpoint>,
@@ -80,6 +83,8 @@ impl Maps {
             slots: take(ebpf, map::BACKEND_SLOTS)?,
             members: take(ebpf, map::SET_MEMBERS)?,
             backends: take(ebpf, map::BACKENDS)?,
+            rings: take(ebpf, map::RINGS)?,
+            ring_places: take(ebpf, map::RING_PLACES)?,
             source_ranges: take(ebpf, map::SOURCE_RANGES)?,
             node_addrs: take(ebpf, map::NODE_ADDRS)?,
             endpoints: take(ebpf, map::ENDPOINTS)?,
@@ -109,6 +114,8 @@ impl Maps {
         let mut found = Contents {
             frontends: all("FRONTENDS", self.frontends.iter())?,
             backends: all("BACKENDS", self.backends.iter())?,
+            rings: all("RINGS", self.rings.iter())?,
+            ring_places: self.read_places()?,
             source_ranges: prefixes("SOURCE_RANGES", &self.source_ranges)?,
             node_addrs: all("NODE_ADDRS", self.node_addrs.iter())?,
             endpoints: all("ENDPOINTS", self.endpoints.iter())?,
@@ -133,6 +140,8 @@ impl Maps {
     /// One write. Deleting what is gone succeeds.
     pub fn apply(&mut self, op: &Op) -> Result<(), Error> {
         let (name, result) = match *op {
+            Op::Rings(k, v) => ("RINGS", write(&mut self.rings, k, v)),
+            Op::Ring(ring, ref contents) => ("RING_PLACES", self.write_ring(ring, contents.as_ref())),
             Op::Frontend(k, v) => ("FRONTENDS", write(&mut self.frontends, k, v)),
             Op::Set(k, v) => ("BACKEND_SETS", write(&mut self.sets, k, v)),
             Op::Slot(k, v) => ("BACKEND_SLOTS", write(&mut self.slots, k, v)),
@@ -147,6 +156,34 @@ impl Maps {
             Op::NoMasquerade(k, v) => ("NO_MASQUERADE", write_prefix(&mut self.no_masquerade, k, v)),
         };
         result.map_err(|e| Error::Map { what: format!("write {op:?} to {name}"), reason: chain(&e) })
+    }
+
+    fn read_places(&self) -> Result<BTreeMap<u32, rings::Contents>, Error> {
+        let mut error = None;
+        let parts = self.ring_places.iter().map_while(|part| part.map_err(|e| error = Some(e)).ok());
+        let found = rings::group(parts);
+        match error {
+            Some(e) => Err(Error::Map { what: "read RING_PLACES".into(), reason: chain(&e) }),
+            None => Ok(found),
+        }
+    }
+
+    /// Writes all parts of a ring, or deletes them.
+    fn write_ring(&mut self, ring: u32, contents: Option<&rings::Contents>) -> Result<(), MapError> {
+        let parts = contents.and_then(|c| c.spec.as_ref()).map(|spec| spec.parts());
+        for (part, places) in (0..).zip(parts.iter().flatten()) {
+            self.ring_places.insert(PlacesKey { ring, part }, places, 0)?;
+        }
+        if contents.is_some() {
+            return Ok(());
+        }
+        for part in 0.. {
+            match self.ring_places.remove(&PlacesKey { ring, part }) {
+                result if is_gone(&result) => break,
+                result => result?,
+            }
+        }
+        Ok(())
     }
 
     /// Drops by reason, over all CPUs: packets and bytes.
@@ -190,9 +227,13 @@ fn write_prefix<K: Pod, V: Pod>(map: &mut Trie<K, V>, key: (u32, K), value: Opti
 }
 
 fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
+    if is_gone(&result) { Ok(()) } else { result }
+}
+
+fn is_gone(result: &Result<(), MapError>) -> bool {
     match result {
-        Err(MapError::KeyNotFound) => Ok(()),
-        Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-        other => other,
+        Err(MapError::KeyNotFound) => true,
+        Err(MapError::SyscallError(e)) => e.io_error.raw_os_error() == Some(libc::ENOENT),
+        Ok(()) | Err(_) => false,
     }
 }

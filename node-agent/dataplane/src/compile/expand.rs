@@ -8,7 +8,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use xebec_ebpf_abi::{Addr, Frontend, FrontendKey, Port};
 
-use super::input::{EndpointIn, HostPortIn, ServiceIn, ServicePortIn, SliceIn};
+use super::input::{Algorithm, EndpointIn, HostPortIn, ServiceIn, ServicePortIn, SliceIn};
+use super::maglev;
 
 /// What of the node the choice depends on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,6 +75,10 @@ pub struct PortSpec {
     pub local: Option<SetSpec>,
     /// Where it is reached.
     pub frontends: Vec<FrontendSpec>,
+    /// Endpoints that end but still serve: flows they have stay theirs.
+    pub draining: BTreeSet<BackendKey>,
+    /// Weights other than the default.
+    pub weights: BTreeMap<BackendKey, u32>,
     /// Seconds a client stays with its backend.
     pub affinity: Option<u32>,
     /// Sources allowed at frontends with [`Frontend::SOURCE_RANGES`].
@@ -81,6 +86,13 @@ pub struct PortSpec {
 }
 
 impl PortSpec {
+    /// Whether a frontend chooses from the set of a role by its ring.
+    pub fn has_ring(&self, role: Role) -> bool {
+        let inside = |f: &FrontendSpec| f.flags & Frontend::RING_INSIDE != 0 && f.internal == role;
+        let outside = |f: &FrontendSpec| f.flags & Frontend::RING != 0 && f.external == role;
+        self.frontends.iter().any(|f| inside(f) || outside(f))
+    }
+
     /// The set of a role, if a frontend uses it.
     pub fn set(&self, role: Role) -> Option<&SetSpec> {
         let used = self.frontends.iter().any(|f| f.internal == role || f.external == role);
@@ -123,7 +135,8 @@ fn port_spec<'a>(
     let (external_ips, load_balancer_ips) = (of_family(&service.external_ips), of_family(&service.load_balancer_ips));
     let externally_reached = port.node_port.is_some() || !external_ips.is_empty() || !load_balancer_ips.is_empty();
     let uses_local = service.internal_local || (service.external_local && externally_reached);
-    let (cluster, local) = choose(&endpoints(port, v4, slices, node), node, uses_local);
+    let endpoints = endpoints(port, v4, slices, node);
+    let (cluster, local) = choose(&endpoints, node, uses_local);
 
     let number = Port::new(port.port);
     let internal_role = if service.internal_local { Role::Local } else { Role::Cluster };
@@ -148,11 +161,22 @@ fn port_spec<'a>(
     if let Some(node_port) = port.node_port.map(Port::new) {
         outside(FrontendKey::node_port(v4, node_port, port.proto), 0);
     }
+    for frontend in &mut frontends {
+        let outside = frontend.flags & Frontend::EXTERNAL != 0;
+        frontend.flags |= match service.algorithm {
+            Algorithm::Unset if outside => Frontend::RING,
+            Algorithm::Unset | Algorithm::Random => 0,
+            Algorithm::Maglev if outside => Frontend::RING | Frontend::RING_INSIDE,
+            Algorithm::Maglev => Frontend::RING_INSIDE,
+        };
+    }
     PortSpec {
         id: (port.name.clone(), port.proto, port.port, v4),
         cluster,
         local: uses_local.then_some(local),
         frontends,
+        draining: endpoints.iter().filter(|c| c.endpoint.serving && c.endpoint.terminating).map(|c| c.key).collect(),
+        weights: endpoints.iter().map(|c| (c.key, c.endpoint.weight)).filter(|(_, w)| *w != maglev::DEFAULT_WEIGHT).collect(),
         affinity: service.affinity,
         source_ranges,
     }
@@ -280,6 +304,8 @@ pub fn host_port(port: &HostPortIn, pod_ips: &[IpAddr]) -> Vec<PortSpec> {
             cluster: SetSpec { backends: BTreeSet::from([backend]), drop_when_empty: false },
             local: None,
             frontends: vec![FrontendSpec { key, internal: Role::Cluster, external: Role::Cluster, flags: Frontend::EXTERNAL }],
+            draining: BTreeSet::new(),
+            weights: BTreeMap::new(),
             affinity: None,
             source_ranges: Vec::new(),
         });

@@ -10,6 +10,8 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::{Deserialize, Serialize};
 use xebec_ebpf_abi::proto;
 
+use super::maglev;
+
 /// Namespace and name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Key {
@@ -87,6 +89,32 @@ pub struct ServiceIn {
     pub external_local: bool,
     /// Where a load balancer asks whether this node has endpoints of the Service.
     pub health_check: Option<u16>,
+    pub algorithm: Algorithm,
+}
+
+/// How a Service's backends are chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Algorithm {
+    /// Consistent hashing for packets from outside, at random for sockets.
+    #[default]
+    Unset,
+    /// At random; packets by a hash over the backends' number.
+    Random,
+    /// Consistent hashing for all, so that weights count everywhere.
+    Maglev,
+}
+
+/// Annotation of a Service: `random` or `maglev`.
+pub const ALGORITHM: &str = "xebec.dev/lb-algorithm";
+/// Annotation of an EndpointSlice: the weight of its endpoints on rings, 1 to 100.
+pub const WEIGHT: &str = "xebec.dev/weight";
+
+fn algorithm(annotations: Option<&Labels>) -> Algorithm {
+    match annotations.and_then(|a| a.get(ALGORITHM)).map(String::as_str) {
+        Some("random") => Algorithm::Random,
+        Some("maglev") => Algorithm::Maglev,
+        Some(_) | None => Algorithm::Unset,
+    }
 }
 
 /// One port of it.
@@ -158,6 +186,7 @@ pub fn service(service: &Service) -> Option<ServiceIn> {
         internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
         external_local,
         health_check: spec.health_check_node_port.filter(|_| kind == "LoadBalancer" && external_local).and_then(port),
+        algorithm: algorithm(service.metadata.annotations.as_ref()),
     })
 }
 
@@ -179,6 +208,8 @@ pub struct EndpointIn {
     pub serving: bool,
     pub terminating: bool,
     pub node: Option<String>,
+    /// Its share where weights count.
+    pub weight: u32,
     pub for_zones: Vec<String>,
     pub for_nodes: Vec<String>,
 }
@@ -201,6 +232,8 @@ pub fn slice(slice: &EndpointSlice) -> Option<SliceIn> {
         .iter()
         .flatten()
         .filter_map(|p| Some((p.name.clone().unwrap_or_default(), protocol(p.protocol.as_deref())?, port(p.port?)?)));
+    let weight = slice.metadata.annotations.as_ref().and_then(|a| a.get(WEIGHT)?.parse().ok());
+    let weight = weight.unwrap_or(maglev::DEFAULT_WEIGHT).clamp(1, maglev::MAX_WEIGHT);
     let endpoints = slice.endpoints.iter().flatten().filter_map(|e| {
         // Further addresses of an endpoint have no defined meaning; kube-proxy takes the first too.
         let address = unicast(e.addresses.first()?).filter(|ip| ip.is_ipv4() == v4)?;
@@ -213,6 +246,7 @@ pub fn slice(slice: &EndpointSlice) -> Option<SliceIn> {
             serving: conditions.serving.unwrap_or(true),
             terminating: conditions.terminating.unwrap_or(false),
             node: e.node_name.clone(),
+            weight,
             for_zones: hints.for_zones.into_iter().flatten().map(|z| z.name).collect(),
             for_nodes: hints.for_nodes.into_iter().flatten().map(|n| n.name).collect(),
         })

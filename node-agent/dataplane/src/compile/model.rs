@@ -37,6 +37,8 @@ impl Kernel {
             Op::Member(k, v) => step(SetStep::Member(k, v)),
             Op::Frontend(k, v) => write(&mut c.frontends, k, v),
             Op::Backend(k, v) => write(&mut c.backends, k, v),
+            Op::Rings(k, v) => write(&mut c.rings, k, v),
+            Op::Ring(k, v) => write(&mut c.ring_places, k, v),
             Op::SourceRange(k, v) => write(&mut c.source_ranges, k, v),
             Op::NodeAddr(k, v) => write(&mut c.node_addrs, k, v),
             Op::Endpoint(k, v) => write(&mut c.endpoints, k, v),
@@ -51,8 +53,8 @@ impl Kernel {
     pub fn follow(&mut self, state: &mut State, mut after: impl FnMut(&Kernel)) -> Vec<Op> {
         let ops = state.plan();
         for op in &ops {
-            self.apply(*op);
-            state.written(*op);
+            self.apply(op.clone());
+            state.written(op.clone());
             after(self);
         }
         ops
@@ -65,6 +67,8 @@ impl Kernel {
             frontends: c.frontends.clone(),
             sets: c.sets.clone(),
             backends: c.backends.clone(),
+            rings: c.rings.clone(),
+            ring_places: c.ring_places.clone(),
             source_ranges: c.source_ranges.clone(),
             node_addrs: c.node_addrs.clone(),
             endpoints: c.endpoints.clone(),
@@ -123,6 +127,13 @@ impl Env for Kernel {
     }
     fn node_addr(&self, addr: &Addr) -> Option<NodeAddr> {
         self.0.node_addrs.get(addr).copied()
+    }
+    fn rings(&self, set: u32) -> Option<Rings> {
+        self.0.rings.get(&set).copied()
+    }
+    fn ring_backend(&self, ring: u32, place: u32) -> Option<u32> {
+        let spec = self.0.ring_places.get(&ring)?.spec.as_ref()?;
+        super::maglev::places(&spec.members, spec.size).get(place as usize).copied()
     }
     fn affinity(&self, _: &AffinityKey) -> Option<Affinity> {
         None

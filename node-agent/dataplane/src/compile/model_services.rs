@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use proptest::prelude::*;
-use xebec_ebpf_abi::{Addr, BackendSet, Frontend, Port, SourceRangeKey, proto};
+use xebec_ebpf_abi::{Addr, Backend, BackendSet, Frontend, Port, SourceRangeKey, proto};
 use xebec_ebpf_logic::service as logic;
 
 use super::expand::{NodeFacts, addr};
@@ -227,11 +227,17 @@ fn check(kernel: &Kernel, world: &World) {
     // A backend is called local exactly if its packets end here.
     let own: BTreeSet<Addr> = NODE_IPS.map(|a| addr(ip(a))).into();
     let backends = kernel.0.backends.values();
-    assert!(backends.filter(|b| own.contains(&b.addr)).all(|b| b.flags & xebec_ebpf_abi::Backend::LOCAL != 0));
+    assert!(backends.filter(|b| own.contains(&b.addr)).all(|b| b.flags & Backend::LOCAL != 0));
     let used: BTreeSet<u32> = kernel.0.frontends.values().flat_map(|f| [f.internal, f.external]).collect();
     assert!(kernel.0.sets.len() <= used.len() + world.services.len() * PORTS.len() * 4, "sets do not pile up");
     let referred: BTreeSet<u32> = kernel.0.sets.values().flat_map(|s| s.slots.values().copied()).collect();
-    assert_eq!(kernel.0.backends.keys().copied().collect::<BTreeSet<_>>(), referred, "no backend without a set");
+    let ending = |e: &&Endpoint| ending(e);
+    let all = || world.slices.values().flat_map(|s| &s.endpoints);
+    let draining: BTreeSet<Addr> = all().filter(ending).flat_map(|e| [true, false].map(|v4| addr(endpoint_ip(e.n, v4)))).collect();
+    let known = |(id, backend): (&u32, &Backend)| referred.contains(id) || draining.contains(&backend.addr);
+    assert!(kernel.0.backends.iter().all(known), "no backend without a set unless it ends");
+    assert!(referred.iter().all(|id| kernel.0.backends.contains_key(id)));
+    check_rings(kernel);
 }
 
 /// No reader, however timed, finds a frontend without its set, or a slot below the count without its backend.
@@ -248,6 +254,39 @@ fn consistent(kernel: &Kernel) {
             assert!(kernel.0.source_ranges.keys().any(|(_, k): &(u32, SourceRangeKey)| k.service == frontend.service));
         }
     }
+}
+
+fn node_state() -> State {
+    let mut state = State::new(NODE);
+    state.services.ring_size = 251;
+    state
+}
+
+/// Who has places on a set's ring.
+fn on_ring(kernel: &Kernel, set: u32) -> BTreeSet<u32> {
+    let Some(ring) = kernel.0.rings.get(&set).map(|r| r.current) else {
+        return BTreeSet::new();
+    };
+    if ring.size == 1 {
+        return BTreeSet::from([ring.number]);
+    }
+    let spec = kernel.0.ring_places[&ring.number].spec.as_ref().expect("a ring that was written");
+    spec.members.iter().map(|m| m.id).collect()
+}
+
+/// Rings have the backends of their sets, whatever the algorithm asks for, and nothing has a ring for nobody.
+fn check_rings(kernel: &Kernel) {
+    let mut with_ring = BTreeSet::new();
+    for frontend in kernel.0.frontends.values() {
+        with_ring.extend((frontend.flags & Frontend::RING != 0).then_some(frontend.external));
+        with_ring.extend((frontend.flags & Frontend::RING_INSIDE != 0).then_some(frontend.internal));
+        let external = frontend.flags & Frontend::EXTERNAL != 0;
+        assert!(frontend.flags & Frontend::RING == 0 || external, "a ring for the outside, at an address that is not for it");
+    }
+    for set in &with_ring {
+        assert_eq!(on_ring(kernel, *set), kernel.0.sets[set].slots.values().copied().collect(), "the ring has the set's backends");
+    }
+    assert!(kernel.0.rings.keys().all(|set| kernel.0.sets.contains_key(set)), "no ring without a set");
 }
 
 fn feed(state: &mut State, world: &World) {
@@ -279,7 +318,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
     #[test]
     fn clients_get_what_the_api_says(steps in proptest::collection::vec(step(), 1..25)) {
-        let (mut world, mut kernel, mut state) = (World::default(), Kernel::default(), State::new(NODE));
+        let (mut world, mut kernel, mut state) = (World::default(), Kernel::default(), node_state());
         feed(&mut state, &world);
         kernel.follow(&mut state, consistent);
         for step in steps {
@@ -290,7 +329,7 @@ proptest! {
                 Step::Slice(n, i, Some(slice)) => { world.slices.insert((n, i), slice); }
                 Step::Slice(n, i, None) => { world.slices.remove(&(n, i)); }
                 Step::Restart => {
-                    state = State::new(NODE);
+                    state = node_state();
                     state.load(kernel.contents());
                 }
             }
@@ -302,7 +341,8 @@ proptest! {
                 let read: BTreeSet<u32> = frontends.clone().flat_map(|f| [f.internal, f.external]).collect();
                 let services: BTreeSet<u32> = frontends.map(|f| f.service).collect();
                 let unread = |op: &Op| match op {
-                    Op::Set(set, _) => !read.contains(set),
+                    Op::Set(set, _) | Op::Rings(set, _) => !read.contains(set),
+                    Op::Ring(ring, _) => kernel.0.rings.iter().all(|(set, r)| !read.contains(set) || r.current.number != *ring),
                     Op::Slot(key, _) => !read.contains(&key.set),
                     Op::Member(key, _) => !read.contains(&key.set),
                     Op::SourceRange((_, key), _) => !services.contains(&key.service),
@@ -350,7 +390,7 @@ fn conditions_as_a_truth_table() {
         };
         let slice = Slice { v4: true, numbers: [Some(8080), Some(5353)], endpoints, wrong_family: false };
         let world = World { services: [(0, service)].into(), slices: [((0, 0), slice)].into() };
-        let (mut kernel, mut state) = (Kernel::default(), State::new(NODE));
+        let (mut kernel, mut state) = (Kernel::default(), node_state());
         feed(&mut state, &world);
         kernel.follow(&mut state, consistent);
         check(&kernel, &world);
@@ -382,7 +422,7 @@ fn conditions_by_hand() {
             serde_json::json!({"addresses": [endpoint_ip(n, true)], "nodeName": node,
                 "conditions": {"ready": ready, "serving": serving, "terminating": terminating}})
         };
-        let (mut kernel, mut state) = (Kernel::default(), State::new(NODE));
+        let (mut kernel, mut state) = (Kernel::default(), node_state());
         feed(&mut state, &World::default());
         let service = serde_json::from_value(serde_json::json!({"metadata": {"namespace": "ns", "name": "s"}, "spec": {
             "type": "NodePort", "clusterIP": "10.96.0.1", "externalTrafficPolicy": "Local",
@@ -404,7 +444,7 @@ fn conditions_by_hand() {
 #[test]
 fn health_checks_count_ready_endpoints_of_this_node() {
     let count = |policy: &str, kind: &str, endpoints: serde_json::Value| {
-        let mut state = State::new(NODE);
+        let mut state = node_state();
         feed(&mut state, &World::default());
         let service = serde_json::json!({"metadata": {"namespace": "ns", "name": "s"}, "spec": {
             "type": kind, "clusterIP": "10.96.0.1", "externalTrafficPolicy": policy, "healthCheckNodePort": 31000,
@@ -437,7 +477,7 @@ fn health_checks_count_ready_endpoints_of_this_node() {
 /// Two sandboxes of pods of one name: the port is the newest one's, and goes back when that ends.
 #[test]
 fn a_host_port_belongs_to_the_last_live_sandbox() {
-    let (mut kernel, mut state) = (Kernel::default(), State::new(NODE));
+    let (mut kernel, mut state) = (Kernel::default(), node_state());
     feed(&mut state, &World::default());
     let ports = vec![input::HostPortIn { ip: None, port: 8088, container_port: 80, proto: proto::TCP }];
     let mut owner_is = |state: &mut State, want: Option<u8>| {

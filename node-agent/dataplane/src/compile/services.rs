@@ -8,6 +8,8 @@ use xebec_ebpf_abi::{Backend, BackendSet, Frontend, FrontendKey, SourceRangeKey}
 
 use super::expand::{self, BackendKey, NodeFacts, PortSpec, Role, SetSpec};
 use super::input::{EndpointIn, HostPortIn, Key, ServiceIn, SliceIn};
+use super::maglev::{self, Member};
+use super::rings::RingTables;
 use super::sets::Set;
 use crate::HealthCheck;
 use crate::table::Table;
@@ -29,6 +31,8 @@ pub struct ServiceTables {
     pub frontends: Table<FrontendKey, Frontend>,
     /// `BACKEND_SETS`, `BACKEND_SLOTS`, `SET_MEMBERS`.
     pub sets: Table<u32, Set>,
+    /// `RINGS`, `RING_PLACES`.
+    pub rings: RingTables,
     /// `BACKENDS`.
     pub backends: Table<u32, Backend>,
     /// `SOURCE_RANGES` by prefix length and key.
@@ -69,6 +73,12 @@ pub struct Services {
     numbers: Numbers,
     /// What the maps shall hold.
     pub tables: ServiceTables,
+    /// Places of a ring; 0: none are made.
+    pub ring_size: u32,
+    /// `CLOCK_MONOTONIC` in nanoseconds, as of the next compilation.
+    pub now: u64,
+    /// Sets that are chosen from by slot because the map has no room for their ring.
+    pub without_ring: BTreeSet<u32>,
 }
 
 /// Numbers in use. Fresh ones go upwards, so that one that was freed rests.
@@ -99,7 +109,9 @@ impl Services {
         let backends = self.tables.backends.have();
         self.numbers.found =
             backends.iter().map(|(id, b)| (BackendKey { addr: b.addr, port: b.port, local: b.flags & Backend::LOCAL != 0 }, *id)).collect();
-        self.numbers.next_backend = backends.keys().last().copied().unwrap_or(0);
+        // A number that a ring still leads to must not become another backend's.
+        let on_rings = self.tables.rings.highest_backend();
+        self.numbers.next_backend = backends.keys().last().copied().unwrap_or(0).max(on_rings);
         self.numbers.next_set = self.tables.sets.have().keys().last().copied().unwrap_or(0);
         self.numbers.next_service = self.tables.frontends.have().values().map(|f| f.service).max().unwrap_or(0);
     }
@@ -236,6 +248,7 @@ impl Services {
             self.drop_port(&owner, &gone, &now);
             for set in [gone.ids.cluster, gone.ids.local] {
                 self.tables.sets.unset(&set);
+                self.drop_ring(set);
                 self.numbers.sets.remove(&set);
             }
             self.numbers.services.remove(&gone.ids.service);
@@ -285,9 +298,10 @@ impl Services {
 
     fn install_port(&mut self, owner: &Owner, ids: PortIds, spec: &PortSpec) -> Installed {
         let mut backends: BTreeSet<BackendKey> = BTreeSet::new();
-        for (id, set) in [(ids.cluster, spec.set(Role::Cluster)), (ids.local, spec.set(Role::Local))] {
-            let Some(set) = set else {
+        for (role, id) in [(Role::Cluster, ids.cluster), (Role::Local, ids.local)] {
+            let Some(set) = spec.set(role) else {
                 self.tables.sets.unset(&id);
+                self.drop_ring(id);
                 continue;
             };
             for key in &set.backends {
@@ -296,6 +310,16 @@ impl Services {
                 }
             }
             self.want_set(id, set, spec.affinity.is_some());
+            if spec.has_ring(role) {
+                self.want_ring(id, set, spec);
+            } else {
+                self.drop_ring(id);
+            }
+        }
+        for key in &spec.draining {
+            if backends.insert(*key) {
+                self.hold_backend(*key);
+            }
         }
         let mut source_ranges = Vec::new();
         for range in &spec.source_ranges {
@@ -380,6 +404,24 @@ impl Services {
                 self.tables.backends.unset(&id);
             }
         }
+    }
+
+    fn want_ring(&mut self, id: u32, set: &SetSpec, spec: &PortSpec) {
+        let member = |key: &BackendKey| {
+            let weight = spec.weights.get(key).copied().unwrap_or(maglev::DEFAULT_WEIGHT);
+            Some(Member { addr: key.addr, port: key.port, weight, id: self.backends.get(key)?.0 })
+        };
+        let members: Vec<Member> = if self.ring_size > 0 { set.backends.iter().filter_map(member).collect() } else { Vec::new() };
+        if self.tables.rings.want(id, members, self.ring_size, self.now) {
+            self.without_ring.remove(&id);
+        } else if self.without_ring.insert(id) {
+            tracing::warn!(set = id, "the map of rings is full: a Service's backends are chosen without consistent hashing");
+        }
+    }
+
+    fn drop_ring(&mut self, id: u32) {
+        self.tables.rings.drop_set(id);
+        self.without_ring.remove(&id);
     }
 
     fn want_set(&mut self, id: u32, spec: &SetSpec, members: bool) {

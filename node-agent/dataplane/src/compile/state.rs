@@ -5,18 +5,19 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use xebec_ebpf_abi::{
-    Addr, Backend, BackendSet, Endpoint, Frontend, FrontendKey, MemberKey, NodeAddr, PolicyKey, PolicyVerdict, Remote, SlotKey,
+    Addr, Backend, BackendSet, Endpoint, Frontend, FrontendKey, MemberKey, NodeAddr, PolicyKey, PolicyVerdict, Remote, Rings, SlotKey,
     SourceRangeKey, Uplink,
 };
 
 use super::expand::{NodeFacts, addr};
 use super::policies::Policies;
+use super::rings;
 use super::services::Services;
 use super::sets::{Set, SetStep};
 use crate::table::Table;
 
 /// One write to one map. LPM keys come as prefix length and key. None deletes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "each variant is the map of the same name")]
 pub enum Op {
     Frontend(FrontendKey, Option<Frontend>),
@@ -24,6 +25,9 @@ pub enum Op {
     Slot(SlotKey, Option<u32>),
     Member(MemberKey, Option<u32>),
     Backend(u32, Option<Backend>),
+    Rings(u32, Option<Rings>),
+    /// All places of a ring.
+    Ring(u32, Option<rings::Contents>),
     SourceRange((u32, SourceRangeKey), Option<u32>),
     NodeAddr(Addr, Option<NodeAddr>),
     Endpoint(Addr, Option<Endpoint>),
@@ -40,6 +44,8 @@ pub struct Contents {
     pub frontends: BTreeMap<FrontendKey, Frontend>,
     pub sets: BTreeMap<u32, Set>,
     pub backends: BTreeMap<u32, Backend>,
+    pub rings: BTreeMap<u32, Rings>,
+    pub ring_places: BTreeMap<u32, rings::Contents>,
     pub source_ranges: BTreeMap<(u32, SourceRangeKey), u32>,
     pub node_addrs: BTreeMap<Addr, NodeAddr>,
     pub endpoints: BTreeMap<Addr, Endpoint>,
@@ -74,6 +80,9 @@ impl State {
         s.sets.load(found.sets);
         s.backends.load(found.backends);
         s.source_ranges.load(found.source_ranges);
+        s.rings.sets.load(found.rings);
+        s.rings.rings.load(found.ring_places);
+        s.rings.adopt_loaded();
         self.services.adopt_loaded();
         let p = &mut self.policies.tables;
         p.endpoints.load(found.endpoints);
@@ -119,6 +128,8 @@ impl State {
             (map::BACKEND_SLOTS, sets.clone().map(|s| s.slots.len() as u64).sum()),
             (map::SET_MEMBERS, sets.map(|s| s.members.len() as u64).sum()),
             (map::BACKENDS, s.backends.have().len() as u64),
+            (map::RINGS, s.rings.sets.have().len() as u64),
+            (map::RING_PLACES, s.rings.rings.have().values().map(|c| u64::from(c.parts)).sum()),
             (map::SOURCE_RANGES, s.source_ranges.have().len() as u64),
             (map::NODE_ADDRS, self.node_addrs.have().len() as u64),
             (map::ENDPOINTS, p.endpoints.have().len() as u64),
@@ -192,6 +203,8 @@ impl State {
         let (sets, gone_sets) = tables.sets.changes();
         let (ranges, gone_ranges) = tables.source_ranges.changes();
         let (frontends, gone_frontends) = tables.frontends.changes();
+        let (rings, gone_rings) = tables.rings.rings.changes();
+        let (of_sets, gone_of_sets) = tables.rings.sets.changes();
         let empty = Set::default();
         let set_ops = |id: u32, want: &Set| {
             let have = tables.sets.have().get(&id).unwrap_or(&empty);
@@ -205,10 +218,14 @@ impl State {
         for (id, want) in &sets {
             ops.extend(set_ops(*id, want));
         }
+        ops.extend(rings.into_iter().map(|(k, v)| Op::Ring(k, Some(v))));
+        ops.extend(of_sets.into_iter().map(|(k, v)| Op::Rings(k, Some(v))));
         ops.extend(ranges.into_iter().map(|(k, v)| Op::SourceRange(k, Some(v))));
         ops.extend(frontends.into_iter().map(|(k, v)| Op::Frontend(k, Some(v))));
         ops.extend(gone_frontends.into_iter().map(|k| Op::Frontend(k, None)));
         ops.extend(gone_ranges.into_iter().map(|k| Op::SourceRange(k, None)));
+        ops.extend(gone_of_sets.into_iter().map(|k| Op::Rings(k, None)));
+        ops.extend(gone_rings.into_iter().map(|k| Op::Ring(k, None)));
         for id in gone_sets {
             ops.extend(set_ops(id, &empty));
         }
@@ -225,6 +242,8 @@ impl State {
             Op::Slot(k, v) => set_step(&mut s.sets, SetStep::Slot(k, v)),
             Op::Member(k, v) => set_step(&mut s.sets, SetStep::Member(k, v)),
             Op::Backend(k, v) => s.backends.written(k, v),
+            Op::Rings(k, v) => s.rings.sets.written(k, v),
+            Op::Ring(k, v) => s.rings.rings.written(k, v),
             Op::SourceRange(k, v) => s.source_ranges.written(k, v),
             Op::NodeAddr(k, v) => self.node_addrs.written(k, v),
             Op::Endpoint(k, v) => p.endpoints.written(k, v),

@@ -77,9 +77,11 @@ impl Service {
         if let Some(vip) = self.ingress {
             ingress.extend(self.balancers().iter().map(|ip| json!({"ip": ip, "ipMode": mode(vip)})));
         }
+        let algorithm = ["anything", "random", "maglev"][usize::from(self.n % 3)];
         let label = if self.other_proxy { "service.kubernetes.io/service-proxy-name" } else { "app" };
         json!({
-            "metadata": {"namespace": "ns", "name": format!("s{}", self.n), "labels": {label: "x"}},
+            "metadata": {"namespace": "ns", "name": format!("s{}", self.n), "labels": {label: "x"},
+                "annotations": {"xebec.dev/lb-algorithm": algorithm}},
             "spec": spec, "status": {"loadBalancer": {"ingress": ingress}},
         })
     }
@@ -141,7 +143,7 @@ impl Slice {
             })
             .collect();
         json!({
-            "metadata": {"namespace": "ns", "name": format!("s{service}-{slice}"), "labels": {"kubernetes.io/service-name": format!("s{service}")}},
+            "metadata": {"namespace": "ns", "name": format!("s{service}-{slice}"), "annotations": {"xebec.dev/weight": format!("{}", slice + 1)}, "labels": {"kubernetes.io/service-name": format!("s{service}")}},
             "addressType": if self.v4 { "IPv4" } else { "IPv6" }, "ports": ports, "endpoints": endpoints,
         })
     }
