@@ -47,9 +47,22 @@ pub struct Args {
     /// Authorities of clients of the kubelet API; those of the kubeconfig by default.
     #[arg(long)]
     client_ca_file: Option<PathBuf>,
-    /// Name servers of pods with dnsPolicy ClusterFirst.
+    /// Ranges of Service addresses, as the server has them.
+    #[arg(long, value_delimiter = ',', default_value = "10.96.0.0/12")]
+    service_cidr: Vec<IpNet>,
+    /// Name servers of pods with dnsPolicy ClusterFirst; the tenth address of each Service range by default. The node answers there
+    /// itself unless a Service has the address (with --dataplane-only: if they are given).
     #[arg(long, value_delimiter = ',')]
     cluster_dns: Vec<IpAddr>,
+    /// Do not answer on --cluster-dns: somebody else does, without a Service.
+    #[arg(long)]
+    no_dns: bool,
+    /// Names the servers for names outside the cluster.
+    #[arg(long, default_value = "/etc/resolv.conf")]
+    resolv_conf: PathBuf,
+    /// Names below DOMAIN are asked for at these servers: DOMAIN=ADDRESS[:PORT][+ADDRESS...]. May be given several times.
+    #[arg(long)]
+    dns_forward: Vec<String>,
     /// Domain of cluster names.
     #[arg(long, default_value = "cluster.local")]
     cluster_domain: String,
@@ -134,7 +147,15 @@ fn config(args: Args) -> Result<xebec_agent::Config> {
         cni_conf_dir: args.cni_conf_dir.unwrap_or_else(|| args.run_dir.join("cni")),
         bind: args.bind,
         client_ca: args.client_ca_file,
-        cluster_dns: args.cluster_dns,
+        serve_dns: !args.no_dns && (!args.dataplane_only || !args.cluster_dns.is_empty()),
+        cluster_dns: if args.cluster_dns.is_empty() {
+            args.service_cidr.iter().filter_map(xebec_dns::cluster_dns).collect()
+        } else {
+            args.cluster_dns
+        },
+        service_cidrs: args.service_cidr,
+        resolv_conf: args.resolv_conf,
+        dns_forward: args.dns_forward,
         cluster_domain: args.cluster_domain,
         cluster_cidrs: args.cluster_cidr,
         uplinks: args.uplink,

@@ -51,6 +51,9 @@ pub struct Args {
     /// Ranges the nodes' pod ranges are cut from.
     #[arg(long, value_delimiter = ',', default_value = "10.244.0.0/16")]
     pod_cidr: Vec<IpNet>,
+    /// Addresses of cluster DNS; the tenth of each Service range by default.
+    #[arg(long, value_delimiter = ',')]
+    cluster_dns: Vec<IpAddr>,
     /// Domain of cluster names.
     #[arg(long, default_value = "cluster.local")]
     cluster_domain: String,
@@ -141,6 +144,10 @@ fn controllers_config(args: &Args, server: &Server) -> Result<xebec_controllers:
     let key_pem = fs::read_to_string(&key).with_context(|| format!("cannot read {}", key.display()))?;
     Ok(xebec_controllers::Config {
         cluster_cidrs: args.pod_cidr.clone(),
+        cluster_dns: match args.cluster_dns.as_slice() {
+            [] => args.service_cidr.iter().filter_map(xebec_dns::cluster_dns).collect(),
+            given => given.to_vec(),
+        },
         ca_pem: pki.cluster_ca.cert_pem.clone(),
         cluster_signer: Some(xebec_controllers::ClusterSigner { cert_pem: pki.cluster_ca.cert_pem.clone(), key_pem }),
         ..xebec_controllers::Config::default()

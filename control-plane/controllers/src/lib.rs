@@ -3,6 +3,7 @@
 //! A loop is registered with [`setup::Setup`]: it names the caches it reads, what wakes it, and its reconcile function.
 //! What is to be done is decided in pure functions (`plan`, `status`), which is where the tests are.
 
+mod cluster_dns;
 mod cluster_role_aggregation;
 mod config;
 mod csr;
@@ -53,6 +54,7 @@ pub async fn run(client: kube::Client, config: Config, cancel: CancellationToken
     let balancers = load_balancer::run(client.clone(), config.clone(), cancel.clone());
     let mut setup = setup::Setup::new(client, config, cancel);
     namespace_defaults::register(&mut setup);
+    cluster_dns::register(&mut setup);
     node_ipam::register(&mut setup);
     replicaset::register(&mut setup);
     deployment::register(&mut setup);

@@ -39,6 +39,14 @@ pub struct Config {
     /// Name servers of pods with `dnsPolicy: ClusterFirst`.
     pub cluster_dns: Vec<IpAddr>,
     pub cluster_domain: String,
+    /// Whether this node answers at `cluster_dns`, as long as no Service of somebody else has the address.
+    pub serve_dns: bool,
+    /// Ranges of Service addresses: names of addresses in them are nobody else's.
+    pub service_cidrs: Vec<ipnet::IpNet>,
+    /// Names the servers for names outside the cluster; pods with `dnsPolicy: Default` get what it says.
+    pub resolv_conf: PathBuf,
+    /// Domains with servers of their own, `DOMAIN=SERVER+SERVER`.
+    pub dns_forward: Vec<String>,
     /// Ranges that are reached without masquerade.
     pub cluster_cidrs: Vec<ipnet::IpNet>,
     /// Devices towards other nodes; empty: detect.
@@ -73,6 +81,10 @@ impl Config {
             client_ca: None,
             cluster_dns: Vec::new(),
             cluster_domain: "cluster.local".to_owned(),
+            serve_dns: false,
+            service_cidrs: Vec::new(),
+            resolv_conf: PathBuf::from("/etc/resolv.conf"),
+            dns_forward: Vec::new(),
             cluster_cidrs: Vec::new(),
             uplinks: Vec::new(),
             routing: xebec_dataplane::Routing::Native,
@@ -140,6 +152,17 @@ impl Config {
         })
     }
 
+    /// The name server's settings; `None` if this node has none.
+    pub(crate) fn dns(&self) -> Result<Option<xebec_dns::Config>, Error> {
+        if !self.serve_dns || self.cluster_dns.is_empty() {
+            return Ok(None);
+        }
+        let ranges = self.service_cidrs.iter().chain(&self.cluster_cidrs).copied().collect();
+        let config =
+            xebec_dns::Config::new(&self.cluster_domain, self.cluster_dns.clone(), ranges, self.resolv_conf.clone(), &self.dns_forward);
+        config.map(Some).map_err(|error| Error::Config(error.to_string()))
+    }
+
     /// The pod manager's settings.
     pub(crate) fn pods(&self) -> xebec_pods::Config {
         xebec_pods::Config {
@@ -148,6 +171,7 @@ impl Config {
             cgroup_parent: self.cgroup_parent.clone(),
             cluster_dns: self.cluster_dns.clone(),
             cluster_domain: self.cluster_domain.clone(),
+            resolv_conf: self.resolv_conf.clone(),
             max_pods: self.max_pods,
             ..xebec_pods::Config::new(&self.node_name, self.node_ips.clone(), self.containerd.clone())
         }

@@ -4,6 +4,7 @@
 //! manager and the dataplane. Ending it, in whatever way, ends no container and no forwarding.
 
 mod config;
+mod dns;
 mod error;
 mod health;
 mod lease;
@@ -55,6 +56,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Error>
             Ok(())
         }
     });
+    tasks.spawn(dns::start(&config, client.clone(), dataplane.clone(), &mut registry, stop.clone())?);
     if !config.dataplane_only {
         let server = server::Server::new(config.clone(), client.clone(), health.clone(), registry).await?;
         tasks.spawn({

@@ -1,6 +1,7 @@
 //! Start, reconciliation, status: the shell around the pure parts.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -40,6 +41,8 @@ pub struct Dataplane {
     pub(crate) records: Records,
     /// Sandboxes with a device (or a failed removal of one), by lease owner.
     pub(crate) sandboxes: Mutex<BTreeMap<String, Sandbox>>,
+    /// Addresses this node answers names at.
+    pub(crate) cluster_dns: Mutex<BTreeSet<IpAddr>>,
     /// Something the maps depend on changed.
     pub(crate) changed: Notify,
     /// A node came, went or changed.
@@ -73,12 +76,13 @@ impl Dataplane {
             return Err(error);
         }
         let listener = server::bind(&config.cni_socket)?;
-        Ok(Arc::new(Dataplane {
+        let dataplane = Arc::new(Dataplane {
             client,
             engine: Mutex::new(engine),
             netlink,
             records,
             sandboxes: Mutex::new(sandboxes),
+            cluster_dns: Mutex::new(crate::cluster_dns::recorded(&config.state_dir)),
             changed: Notify::new(),
             nodes_changed: Notify::new(),
             locks: Mutex::new(BTreeMap::new()),
@@ -88,7 +92,9 @@ impl Dataplane {
             ready: watch::Sender::new(false),
             proxy_health: watch::Sender::new(ProxyHealth { synced: false, settled: true, leaving: false, services: Vec::new() }),
             config,
-        }))
+        });
+        dataplane.adopt_cluster_dns();
+        Ok(dataplane)
     }
 
     /// Returns once pods can be set up: all watches synced, the maps written, the node's podCIDR known.

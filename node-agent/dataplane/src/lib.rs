@@ -6,6 +6,7 @@
 //! does not. A start adopts what it finds, and deletes nothing before every watch has answered in full.
 
 mod bpf;
+mod cluster_dns;
 mod cni;
 pub mod compile;
 mod config;

@@ -6,7 +6,7 @@ use crate::dataplane::mount_record;
 use crate::device::netlink::Netlink;
 use crate::device::pod;
 use crate::device::sysctl::Sysctls;
-use crate::{Config, Error};
+use crate::{Config, Error, cluster_dns};
 
 /// Removes everything [`crate::Dataplane::start`] and the CNI calls left in the kernel: links, pins, devices,
 /// routes, changed sysctls. Idempotent; needs no running agent. Must run in the node's network namespace.
@@ -19,7 +19,7 @@ pub async fn teardown(config: &Config) -> Vec<Error> {
     errors.extend(crate::file::remove(&config.cni_socket).err());
     errors.extend(crate::file::remove(&crate::inspect::path(&config.cni_socket)).err());
     // Routes and neighbours of pods go with their devices.
-    errors.extend(delete_devices().await);
+    errors.extend(delete_devices(&config.state_dir).await);
     errors.extend(mount::remove(&config.pin_dir, &mount_record(config)));
     errors.extend(Sysctls::new(&config.state_dir).restore());
     let sandboxes = config.state_dir.join("sandboxes");
@@ -30,16 +30,20 @@ pub async fn teardown(config: &Config) -> Vec<Error> {
     errors
 }
 
-async fn delete_devices() -> Vec<Error> {
+async fn delete_devices(state_dir: &std::path::Path) -> Vec<Error> {
     let netlink = match Netlink::here() {
         Ok(netlink) => netlink,
         Err(e) => return vec![Error::netlink("open a socket")(e)],
     };
+    let mut errors = crate::keeper::remove(&netlink).await;
+    errors.extend(cluster_dns::remove(&netlink, state_dir).await.err());
     let links = match netlink.links().await {
         Ok(links) => links,
-        Err(e) => return vec![Error::netlink("read devices")(e)],
+        Err(e) => {
+            errors.push(Error::netlink("read devices")(e));
+            return errors;
+        }
     };
-    let mut errors = crate::keeper::remove(&netlink).await;
     for link in links.iter().filter(|l| l.name.starts_with(pod::PREFIX)) {
         if let Err(e) = netlink.delete(link.index).await {
             errors.push(Error::netlink(format!("delete device {}", link.name))(e));

@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use crate::Dataplane;
+use crate::cluster_dns;
 use crate::compile::input::{self, Key};
 use crate::compile::rules;
 use crate::engine::{Engine, Watch};
@@ -56,7 +57,8 @@ pub fn start(dataplane: &Arc<Dataplane>, cancel: &CancellationToken, tasks: &mut
         Feed {
             watch: Watch::Pods,
             set: |e, key, pod| e.state.policies.set_pod(key, pod.map(|p| input::pod(&p))),
-            keys: |e| e.state.policies.pod_keys(),
+            // Cluster DNS stands among the pods without being one.
+            keys: |e| e.state.policies.pod_keys().into_iter().filter(|key| *key != cluster_dns::key()).collect(),
         },
     ));
     tasks.spawn(follow::<Namespace>(

@@ -17,7 +17,7 @@ use crate::images::Images;
 use crate::objects::Objects;
 use crate::observe::Cache;
 use crate::quantity;
-use crate::recorder::Recorder;
+use crate::recorder::{Level, Recorder};
 use crate::spec;
 use crate::status;
 use crate::worker::Handle;
@@ -69,7 +69,11 @@ impl NodeState {
     pub fn dns(&self, pod: &Pod) -> DnsConfig {
         let text = std::fs::read_to_string(&self.config.resolv_conf).unwrap_or_default();
         let node = dns::parse_resolv_conf(&text);
-        dns::pod_dns(pod, &self.config.cluster_dns, &self.config.cluster_domain, &node)
+        let dns = dns::pod_dns(pod, &self.config.cluster_dns, &self.config.cluster_domain, &node);
+        for problem in dns.problems {
+            self.recorder.pod(pod, Level::Warning, "DNSConfigForming", problem);
+        }
+        dns.config
     }
 
     pub fn log_directory(&self, pod: &Pod) -> std::path::PathBuf {

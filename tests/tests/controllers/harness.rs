@@ -49,6 +49,7 @@ impl Cluster {
         let server = Server::start(config, Arc::new(store)).await.expect("the API server starts");
         let cancel = CancellationToken::new();
         let controllers = xebec_controllers::Config {
+            cluster_dns: vec!["10.96.0.10".parse().expect("an address")],
             cluster_cidrs: vec!["10.244.0.0/16".parse().expect("a range")],
             ca_pem: server.pki().cluster_ca.cert_pem.clone(),
             ..Default::default()

@@ -155,3 +155,24 @@ async fn balancers_get_addresses_from_pools_and_give_them_back() {
     has("c", &["198.51.100.1"], "AddressAssigned").await;
     has("other", &[], "").await;
 }
+
+#[tokio::test]
+async fn the_name_server_has_a_service_until_somebody_takes_it_over() {
+    const PROXY: &str = "service.kubernetes.io/service-proxy-name";
+    let cluster = Cluster::with_node().await;
+    let api = cluster.api::<Service>("kube-system");
+    let made = || async { api.get_opt("kube-dns").await.ok()? };
+    let service = eventually("the Service is made", made).await;
+    assert_eq!(service.spec.as_ref().and_then(|s| s.cluster_ip.as_deref()), Some("10.96.0.10"));
+    assert_eq!(service.metadata.labels.as_ref().map(|l| l[PROXY].as_str()), Some("xebec-dns"));
+    let uid = service.metadata.uid;
+    api.delete("kube-dns", &DeleteParams::default()).await.expect("it is deleted");
+    eventually("it is made again", || async { made().await.filter(|s| s.metadata.uid != uid) }).await;
+
+    let selector = Patch::Merge(json!({"spec": {"selector": {"k8s-app": "kube-dns"}}}));
+    api.patch("kube-dns", &PatchParams::default(), &selector).await.expect("somebody puts pods behind it");
+    eventually("it is left to the proxies", || async {
+        made().await.filter(|s| s.metadata.labels.as_ref().is_none_or(|l| !l.contains_key(PROXY)))
+    })
+    .await;
+}

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::TryStreamExt;
-use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressScope};
 use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage, State};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteProtocol, RouteScope};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
@@ -220,6 +220,33 @@ impl Netlink {
             request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
         }
         request.execute().await.map_err(io_error)
+    }
+
+    /// Adds an address that only this machine knows: it is no source for packets to others.
+    pub async fn add_own_address(&self, index: u32, ip: IpAddr) -> io::Result<()> {
+        let bits = if ip.is_ipv4() { 32 } else { 128 };
+        let mut request = self.handle.address().add(index, ip, bits).replace();
+        request.message_mut().header.scope = AddressScope::Host;
+        if ip.is_ipv6() {
+            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        }
+        request.execute().await.map_err(io_error)
+    }
+
+    /// Removes an address; one that is not there is no error.
+    pub async fn remove_address(&self, index: u32, ip: IpAddr) -> io::Result<()> {
+        let found: Vec<_> = {
+            let _one_dump = self.dump.lock().await;
+            let query = self.handle.address().get().set_link_index_filter(index).set_address_filter(ip);
+            query.execute().try_collect().await.map_err(io_error)?
+        };
+        for message in found {
+            match self.handle.address().del(message).execute().await.map_err(io_error) {
+                Err(e) if !is(&e, libc::EADDRNOTAVAIL) => return Err(e),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
     }
 
     /// A neighbour that is never asked for.
