@@ -18,6 +18,7 @@ const NAME: &str = "kube-dns";
 /// Label of Services that proxies leave to somebody else, and who that is here: the nodes' name servers know it.
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 const NODE_DNS: &str = "xebec-dns";
+const DESCRIPTION: &str = "kubernetes.io/description";
 
 /// Registers the loop, if the cluster has a DNS address.
 pub fn register(setup: &mut Setup) {
@@ -54,7 +55,7 @@ async fn reconcile(client: kube::Client, services: &Cache<Service>, addresses: &
             Err(error) => return Err(error.into()),
         },
         Plan::HandOver => {
-            let patch = json!({"metadata": {"labels": {PROXY_NAME: null}}});
+            let patch = json!({"metadata": {"labels": {PROXY_NAME: null}, "annotations": {DESCRIPTION: null}}});
             match api.patch(NAME, &PatchParams::default(), &Patch::Merge(&patch)).await {
                 Ok(patched) => services.observe(patched),
                 Err(error) if api_not_found(&error) => {}
@@ -99,17 +100,15 @@ fn service(addresses: &[IpAddr]) -> Service {
             "labels": {
                 "k8s-app": "kube-dns",
                 "kubernetes.io/cluster-service": "true",
-                "kubernetes.io/name": "CoreDNS",
                 PROXY_NAME: NODE_DNS,
             },
-            "annotations": {"kubernetes.io/description": "Every node answers at this address itself."},
+            "annotations": {DESCRIPTION: "Every node answers at this address itself."},
         },
         "spec": {
             "clusterIP": addresses.first(),
             "clusterIPs": addresses,
             "ipFamilies": families,
             "ipFamilyPolicy": if addresses.len() > 1 { "PreferDualStack" } else { "SingleStack" },
-            "internalTrafficPolicy": "Local",
             "ports": [port("dns", "UDP"), port("dns-tcp", "TCP")],
         },
     });

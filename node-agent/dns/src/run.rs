@@ -53,6 +53,7 @@ pub async fn run(config: Config, client: kube::Client, metrics: Metrics, node: A
     wanted.retain(|address| server.zones.servers.contains(address));
     let mut held: Option<Vec<IpAddr>> = None;
     let mut listeners = Listeners::default();
+    let mut said = String::new();
     loop {
         if server.synced.load(Ordering::Acquire) {
             wanted = ours(&server.zones, &server.records.read());
@@ -68,7 +69,11 @@ pub async fn run(config: Config, client: kube::Client, metrics: Metrics, node: A
                     server.metrics.serving(wanted.len());
                     held = Some(wanted.clone());
                 }
-                Err(error) => tracing::error!(addresses = ?wanted, %error, "cluster DNS cannot have its addresses; trying again"),
+                Err(error) if error != said => {
+                    tracing::error!(addresses = ?wanted, %error, "cluster DNS cannot have its addresses; trying again");
+                    said = error;
+                }
+                Err(_) => {}
             }
         }
         tokio::select! {

@@ -18,7 +18,7 @@ use crate::wire::{self, Read, Request};
 pub struct Server {
     pub zones: Zones,
     pub records: RwLock<Records>,
-    /// The records were complete once: what is not among them does not exist.
+    /// The records were complete once: from then on they are followed.
     pub synced: AtomicBool,
     pub forwarder: Forwarder,
     pub metrics: Metrics,
@@ -59,9 +59,14 @@ impl Server {
         if self.forwarder.is_probe(name) {
             return Begun::Silence;
         }
-        let (aliases, target) = match answer(&self.zones, &self.records.read(), name, kind) {
+        let answer = answer(&self.zones, &self.records.read(), name, kind);
+        let (aliases, target) = match answer {
+            // Half of the records would be worse than none.
+            Answer::Ours(_) | Answer::Continue { .. } if !self.synced.load(Ordering::Acquire) => {
+                let reply = Reply::code(ResponseCode::ServFail);
+                return Begun::Done(self.write(&request, reply, protocol, since, Source::Cluster));
+            }
             Answer::Ours(reply) => {
-                let reply = self.known(reply);
                 return Begun::Done(self.write(&request, reply, protocol, since, Source::Cluster));
             }
             Answer::Continue { aliases, target } => (aliases, target),
@@ -87,14 +92,6 @@ impl Server {
             }
         };
         self.write(&request, reply, protocol, since, Source::Upstream)
-    }
-
-    /// Before the records are complete, what is not among them may still exist.
-    fn known(&self, reply: Reply) -> Reply {
-        match reply.code {
-            ResponseCode::NXDomain if !self.synced.load(Ordering::Acquire) => Reply::code(ResponseCode::ServFail),
-            _ => reply,
-        }
     }
 
     fn write(&self, request: &Request, mut reply: Reply, protocol: Protocol, since: Instant, source: Source) -> Vec<u8> {

@@ -16,7 +16,8 @@ impl Agent {
         let node = cluster.node(number);
         let pid = running(&pid_file(&node.run_dir, "agent"), "xebec").expect("the node has an agent");
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
-        let words: Vec<String> = line.split(|b| *b == 0).filter(|w| !w.is_empty()).map(|w| String::from_utf8(w.to_vec()).unwrap()).collect();
+        let words: Vec<String> =
+            line.split(|b| *b == 0).filter(|w| !w.is_empty()).map(|w| String::from_utf8(w.to_vec()).unwrap()).collect();
         let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap();
         cluster.kill(number, "agent");
         let log = std::fs::File::options().append(true).create(true).open(node.logs().join("agent.log")).unwrap();

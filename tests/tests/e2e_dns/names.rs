@@ -77,7 +77,9 @@ pub fn names_of_the_cluster(cluster: &Cluster) {
     });
     cluster.apply(&shy.to_string());
     until("the pod has an address", || !get(cluster, "shy", "{.status.podIP}").is_empty());
-    until("it is found", || by_busybox_or_nothing(cluster, "shy.default.svc.cluster.local") == set([&*get(cluster, "shy", "{.status.podIP}")]));
+    until("it is found", || {
+        by_busybox_or_nothing(cluster, "shy.default.svc.cluster.local") == set([&*get(cluster, "shy", "{.status.podIP}")])
+    });
     let unknown = try_in_pod(cluster, "web", "/bin/busybox nslookup -type=a nobody.default.svc.cluster.local");
     assert!(String::from_utf8_lossy(&unknown.stdout).contains("NXDOMAIN"), "{unknown:?}");
 }
@@ -166,7 +168,12 @@ pub fn names_of_others(cluster: &Cluster, upstream: &Upstream) {
     let missing = try_in_pod(cluster, "web", "/bin/busybox nslookup -type=a missing.outside.example");
     assert!(String::from_utf8_lossy(&missing.stdout).contains("NXDOMAIN"), "{missing:?}");
     let metrics = cluster.kubectl(&["get", "--raw", &format!("/api/v1/nodes/{}/proxy/metrics", cluster.node(1).name)]);
-    for figure in ["xebec_dns_queries_total{", "xebec_dns_cache_lookups_total{result=\"hit\"}", "xebec_dns_forwards_total{", "xebec_dns_serving_addresses 1"] {
+    for figure in [
+        "xebec_dns_queries_total{",
+        "xebec_dns_cache_lookups_total{result=\"hit\"}",
+        "xebec_dns_forwards_total{",
+        "xebec_dns_serving_addresses 1",
+    ] {
         assert!(metrics.contains(figure), "{figure}");
     }
     drop(agent);
