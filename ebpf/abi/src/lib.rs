@@ -90,6 +90,9 @@
 //!
 //! ## Uplinks (user writes, except the last two)
 //! - `UPLINKS`: hash, ifindex (`u32`) → [`Uplink`]: the addresses that packets leaving there get.
+//! - `ANNOUNCED`: hash, user, [`AnnouncedKey`] (load-balancer address, ifindex of an uplink) →
+//!   [`Announced`]. ARP requests and neighbour solicitations for it that come in there are answered
+//!   with the device's hardware address.
 //! - `NO_MASQUERADE`: LPM trie, [`Addr`] prefix → `u32` (1): destinations that see pods' own addresses.
 //!   Packets of local pods (`ENDPOINTS`) to any other address leave with the uplink's address.
 //! - `NAT`: LRU hash, bpf, [`Tuple`] → [`Nat`]. The packet's tuple as it arrives → the tuple it leaves
@@ -119,6 +122,7 @@
 #![no_std]
 
 mod addr;
+mod announce;
 mod drop;
 mod nat;
 mod policy;
@@ -126,6 +130,7 @@ mod ring;
 mod service;
 
 pub use addr::{Addr, Port, Tuple};
+pub use announce::{Announced, AnnouncedKey};
 pub use drop::{DropCount, DropReason, forward};
 pub use nat::{FragmentKey, FragmentPorts, Nat, Uplink};
 pub use policy::{
@@ -178,6 +183,7 @@ pub mod map {
     pub const POLICY: &str = "POLICY";
     pub const FLOWS: &str = "FLOWS";
     pub const UPLINKS: &str = "UPLINKS";
+    pub const ANNOUNCED: &str = "ANNOUNCED";
     pub const NO_MASQUERADE: &str = "NO_MASQUERADE";
     pub const NAT: &str = "NAT";
     pub const FRAGMENTS: &str = "FRAGMENTS";
@@ -203,6 +209,7 @@ pub mod map {
         POLICY,
         FLOWS,
         UPLINKS,
+        ANNOUNCED,
         NO_MASQUERADE,
         NAT,
         FRAGMENTS,

@@ -1,9 +1,10 @@
 //! What the logic reads and writes besides the packet.
 
 use xebec_ebpf_abi::{
-    Addr, Affinity, AffinityKey, Backend, BackendSet, Config, DropReason, Endpoint, Flow, FlowKey,
-    FragmentKey, FragmentPorts, Frontend, FrontendKey, MemberKey, Nat, NodeAddr, PolicyKey,
-    PolicyVerdict, Remote, Rings, SlotKey, SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink,
+    Addr, Affinity, AffinityKey, Announced, AnnouncedKey, Backend, BackendSet, Config, DropReason,
+    Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, MemberKey, Nat,
+    NodeAddr, PolicyKey, PolicyVerdict, Remote, Rings, SlotKey, SockFrontend, SockKey,
+    SourceRangeKey, Tuple, Uplink,
 };
 
 /// Maps, clock and dice. In the kernel a call is a helper call; in tests it is a `HashMap`.
@@ -41,6 +42,7 @@ pub trait Env {
     fn set_fragment(&self, key: &FragmentKey, value: &FragmentPorts);
 
     fn uplink(&self, ifindex: u32) -> Option<Uplink>;
+    fn announced(&self, key: &AnnouncedKey) -> Option<Announced>;
     fn is_source_allowed(&self, key: &SourceRangeKey) -> bool;
     fn keeps_pod_source(&self, dst: &Addr) -> bool;
     /// Runs `f` on the entry in place.

@@ -7,6 +7,7 @@
 //! bytes of stack, and where one returns, the verifier's paths through it become one again.
 #![no_std]
 
+pub mod announce;
 pub mod checksum;
 pub mod conntrack;
 mod env;

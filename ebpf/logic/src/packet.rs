@@ -84,6 +84,35 @@ plain! {
         flags: u8,
         window: u16,
     }
+    /// ARP for IPv4 on Ethernet, the frame's own header included.
+    struct ArpFrame = 42 {
+        dst: [u8; 6],
+        src: [u8; 6],
+        ethertype: u16,
+        hardware: u16,
+        protocol: u16,
+        hardware_len: u8,
+        protocol_len: u8,
+        operation: u16,
+        sender_mac: [u8; 6],
+        sender_ip: [u8; 4],
+        target_mac: [u8; 6],
+        target_ip: [u8; 4],
+    }
+    /// A neighbour solicitation or advertisement.
+    struct NeighborMessage = 24 {
+        kind: u8,
+        code: u8,
+        checksum: u16,
+        flags: u32,
+        target: [u32; 4],
+    }
+    /// The hardware address behind it.
+    struct LinkOption = 8 {
+        kind: u8,
+        len: u8,
+        mac: [u8; 6],
+    }
     /// The start of ICMP and ICMPv6; `id` counts for echo only.
     struct IcmpStart = 8 {
         kind: u8,

@@ -22,6 +22,8 @@ pub enum Verdict {
     Drop(DropReason),
     /// To the other side of the veth pair with this ifindex.
     Peer(u32),
+    /// Out of the device with this ifindex.
+    Out(u32),
 }
 
 /// A packet left a pod through the device `ifindex`. `ethertype` in host order.

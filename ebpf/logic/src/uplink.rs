@@ -1,10 +1,11 @@
 //! Packets at a device towards other machines.
 
+use crate::announce;
 use crate::conntrack;
 use crate::env::Env;
 use crate::nat::{self, Owner};
 use crate::packet::Packet;
-use crate::parse::{self, ETH_IPV4, ETH_IPV6, Fragment, Headers, Kind, V4, V6};
+use crate::parse::{self, ETH_ARP, ETH_IPV4, ETH_IPV6, Fragment, Headers, Kind, V4, V6};
 use crate::pod::{self, Verdict};
 use crate::service;
 use xebec_ebpf_abi::{Addr, Backend, DropReason, Flow, FlowKey, Frontend, Nat, direction, forward};
@@ -24,6 +25,9 @@ pub fn arrives<E: Env, P: Packet>(
     ethertype: u16,
     ifindex: u32,
 ) -> Verdict {
+    if ethertype == ETH_ARP && announce::arp(env, packet, ifindex) {
+        return Verdict::Out(ifindex);
+    }
     if !is_ip(ethertype) {
         return Verdict::Pass;
     }
@@ -36,7 +40,11 @@ pub fn arrives<E: Env, P: Packet>(
         Err(_) => return Verdict::Pass,
     }
     if headers.kind == Kind::Link {
-        return Verdict::Pass;
+        return if announce::ndp(env, packet, ifindex) {
+            Verdict::Out(ifindex)
+        } else {
+            Verdict::Pass
+        };
     }
     if conntrack::fragment(env, headers).is_err() {
         // Most fragments are the node's own; one for a pod is refused at the pod's device.

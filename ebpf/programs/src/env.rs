@@ -1,14 +1,15 @@
 //! The kernel as the logic sees it.
 
-use crate::{counters, nat, pods, rings, services};
+use crate::{announce, counters, nat, pods, rings, services};
 use aya_ebpf::{
     helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_ns},
     maps::lpm_trie::Key,
 };
 use xebec_ebpf_abi::{
-    Addr, Affinity, AffinityKey, Backend, BackendSet, Config, DropReason, Endpoint, Flow, FlowKey,
-    FragmentKey, FragmentPorts, Frontend, FrontendKey, MemberKey, Nat, NodeAddr, PolicyKey,
-    PolicyVerdict, Remote, Rings, SlotKey, SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink,
+    Addr, Affinity, AffinityKey, Announced, AnnouncedKey, Backend, BackendSet, Config, DropReason,
+    Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, MemberKey, Nat,
+    NodeAddr, PolicyKey, PolicyVerdict, Remote, Rings, SlotKey, SockFrontend, SockKey,
+    SourceRangeKey, Tuple, Uplink,
 };
 use xebec_ebpf_logic::Env;
 
@@ -135,6 +136,11 @@ impl Env for Kernel {
     #[inline(always)]
     fn uplink(&self, ifindex: u32) -> Option<Uplink> {
         nat::uplink(ifindex)
+    }
+
+    #[inline(always)]
+    fn announced(&self, key: &AnnouncedKey) -> Option<Announced> {
+        announce::announced(key)
     }
 
     #[inline(always)]

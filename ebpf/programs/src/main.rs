@@ -3,6 +3,7 @@
 #![no_std]
 #![no_main]
 
+mod announce;
 mod counters;
 mod env;
 mod nat;

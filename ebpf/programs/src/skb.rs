@@ -5,8 +5,8 @@ use aya_ebpf::{
     EbpfContext,
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::generated::{
-        bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect_peer, bpf_skb_load_bytes,
-        bpf_skb_store_bytes,
+        bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_peer,
+        bpf_skb_load_bytes, bpf_skb_store_bytes,
     },
     macros::{classifier, map},
     maps::PerCpuArray,
@@ -68,6 +68,8 @@ fn run(ctx: &TcContext, decide: impl FnOnce(Skb, &mut Headers) -> Verdict) -> i3
         Verdict::Drop(_) => TC_ACT_SHOT as i32,
         // SAFETY: a helper that takes numbers.
         Verdict::Peer(ifindex) => unsafe { bpf_redirect_peer(ifindex, 0) as i32 },
+        // SAFETY: as above.
+        Verdict::Out(ifindex) => unsafe { bpf_redirect(ifindex, 0) as i32 },
     }
 }
 

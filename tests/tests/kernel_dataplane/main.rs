@@ -1,6 +1,7 @@
 //! The BPF programs on made-up packets (`BPF_PROG_TEST_RUN`): bytes in, verdict and bytes out; and the
 //! socket hooks with real sockets. Needs root.
 
+mod announce;
 mod cost;
 mod direct;
 mod fixture;

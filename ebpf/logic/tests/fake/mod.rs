@@ -31,6 +31,7 @@ pub struct Fake {
     pub flows: RefCell<HashMap<FlowKey, Flow>>,
     pub fragments: RefCell<HashMap<FragmentKey, FragmentPorts>>,
     pub uplinks: RefCell<HashMap<u32, Uplink>>,
+    pub announced: RefCell<HashMap<AnnouncedKey, Announced>>,
     pub nat: RefCell<HashMap<Tuple, Nat>>,
     pub drops: RefCell<HashMap<u32, u64>>,
     pub forwards: RefCell<HashMap<u32, u64>>,
@@ -153,6 +154,9 @@ impl Env for Fake {
     }
     fn uplink(&self, ifindex: u32) -> Option<Uplink> {
         self.uplinks.borrow().get(&ifindex).copied()
+    }
+    fn announced(&self, key: &AnnouncedKey) -> Option<Announced> {
+        self.announced.borrow().get(key).copied()
     }
     fn is_source_allowed(&self, _: &SourceRangeKey) -> bool {
         false

@@ -8,8 +8,8 @@ use aya::maps::lpm_trie::{Key as LpmKey, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use xebec_ebpf_abi as abi;
 use xebec_ebpf_abi::{
-    Addr, Backend, BackendSet, DropCount, Endpoint, Flow, FlowKey, Frontend, FrontendKey, MemberKey, Nat, NodeAddr, Places, PlacesKey,
-    PolicyKey, PolicyVerdict, Remote, Rings, SlotKey, SourceRangeKey, Tuple, Uplink,
+    Addr, Announced, AnnouncedKey, Backend, BackendSet, DropCount, Endpoint, Flow, FlowKey, Frontend, FrontendKey, MemberKey, Nat,
+    NodeAddr, Places, PlacesKey, PolicyKey, PolicyVerdict, Remote, Rings, SlotKey, SourceRangeKey, Tuple, Uplink,
 };
 
 use super::loader::chain;
@@ -35,6 +35,7 @@ pub struct Maps {
     ipcache: Trie<Addr, Remote>,
     policy: Trie<PolicyKey, PolicyVerdict>,
     uplinks: Hash<u32, Uplink>,
+    announced: Hash<AnnouncedKey, Announced>,
     no_masquerade: Trie<Addr, u32>,
     config: Array<MapData, abi::Config>,
     drops: PerCpuArray<MapData, DropCount>,
@@ -91,6 +92,7 @@ impl Maps {
             ipcache: take(ebpf, map::IPCACHE)?,
             policy: take(ebpf, map::POLICY)?,
             uplinks: take(ebpf, map::UPLINKS)?,
+            announced: take(ebpf, map::ANNOUNCED)?,
             no_masquerade: take(ebpf, map::NO_MASQUERADE)?,
             config: take(ebpf, map::CONFIG)?,
             drops: take(ebpf, map::DROPS)?,
@@ -122,6 +124,7 @@ impl Maps {
             ipcache: prefixes("IPCACHE", &self.ipcache)?,
             policy: prefixes("POLICY", &self.policy)?,
             uplinks: all("UPLINKS", self.uplinks.iter())?,
+            announced: all("ANNOUNCED", self.announced.iter())?,
             no_masquerade: prefixes("NO_MASQUERADE", &self.no_masquerade)?,
             ..Contents::default()
         };
@@ -153,6 +156,7 @@ impl Maps {
             Op::Ipcache(k, v) => ("IPCACHE", write_prefix(&mut self.ipcache, k, v)),
             Op::Policy(k, v) => ("POLICY", write_prefix(&mut self.policy, k, v)),
             Op::Uplink(k, v) => ("UPLINKS", write(&mut self.uplinks, k, v)),
+            Op::Announced(k, v) => ("ANNOUNCED", write(&mut self.announced, k, v)),
             Op::NoMasquerade(k, v) => ("NO_MASQUERADE", write_prefix(&mut self.no_masquerade, k, v)),
         };
         result.map_err(|e| Error::Map { what: format!("write {op:?} to {name}"), reason: chain(&e) })

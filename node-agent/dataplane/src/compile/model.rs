@@ -45,6 +45,7 @@ impl Kernel {
             Op::Ipcache(k, v) => write(&mut c.ipcache, k, v),
             Op::Policy(k, v) => write(&mut c.policy, k, v),
             Op::Uplink(k, v) => write(&mut c.uplinks, k, v),
+            Op::Announced(k, v) => write(&mut c.announced, k, v),
             Op::NoMasquerade(k, v) => write(&mut c.no_masquerade, k, v),
         }
     }
@@ -75,6 +76,7 @@ impl Kernel {
             ipcache: c.ipcache.clone(),
             policy: c.policy.clone(),
             uplinks: c.uplinks.clone(),
+            announced: c.announced.clone(),
             no_masquerade: c.no_masquerade.clone(),
         }
     }
@@ -167,6 +169,9 @@ impl Env for Kernel {
     fn set_fragment(&self, _: &FragmentKey, _: &FragmentPorts) {}
     fn uplink(&self, ifindex: u32) -> Option<Uplink> {
         self.0.uplinks.get(&ifindex).copied()
+    }
+    fn announced(&self, key: &AnnouncedKey) -> Option<Announced> {
+        self.0.announced.get(key).copied()
     }
     fn is_source_allowed(&self, key: &SourceRangeKey) -> bool {
         let bytes = |k: &SourceRangeKey| [&k.service.to_be_bytes()[..], &k.addr.octets()].concat();

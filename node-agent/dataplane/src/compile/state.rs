@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use xebec_ebpf_abi::{
-    Addr, Backend, BackendSet, Endpoint, Frontend, FrontendKey, MemberKey, NodeAddr, PolicyKey, PolicyVerdict, Remote, Rings, SlotKey,
-    SourceRangeKey, Uplink,
+    Addr, Announced, AnnouncedKey, Backend, BackendSet, Endpoint, Frontend, FrontendKey, MemberKey, NodeAddr, PolicyKey, PolicyVerdict,
+    Remote, Rings, SlotKey, SourceRangeKey, Uplink,
 };
 
 use super::expand::{NodeFacts, addr};
@@ -34,6 +34,7 @@ pub enum Op {
     Ipcache((u32, Addr), Option<Remote>),
     Policy((u32, PolicyKey), Option<PolicyVerdict>),
     Uplink(u32, Option<Uplink>),
+    Announced(AnnouncedKey, Option<Announced>),
     NoMasquerade((u32, Addr), Option<u32>),
 }
 
@@ -52,6 +53,7 @@ pub struct Contents {
     pub ipcache: BTreeMap<(u32, Addr), Remote>,
     pub policy: BTreeMap<(u32, PolicyKey), PolicyVerdict>,
     pub uplinks: BTreeMap<u32, Uplink>,
+    pub announced: BTreeMap<AnnouncedKey, Announced>,
     pub no_masquerade: BTreeMap<(u32, Addr), u32>,
 }
 
@@ -64,6 +66,7 @@ pub struct State {
     pub policies: Policies,
     node_addrs: Table<Addr, NodeAddr>,
     uplinks: Table<u32, Uplink>,
+    announced: Table<AnnouncedKey, Announced>,
     no_masquerade: Table<(u32, Addr), u32>,
 }
 
@@ -91,6 +94,7 @@ impl State {
         self.policies.adopt_loaded();
         self.node_addrs.load(found.node_addrs);
         self.uplinks.load(found.uplinks);
+        self.announced.load(found.announced);
         self.no_masquerade.load(found.no_masquerade);
     }
 
@@ -109,6 +113,16 @@ impl State {
     /// Devices towards other machines, and what packets leaving there get.
     pub fn set_uplinks(&mut self, uplinks: BTreeMap<u32, Uplink>) {
         self.uplinks.replace(uplinks);
+    }
+
+    /// Load-balancer addresses this node answers for.
+    pub fn set_announced(&mut self, announced: BTreeMap<AnnouncedKey, Announced>) {
+        self.announced.replace(announced);
+    }
+
+    /// Those that the maps answer for.
+    pub fn announced(&self) -> &BTreeMap<AnnouncedKey, Announced> {
+        self.announced.have()
     }
 
     /// Destinations that see pods' own addresses.
@@ -136,6 +150,7 @@ impl State {
             (map::IPCACHE, p.ipcache.have().len() as u64),
             (map::POLICY, p.policy.have().len() as u64),
             (map::UPLINKS, self.uplinks.have().len() as u64),
+            (map::ANNOUNCED, self.announced.have().len() as u64),
             (map::NO_MASQUERADE, self.no_masquerade.have().len() as u64),
         ])
     }
@@ -156,6 +171,10 @@ impl State {
         ops.extend(addrs.into_iter().map(|(k, v)| Op::NodeAddr(k, Some(v))));
         ops.extend(gone_addrs.into_iter().map(|k| Op::NodeAddr(k, None)));
         self.plan_services(&mut ops);
+        // Who is asked for a Service's address must be able to serve it.
+        let (announced, gone_announced) = self.announced.changes();
+        ops.extend(announced.into_iter().map(|(k, v)| Op::Announced(k, Some(v))));
+        ops.extend(gone_announced.into_iter().map(|k| Op::Announced(k, None)));
         ops
     }
 
@@ -250,6 +269,7 @@ impl State {
             Op::Ipcache(k, v) => p.ipcache.written(k, v),
             Op::Policy(k, v) => p.policy.written(k, v),
             Op::Uplink(k, v) => self.uplinks.written(k, v),
+            Op::Announced(k, v) => self.announced.written(k, v),
             Op::NoMasquerade(k, v) => self.no_masquerade.written(k, v),
         }
     }
