@@ -72,6 +72,10 @@ pub fn ndp<E: Env, P: Packet>(env: &E, packet: P, ifindex: u32) -> bool {
     if !with_option && (to_many || ip.payload_len != MESSAGE.to_be()) {
         return false;
     }
+    // What is cut short stays as it is, since nothing is written before all of it was there.
+    if packet.len() < NDP + u32::from(u16::from_be(ip.payload_len)) {
+        return false;
+    }
     let Some(mut message) = packet.load::<NeighborMessage>(NDP) else {
         return false;
     };

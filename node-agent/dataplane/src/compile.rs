@@ -1,5 +1,6 @@
 //! API objects to desired map contents: pure, no I/O. [`State`] takes objects and gives writes.
 
+pub mod announce;
 pub mod expand;
 pub mod identity;
 pub mod input;

@@ -11,11 +11,13 @@ use tokio::net::UnixListener;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use xebec_ebpf_abi as abi;
+use xebec_ebpf_abi::AnnouncedKey;
 
 use crate::bpf::loader::{self, Hook, Pins, Programs};
 use crate::bpf::maps::Connections;
 use crate::bpf::{gc, mount};
 use crate::cni::{conflist, server};
+use crate::device::announce;
 use crate::device::netlink::Netlink;
 use crate::device::sysctl::Sysctls;
 use crate::device::{pod, uplink};
@@ -152,7 +154,9 @@ impl Dataplane {
         if !engine.unsynced().is_empty() {
             return true;
         }
+        let answered: BTreeSet<AnnouncedKey> = engine.state.announced().keys().copied().collect();
         let done = engine.reconcile();
+        announce(&engine, &answered);
         if !engine.is_reconciled() {
             return done;
         }
@@ -300,6 +304,19 @@ fn device(engine: &Engine, index: u32, uplink: &uplink::UplinkDevice) -> Device 
         (false, _) => "none",
     };
     Device { name: uplink.name.clone(), index, mtu: uplink.mtu, mode: mode.into() }
+}
+
+/// Tells the segment of addresses that have come to this node.
+fn announce(engine: &Engine, before: &BTreeSet<AnnouncedKey>) {
+    for (key, now) in engine.state.announced().iter().filter(|(key, _)| !before.contains(key)) {
+        let address = key.addr.to_ip();
+        match announce::tell(key.ifindex, now.mac, address) {
+            Ok(()) => tracing::info!(%address, ifindex = key.ifindex, "answering for a load-balancer address"),
+            Err(error) => {
+                tracing::warn!(%address, %error, "neighbours are not told of a load-balancer address; they find out when they ask again");
+            }
+        }
+    }
 }
 
 /// Where a bpffs we mounted is noted.

@@ -1,5 +1,6 @@
 //! Devices of the node and of its pods.
 
+pub mod announce;
 pub mod netlink;
 pub mod netns;
 pub mod news;

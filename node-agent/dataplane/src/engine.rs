@@ -6,12 +6,14 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use ipnet::IpNet;
+use xebec_ebpf_abi::{Announced, AnnouncedKey};
 
 use crate::Error;
 use crate::bpf::gc::{self, Swept};
 use crate::bpf::loader::{Hook, Programs};
 use crate::bpf::maps::Maps;
-use crate::compile::expand::NodeFacts;
+use crate::compile::announce;
+use crate::compile::expand::{NodeFacts, addr};
 use crate::compile::input::{Key, NodeIn};
 use crate::compile::policies::LocalEndpoint;
 use crate::compile::state::{Op, State};
@@ -151,8 +153,19 @@ impl Engine {
         self.state.policies.set_remote_nodes(remote);
         self.state.set_no_masquerade(&direct);
         self.state.set_uplinks(self.devices.uplinks.iter().map(|(i, u)| (*i, u.entry)).collect());
+        self.apply_announced();
         let addresses = self.node_addresses(given);
         self.state.set_node(NodeFacts { name: name.to_owned(), zone: self.node.zone.clone(), addresses });
+    }
+
+    fn apply_announced(&mut self) {
+        let mut nodes: BTreeMap<&str, bool> = self.peers.iter().map(|(name, peer)| (name.as_str(), peer.balances)).collect();
+        nodes.insert(&self.name, self.node.balances);
+        let won = announce::won_by(&self.name, &nodes, &self.state.services.announcements());
+        let devices = || self.devices.uplinks.iter().filter_map(|(index, uplink)| Some((*index, uplink.mac?)));
+        let on = |ip: IpAddr| devices().map(move |(ifindex, mac)| (AnnouncedKey { addr: addr(ip), ifindex }, Announced::new(mac)));
+        let entries = won.into_iter().flat_map(on).collect();
+        self.state.set_announced(entries);
     }
 
     /// Writes the difference between desired and actual contents. Before the first full sync it does nothing:

@@ -149,3 +149,55 @@ fn both_families_and_host_ports_work_beside_each_other() {
     node.delete_pod(&server).expect("DEL");
     assert!(node.ask_from_outside(at(NODE_IP, 8088)).is_err(), "the hostPort goes with its pod");
 }
+
+#[test]
+fn a_load_balancers_address_is_answered_for_on_the_segment_and_moves_at_once() {
+    let mut node = Node::new();
+    node.netns.ip("addr add 2001:db8::1/64 dev up0 nodad");
+    node.outside.ip("addr add 2001:db8::2/64 dev out0 nodad");
+    let node_1 = |ready: &str| {
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}, "spec": {"podCIDRs": ["10.244.7.0/24", "fd00:7::/64"]},
+            "status": {"conditions": [{"type": "Ready", "status": ready}]}})
+    };
+    node.api.put(node_1("True"));
+    node.start();
+    let server = node.pod("web", json!({}), json!([]));
+    serve(&server.netns, "web", 8080);
+    // Another machine had the addresses until now, as far as the segment knows.
+    node.outside.ip("neigh replace 192.0.2.100 lladdr 02:00:00:00:00:99 dev out0 nud reachable");
+    node.outside.ip("neigh replace 2001:db8::100 lladdr 02:00:00:00:00:99 dev out0 nud reachable");
+    let v6 = server.result["ips"][1]["address"].as_str().expect("an IPv6 address").trim_end_matches("/128").to_owned();
+    node.service("web", CLUSTER_IP, 80, "TCP", 8080, &[&server], &json!({}));
+    node.api.put(json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv6",
+        "metadata": {"name": "web-6", "namespace": "default", "labels": {"kubernetes.io/service-name": "web"}},
+        "endpoints": [{"addresses": [v6], "conditions": {"ready": true}, "nodeName": "node-1"}],
+        "ports": [{"name": "", "port": 8080, "protocol": "TCP"}],
+    }));
+    let service = |ours: bool| {
+        let kind = if ours { "xebec.dev/LoadBalancerAddress" } else { "example.com/Address" };
+        node.api.put(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "default"},
+            "spec": {"type": "LoadBalancer", "clusterIP": CLUSTER_IP, "clusterIPs": [CLUSTER_IP, "fd00:96::10"], "ports": [{"port": 80, "targetPort": 8080}]},
+            "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.100"}, {"ip": "2001:db8::100"}]}, "conditions": [{
+                "type": kind, "status": "True", "reason": "R", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}));
+    };
+    service(true);
+    let vips = ["192.0.2.100", "2001:db8::100"];
+    for vip in vips {
+        eventually(vip, || node.ask_from_outside(at(vip, 80)).is_ok_and(|(name, _)| name == "web"));
+        // And for who never heard of it.
+        node.outside.ip(&format!("neigh del {vip} dev out0"));
+        assert!(node.ask_from_outside(at(vip, 80)).is_ok(), "{vip} is asked for");
+    }
+    let answers = |vip: &str| {
+        let _ = node.outside.try_ip(&format!("neigh del {vip} dev out0"));
+        node.ask_from_outside(at(vip, 80)).is_ok()
+    };
+    // A node that is not ready gives them up, as it does when another implementation has them.
+    node.api.put(node_1("False"));
+    eventually("nobody answers", || !answers(vips[0]) && !answers(vips[1]));
+    node.api.put(node_1("True"));
+    eventually("it answers again", || answers(vips[0]) && answers(vips[1]));
+    service(false);
+    eventually("another's address", || !answers(vips[0]) && !answers(vips[1]));
+}

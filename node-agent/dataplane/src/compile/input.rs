@@ -89,6 +89,8 @@ pub struct ServiceIn {
     pub external_local: bool,
     /// Where a load balancer asks whether this node has endpoints of the Service.
     pub health_check: Option<u16>,
+    /// Load-balancer addresses that are given by xebec's control plane: nodes answer for them.
+    pub announced: Vec<IpAddr>,
     pub algorithm: Algorithm,
 }
 
@@ -157,10 +159,14 @@ pub fn service(service: &Service) -> Option<ServiceIn> {
     });
     let ingress = service.status.iter().flat_map(|s| &s.load_balancer).flat_map(|l| &l.ingress).flatten();
     // ipMode Proxy (KEP-1860): packets shall pass the load balancer, so its address is not taken here.
-    let load_balancer_ips = ingress
+    let load_balancer_ips: Vec<IpAddr> = ingress
         .filter(|i| kind == "LoadBalancer" && i.ip_mode.as_deref() != Some("Proxy"))
         .filter_map(|i| unicast(i.ip.as_ref()?))
         .collect();
+    // Addresses of other implementations are announced by those.
+    let conditions = service.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    let given_by_us = conditions.clone().any(|c| c.type_ == "xebec.dev/LoadBalancerAddress");
+    let announced = if given_by_us { load_balancer_ips.clone() } else { Vec::new() };
     let affinity = match spec.session_affinity.as_deref() {
         Some("ClientIP") => {
             let config = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref());
@@ -185,6 +191,7 @@ pub fn service(service: &Service) -> Option<ServiceIn> {
         affinity,
         internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
         external_local,
+        announced,
         health_check: spec.health_check_node_port.filter(|_| kind == "LoadBalancer" && external_local).and_then(port),
         algorithm: algorithm(service.metadata.annotations.as_ref()),
     })
@@ -338,6 +345,8 @@ pub struct NodeIn {
     pub addresses: BTreeSet<IpAddr>,
     /// It is being deleted, or the cluster autoscaler is about to: load balancers shall leave it.
     pub leaving: bool,
+    /// It is ready, and may have load-balancer addresses.
+    pub balances: bool,
     /// Those other nodes use, in the order given.
     pub internal: Vec<IpAddr>,
 }
@@ -350,11 +359,16 @@ pub fn node(node: &Node) -> NodeIn {
         pod_cidrs.extend(spec.and_then(|s| s.pod_cidr.as_ref()).and_then(|c| c.parse::<IpNet>().ok()));
     }
     let addresses = node.status.iter().flat_map(|s| s.addresses.iter().flatten());
-    let taints = spec.iter().flat_map(|s| s.taints.iter().flatten());
+    let mut taints = spec.iter().flat_map(|s| s.taints.iter().flatten());
+    let mut conditions = node.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    let ready = conditions.any(|c| c.type_ == "Ready" && c.status == "True");
+    let excluded = node.metadata.labels.as_ref().is_some_and(|l| l.contains_key("node.kubernetes.io/exclude-from-external-load-balancers"));
+    let leaving = node.metadata.deletion_timestamp.is_some() || taints.any(|t| t.key == "ToBeDeletedByClusterAutoscaler");
     let internal = addresses.clone().filter(|a| a.type_ == "InternalIP").filter_map(|a| a.address.parse().ok()).collect();
     NodeIn {
         internal,
-        leaving: node.metadata.deletion_timestamp.is_some() || taints.clone().any(|t| t.key == "ToBeDeletedByClusterAutoscaler"),
+        leaving,
+        balances: ready && !excluded && !leaving,
         zone: node.metadata.labels.as_ref().and_then(|l| l.get("topology.kubernetes.io/zone").cloned()),
         pod_cidrs,
         addresses: addresses

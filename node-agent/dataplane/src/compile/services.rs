@@ -24,6 +24,15 @@ pub enum Owner {
     Sandbox(Reverse<u32>),
 }
 
+/// Load-balancer addresses of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announcement {
+    /// Of both families.
+    pub addresses: Vec<IpAddr>,
+    /// Nodes with ready endpoints, where others would drop what comes; none: every node can serve.
+    pub only: Option<BTreeSet<String>>,
+}
+
 /// The maps of Services.
 #[derive(Default)]
 pub struct ServiceTables {
@@ -63,6 +72,8 @@ pub struct Services {
     services: BTreeMap<Key, ServiceIn>,
     /// Those with a health check port.
     checked: BTreeSet<Key>,
+    /// Those whose addresses nodes answer for.
+    announced: BTreeSet<Key>,
     slices: BTreeMap<Key, SliceIn>,
     slices_of: BTreeMap<Key, BTreeSet<Key>>,
     host_ports: BTreeMap<u32, (Vec<HostPortIn>, Vec<IpAddr>)>,
@@ -126,11 +137,9 @@ impl Services {
 
     /// A Service was added, changed, or (none) removed.
     pub fn set_service(&mut self, key: Key, service: Option<ServiceIn>) {
-        if service.as_ref().is_some_and(|s| s.health_check.is_some()) {
-            self.checked.insert(key.clone());
-        } else {
-            self.checked.remove(&key);
-        }
+        let mark = |holds: bool, set: &mut BTreeSet<Key>| if holds { set.insert(key.clone()) } else { set.remove(&key) };
+        mark(service.as_ref().is_some_and(|s| s.health_check.is_some()), &mut self.checked);
+        mark(service.as_ref().is_some_and(|s| !s.announced.is_empty()), &mut self.announced);
         let changed = match service {
             Some(service) => {
                 self.services.get(&key) != Some(&service) && {
@@ -201,6 +210,16 @@ impl Services {
         checked
             .map(|(key, port)| HealthCheck { namespace: key.namespace.clone(), name: key.name.clone(), port, local_endpoints: count(key) })
             .collect()
+    }
+
+    /// Load-balancer addresses that nodes answer for, and which nodes can.
+    pub fn announcements(&self) -> Vec<Announcement> {
+        let of = self.announced.iter().filter_map(|key| Some((key, self.services.get(key)?)));
+        let with_endpoints = |key: &Key| {
+            let slices = self.slices_of.get(key).into_iter().flatten().filter_map(|k| self.slices.get(k));
+            slices.flat_map(|s| s.endpoints.iter().filter(|e| e.ready)).filter_map(|e| e.node.clone()).collect()
+        };
+        of.map(|(key, s)| Announcement { addresses: s.announced.clone(), only: s.external_local.then(|| with_endpoints(key)) }).collect()
     }
 
     /// Brings the desired side of the tables up to date with what changed.

@@ -56,6 +56,8 @@ pub struct UplinkDevice {
     pub entry: Uplink,
     /// It is the tunnel between nodes, whose packets leave by another one.
     pub tunnel: bool,
+    /// Who answers there for load-balancer addresses; none for the tunnel and devices without hardware addresses.
+    pub mac: Option<[u8; 6]>,
 }
 
 /// Reads devices and addresses and decides which are uplinks: those named, else those that carry a given
@@ -82,7 +84,13 @@ fn decide(links: &[Link], addresses: &[Address], defaults: &[u32], named: &[Stri
     }
     let entry =
         |index: u32| Uplink { v4: source(index, addresses, node_ips, true), v6: source(index, addresses, node_ips, false), flags: 0 };
-    let device = |link: &Link, entry: Uplink, tunnel: bool| UplinkDevice { name: link.name.clone(), mtu: link.mtu, entry, tunnel };
+    let device = |link: &Link, entry: Uplink, tunnel: bool| UplinkDevice {
+        name: link.name.clone(),
+        mtu: link.mtu,
+        entry,
+        tunnel,
+        mac: link.mac.filter(|_| !tunnel),
+    };
     let mut uplinks: BTreeMap<u32, UplinkDevice> = chosen.iter().map(|l| (l.index, device(l, entry(l.index), false))).collect();
     // What leaves through the tunnel with the node's address has that of the device the tunnel's packets leave by.
     if let (Some(first), Some(tunnel)) = (chosen.first(), links.iter().find(|l| l.name == vxlan::NAME)) {
