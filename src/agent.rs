@@ -15,14 +15,20 @@ use crate::signals;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name of the Node object; the host's name by default.
-    #[arg(long)]
+    #[arg(long, env = "NODE_NAME")]
     node_name: Option<String>,
-    /// The node's addresses, at most one per family; by default the one of the route to the API server.
+    /// The node's addresses, at most one per family; by default the one of the default route, with --dataplane-only those of the
+    /// Node object.
     #[arg(long, value_delimiter = ',')]
     node_ip: Vec<IpAddr>,
-    /// How to reach the API server, as system:node:NAME (`xebec kubeconfig --node` makes it). DATA_DIR/pki/kubeconfig by default.
+    /// How to reach the API server, as system:node:NAME (`xebec kubeconfig --node` makes it). DATA_DIR/pki/kubeconfig by
+    /// default, with --dataplane-only the service account of the pod.
     #[arg(long)]
     kubeconfig: Option<PathBuf>,
+    /// Where the API server is (HOST[:PORT] or URL, several with commas), for when the address of its Service is not served yet.
+    /// Addresses that are learnt are kept. Only with --dataplane-only.
+    #[arg(long, env = "XEBEC_API_SERVERS", value_delimiter = ',')]
+    api_server: Vec<String>,
     /// Volumes, logs and address leases.
     #[arg(long, default_value = "/var/lib/xebec/agent")]
     data_dir: PathBuf,
@@ -38,12 +44,13 @@ pub struct Args {
     /// Directory in a BPF file system for programs, maps and links.
     #[arg(long, default_value = "/sys/fs/bpf/xebec")]
     pin_dir: PathBuf,
-    /// Where containerd reads CNI configuration from; RUN_DIR/cni by default.
+    /// Where containerd reads CNI configuration from; RUN_DIR/cni by default, with --dataplane-only /etc/cni/net.d.
     #[arg(long)]
     cni_conf_dir: Option<PathBuf>,
-    /// Where the kubelet API listens.
-    #[arg(long, default_value = "0.0.0.0:10250")]
-    bind: SocketAddr,
+    /// Where the kubelet API listens, 0.0.0.0:10250 by default; with --dataplane-only probes and metrics,
+    /// 0.0.0.0:10249.
+    #[arg(long)]
+    bind: Option<SocketAddr>,
     /// Authorities of clients of the kubelet API; those of the kubeconfig by default.
     #[arg(long)]
     client_ca_file: Option<PathBuf>,
@@ -97,6 +104,13 @@ pub struct Args {
     /// Port of /healthz and /livez, which load balancers ask about this node.
     #[arg(long, default_value_t = 10256)]
     proxy_health_port: u16,
+    /// Where `xebec cni install` put xebec-cni, to be removed together with the dataplane.
+    #[arg(long, requires = "dataplane_only")]
+    cni_bin_dir: Option<PathBuf>,
+    /// NAMESPACE/NAME of the DaemonSet that runs this agent: once that is deleted, the agent ends by removing all it made on
+    /// this node.
+    #[arg(long, requires = "dataplane_only")]
+    daemonset: Option<xebec_agent::Owner>,
 }
 
 /// Settings of the process that answers load balancers' health checks. The agent starts it.
@@ -120,6 +134,9 @@ enum Routing {
     Auto,
 }
 
+/// Where runtimes that are not ours look for CNI configuration.
+pub const CNI_CONF_DIR: &str = "/etc/cni/net.d";
+
 /// Runs until SIGTERM.
 pub async fn run(args: Args) -> Result<()> {
     let cancel = signals::cancelled_by_signals()?;
@@ -131,7 +148,11 @@ fn config(args: Args) -> Result<xebec_agent::Config> {
         Some(name) => name,
         None => host_name()?,
     };
-    let kubeconfig = args.kubeconfig.unwrap_or_else(|| args.data_dir.join("pki/kubeconfig"));
+    let only = args.dataplane_only;
+    let kubeconfig = match args.kubeconfig {
+        None if !only => Some(args.data_dir.join("pki/kubeconfig")),
+        given => given,
+    };
     let vxlan = xebec_dataplane::Vxlan { vni: args.vxlan_vni, port: args.vxlan_port };
     let routing = match args.routing {
         Routing::Native => xebec_dataplane::Routing::Native,
@@ -139,13 +160,15 @@ fn config(args: Args) -> Result<xebec_agent::Config> {
         Routing::Auto => xebec_dataplane::Routing::Auto(vxlan),
     };
     let defaults = xebec_agent::Config::new(&node_name, kubeconfig, args.data_dir, args.run_dir.clone());
+    let port = if only { 10249 } else { 10250 };
     Ok(xebec_agent::Config {
-        node_ips: if args.node_ip.is_empty() { vec![crate::address::of_default_route()?] } else { args.node_ip },
+        node_ips: if args.node_ip.is_empty() && !only { vec![crate::address::of_default_route()?] } else { args.node_ip },
+        api_servers: args.api_server,
         containerd: args.containerd.unwrap_or_else(|| args.run_dir.join("containerd/containerd.sock")),
         cgroup_parent: args.cgroup_parent,
         pin_dir: args.pin_dir,
-        cni_conf_dir: args.cni_conf_dir.unwrap_or_else(|| args.run_dir.join("cni")),
-        bind: args.bind,
+        cni_conf_dir: args.cni_conf_dir.unwrap_or_else(|| if only { CNI_CONF_DIR.into() } else { args.run_dir.join("cni") }),
+        bind: args.bind.unwrap_or_else(|| (std::net::Ipv4Addr::UNSPECIFIED, port).into()),
         client_ca: args.client_ca_file,
         serve_dns: !args.no_dns && (!args.dataplane_only || !args.cluster_dns.is_empty()),
         cluster_dns: if args.cluster_dns.is_empty() {
@@ -163,8 +186,10 @@ fn config(args: Args) -> Result<xebec_agent::Config> {
         maglev_size: args.maglev_table_size,
         max_pods: args.max_pods,
         labels: labels(&args.node_labels)?,
-        dataplane_only: args.dataplane_only,
+        dataplane_only: only,
         proxy_health_port: args.proxy_health_port,
+        cni_bin_dir: args.cni_bin_dir,
+        owner: args.daemonset,
         ..defaults
     })
 }
@@ -179,7 +204,7 @@ fn labels(given: &[String]) -> Result<BTreeMap<String, String>> {
 
 /// The dataplane of a node that is to be taken down.
 pub fn dataplane_config(data_dir: &Path, run_dir: &Path, pin_dir: &Path, cgroup_parent: &str) -> Result<xebec_dataplane::Config> {
-    let defaults = xebec_agent::Config::new("down", PathBuf::new(), data_dir.to_owned(), run_dir.to_owned());
+    let defaults = xebec_agent::Config::new("down", None, data_dir.to_owned(), run_dir.to_owned());
     let config = xebec_agent::Config {
         pin_dir: pin_dir.to_owned(),
         cgroup_parent: cgroup_parent.to_owned(),
@@ -197,7 +222,29 @@ pub fn host_name() -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(words: &[&str]) -> xebec_agent::Config {
+        config(Line::try_parse_from([&["agent", "--node-name", "a"], words].concat()).unwrap().args).unwrap()
+    }
+
+    #[test]
+    fn beside_a_kubelet_the_defaults_are_those_of_the_cluster() {
+        let only = parse(&["--dataplane-only", "--api-server", "a:6443,https://b"]);
+        assert_eq!((only.kubeconfig, only.node_ips.len(), only.bind.port()), (None, 0, 10249));
+        assert_eq!((only.cni_conf_dir, only.api_servers.len()), (CNI_CONF_DIR.into(), 2));
+        let own = parse(&["--node-ip", "192.0.2.1"]);
+        assert_eq!((own.kubeconfig, own.bind.port()), (Some("/var/lib/xebec/agent/pki/kubeconfig".into()), 10250));
+        assert!(Line::try_parse_from(["agent", "--daemonset", "a/b"]).is_err(), "only beside a kubelet");
+    }
 
     #[test]
     fn labels_are_pairs() {

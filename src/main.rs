@@ -3,6 +3,7 @@
 mod address;
 mod agent;
 mod check;
+mod cni;
 mod containerd;
 mod demo;
 mod etcd_certificates;
@@ -39,6 +40,8 @@ enum Command {
     /// Answer load balancers' health checks, also while the agent is down.
     #[command(hide = true)]
     HealthResponder(agent::ResponderArgs),
+    /// Put the program that container runtimes call for a pod's network where they look for it.
+    Cni(cni::Args),
     /// Become the node's containerd, with a configuration of its own.
     Containerd(containerd::Args),
     /// Make credentials for a node or a user, signed by the cluster's authority.
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         Command::Down(args) => runtime(host::down(args)),
         Command::Agent(args) => runtime(agent::run(args)),
         Command::HealthResponder(args) => runtime(agent::respond(args)),
+        Command::Cni(args) => cni::run(&args),
         Command::Containerd(args) => containerd::run(&args),
         Command::EtcdCertificates(args) => etcd_certificates::run(&args),
         Command::Image(args) => image::run(&args),

@@ -12,6 +12,9 @@ use crate::agent;
 pub async fn run(args: DownArgs) -> Result<()> {
     must_be_root("down")?;
     let place = &args.place;
+    if args.dataplane_only {
+        return dataplane_only(&args).await;
+    }
     let mut failures = Vec::new();
     let mut note = |what: &str, result: Result<()>| {
         if let Err(error) = result {
@@ -46,6 +49,23 @@ pub async fn run(args: DownArgs) -> Result<()> {
         // Stays if the operator has put something there, or a disk.
         let _ = fs::remove_dir(&place.data_dir);
     }
+    if !failures.is_empty() {
+        bail!("not everything could be removed:\n  {}", failures.join("\n  "));
+    }
+    Ok(())
+}
+
+/// Undoes `xebec agent --dataplane-only`, whose directories these are too.
+async fn dataplane_only(args: &DownArgs) -> Result<()> {
+    let place = &args.place;
+    let config = xebec_agent::Config {
+        pin_dir: place.pin_dir.clone(),
+        cgroup_parent: place.cgroup_parent.clone(),
+        cni_conf_dir: args.cni_conf_dir.clone(),
+        cni_bin_dir: Some(args.cni_bin_dir.clone()),
+        ..xebec_agent::Config::new("down", None, place.agent_dir(), place.run_dir.clone())
+    };
+    let failures: Vec<String> = xebec_agent::take_down(&config).await.iter().map(ToString::to_string).collect();
     if !failures.is_empty() {
         bail!("not everything could be removed:\n  {}", failures.join("\n  "));
     }

@@ -55,6 +55,15 @@ pub struct DownArgs {
     /// Remove the state as well.
     #[arg(long)]
     purge: bool,
+    /// Remove what `xebec agent --dataplane-only` made on a node that has another kubelet, and nothing else.
+    #[arg(long, conflicts_with = "purge")]
+    dataplane_only: bool,
+    /// With --dataplane-only: where the runtime reads CNI configuration from.
+    #[arg(long, default_value = crate::agent::CNI_CONF_DIR, requires = "dataplane_only")]
+    cni_conf_dir: PathBuf,
+    /// With --dataplane-only: where the runtime looks for CNI programs.
+    #[arg(long, default_value = "/opt/cni/bin", requires = "dataplane_only")]
+    cni_bin_dir: PathBuf,
 }
 
 /// The node's own processes, where systemd does not keep them. Apart from the pods, which lie below `kubepods`.

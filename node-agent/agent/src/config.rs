@@ -3,10 +3,10 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
-use crate::Error;
+use crate::{Error, Owner, host_root};
 
 /// Settings of the agent.
 #[derive(Debug, Clone)]
@@ -15,8 +15,10 @@ pub struct Config {
     pub node_name: String,
     /// The node's addresses, at most one per family, the primary family first.
     pub node_ips: Vec<IpAddr>,
-    /// How to reach the API server, and as whom (`system:node:NAME`).
-    pub kubeconfig: PathBuf,
+    /// How to reach the API server, and as whom (`system:node:NAME`). `None`: as the service account of the pod this runs in.
+    pub kubeconfig: Option<PathBuf>,
+    /// Where else the API server is (`HOST[:PORT]` or URL), for when the address of its Service is not served yet.
+    pub api_servers: Vec<String>,
     /// What must survive a restart of the machine: volumes, logs, address leases.
     pub data_dir: PathBuf,
     /// What need not: sockets.
@@ -62,15 +64,20 @@ pub struct Config {
     pub dataplane_only: bool,
     /// Where `/healthz` and `/livez` of the service proxy are answered, on every address.
     pub proxy_health_port: u16,
+    /// Where the runtime looks for CNI programs, if they are to be removed with the dataplane.
+    pub cni_bin_dir: Option<PathBuf>,
+    /// The DaemonSet whose end is the end of the dataplane on this node.
+    pub owner: Option<Owner>,
 }
 
 impl Config {
     /// Defaults for everything else.
-    pub fn new(node_name: &str, kubeconfig: PathBuf, data_dir: PathBuf, run_dir: PathBuf) -> Config {
+    pub fn new(node_name: &str, kubeconfig: Option<PathBuf>, data_dir: PathBuf, run_dir: PathBuf) -> Config {
         Config {
             node_name: node_name.to_owned(),
             node_ips: Vec::new(),
             kubeconfig,
+            api_servers: Vec::new(),
             containerd: PathBuf::from("/run/containerd/containerd.sock"),
             cgroup_parent: "/".to_owned(),
             pin_dir: PathBuf::from("/sys/fs/bpf/xebec"),
@@ -93,6 +100,8 @@ impl Config {
             labels: BTreeMap::new(),
             dataplane_only: false,
             proxy_health_port: 10256,
+            cni_bin_dir: None,
+            owner: None,
             data_dir,
             run_dir,
         }
@@ -111,28 +120,27 @@ impl Config {
         if !self.cgroup_parent.starts_with('/') {
             return Err(Error::Config(format!("cgroup parent {:?} must start with a slash", self.cgroup_parent)));
         }
+        if self.kubeconfig.is_none() && !self.dataplane_only {
+            return Err(Error::Config("the node needs a kubeconfig; a pod's service account is only for --dataplane-only".to_owned()));
+        }
         Ok(())
     }
 
     pub(crate) async fn kube_config(&self) -> Result<kube::Config, Error> {
-        let failed = |reason: String| Error::Kubeconfig { path: self.kubeconfig.clone(), reason };
-        let file = kube::config::Kubeconfig::read_from(&self.kubeconfig).map_err(|error| failed(error.to_string()))?;
+        let Some(path) = &self.kubeconfig else {
+            return kube::Config::incluster_env().map_err(|error| Error::InCluster(error.to_string()));
+        };
+        let failed = |reason: String| Error::Kubeconfig { path: path.clone(), reason };
+        let file = kube::config::Kubeconfig::read_from(path).map_err(|error| failed(error.to_string()))?;
         kube::Config::from_custom_kubeconfig(file, &Default::default()).await.map_err(|error| failed(error.to_string()))
-    }
-
-    pub(crate) async fn client(&self) -> Result<kube::Client, Error> {
-        let config = self.kube_config().await?;
-        kube::Client::try_from(config).map_err(|error| Error::Kubeconfig { path: self.kubeconfig.clone(), reason: error.to_string() })
     }
 
     /// The dataplane's settings, for running it and for taking it down.
     ///
     /// # Errors
-    /// If this host has no cgroup2 hierarchy.
+    /// If the root of this host's cgroup2 hierarchy cannot be found.
     pub fn dataplane(&self) -> Result<xebec_dataplane::Config, Error> {
-        let mounts = std::fs::read_to_string("/proc/self/mounts").map_err(Error::io("read", "/proc/self/mounts"))?;
-        let root = cgroup2(&mounts).ok_or_else(|| Error::Config("no cgroup2 hierarchy is mounted; socket hooks need one".to_owned()))?;
-        let cgroup = root.join(self.cgroup_parent.trim_start_matches('/'));
+        let cgroup = host_root::cgroup2()?.join(self.cgroup_parent.trim_start_matches('/'));
         std::fs::create_dir_all(&cgroup).map_err(Error::io("create", &cgroup))?;
         let defaults = xebec_dataplane::Config::new(
             &self.node_name,
@@ -147,6 +155,9 @@ impl Config {
             uplinks: self.uplinks.clone(),
             routing: self.routing,
             cluster_cidrs: self.cluster_cidrs.clone(),
+            // In a container it takes more to find the right cgroup.
+            verify_hooks: self.dataplane_only,
+            host_root: host_root::find(),
             maglev_size: self.maglev_size.unwrap_or(defaults.maglev_size),
             ..defaults
         })
@@ -178,21 +189,12 @@ impl Config {
     }
 }
 
-/// Where cgroup2 is mounted, from the text of `/proc/self/mounts`.
-fn cgroup2(mounts: &str) -> Option<&Path> {
-    mounts.lines().find_map(|line| {
-        let mut fields = line.split(' ');
-        let (_, path, kind) = (fields.next()?, fields.next()?, fields.next()?);
-        (kind == "cgroup2").then(|| Path::new(path))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn config() -> Config {
-        let mut config = Config::new("a", "/k".into(), "/d".into(), "/r".into());
+        let mut config = Config::new("a", Some("/k".into()), "/d".into(), "/r".into());
         config.node_ips = vec!["192.0.2.1".parse().unwrap()];
         config
     }
@@ -200,24 +202,17 @@ mod tests {
     #[test]
     fn contradictions_are_refused() {
         assert!(config().check().is_ok());
-        let broken: [fn(&mut Config); 4] = [
+        let broken: [fn(&mut Config); 5] = [
             |config| config.node_name.clear(),
             |config| config.node_ips.clear(),
             |config| config.node_ips = ["192.0.2.1", "192.0.2.2"].map(|ip| ip.parse().unwrap()).into(),
             |config| config.cgroup_parent = "xebec".to_owned(),
+            |config| config.kubeconfig = None,
         ];
         for (index, change) in broken.iter().enumerate() {
             let mut config = config();
             change(&mut config);
             assert!(config.check().is_err(), "case {index}");
         }
-    }
-
-    #[test]
-    fn cgroup2_is_found_on_hybrid_and_pure_hosts() {
-        let hybrid = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
-        assert_eq!(cgroup2(hybrid), Some(Path::new("/sys/fs/cgroup/unified")));
-        assert_eq!(cgroup2("cgroup2 /sys/fs/cgroup cgroup2 rw,nsdelegate 0 0\n"), Some(Path::new("/sys/fs/cgroup")));
-        assert_eq!(cgroup2("cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n"), None);
     }
 }

@@ -9,6 +9,19 @@ pub enum Error {
     /// The kubeconfig cannot be used.
     #[error("kubeconfig {path}: {reason}")]
     Kubeconfig { path: PathBuf, reason: String },
+    /// There is no kubeconfig and no service account either.
+    #[error(
+        "no kubeconfig is given, and the service account of a pod cannot be used: {0}. Check KUBERNETES_SERVICE_HOST and /var/run/secrets/kubernetes.io/serviceaccount, or give --kubeconfig"
+    )]
+    InCluster(String),
+    /// A client of the API server cannot be made.
+    #[error("client of the API server: {0}")]
+    Client(tower::BoxError),
+    /// The system's settings cannot be made writable.
+    #[error(
+        "/proc/sys is read-only and cannot be made writable: {0}. The container needs CAP_SYS_ADMIN and AppArmor unconfined, or privileged: true"
+    )]
+    ReadOnlySysctls(std::io::Error),
     /// A file cannot be read or written.
     #[error("cannot {what} {path}: {source}")]
     Io { what: &'static str, path: PathBuf, source: io::Error },

@@ -1,23 +1,33 @@
 //! The node agent: what kubelet, kube-proxy and a CNI plugin are elsewhere.
 //!
 //! This crate is the wiring. It registers the Node and renews its lease, serves the kubelet's HTTPS API, and runs the pod
-//! manager and the dataplane. Ending it, in whatever way, ends no container and no forwarding.
+//! manager and the dataplane. Ending it, in whatever way, ends no container and no forwarding. Beside an upstream kubelet it is
+//! the dataplane alone (see [`Config::dataplane_only`]), which goes only with the DaemonSet that brought it.
 
+mod api_server;
 mod config;
 mod dns;
 mod error;
 mod health;
+mod host_root;
 mod lease;
 mod metrics;
 mod node;
 pub mod proxy_health;
+mod removal;
 mod server;
+mod standalone;
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 pub use config::Config;
 pub use error::Error;
 use health::Health;
+pub use removal::{install_cni, take_down};
+pub use standalone::Owner;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -35,7 +45,17 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Error>
     for dir in [&config.data_dir, &config.run_dir] {
         std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
     }
-    let client = config.client().await?;
+    if config.dataplane_only {
+        removal::make_sysctls_writable().map_err(Error::ReadOnlySysctls)?;
+        removal::pins_outlive_us(&config.pin_dir)?;
+    }
+    let known = api_server::Known::new(&config)?;
+    let kube_config = config.kube_config().await?;
+    let client = match config.dataplane_only {
+        true => api_server::client(kube_config, known.clone()),
+        false => kube::Client::try_from(kube_config).map_err(Into::into),
+    }
+    .map_err(Error::Client)?;
     let health = Arc::new(Health::default());
     let mut registry = prometheus_client::registry::Registry::default();
 
@@ -57,7 +77,25 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Error>
         }
     });
     tasks.spawn(dns::start(&config, client.clone(), dataplane.clone(), &mut registry, stop.clone())?);
-    if !config.dataplane_only {
+    let gone = Arc::new(AtomicBool::new(false));
+    if config.dataplane_only {
+        let server = standalone::Server::new(config.bind, dataplane.clone(), registry).await?;
+        let (config, client, gone, stop) = (config.clone(), client.clone(), gone.clone(), stop.clone());
+        tasks.spawn(async move {
+            let owner = async {
+                match &config.owner {
+                    Some(owner) => standalone::watch_owner(owner, &client, &gone).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let look_after = standalone::look_after(config.clone(), client.clone(), known, dataplane);
+            tokio::select! {
+                () = server.run(stop.clone()) => {}
+                () = async { tokio::join!(owner, look_after); } => {}
+            }
+            Ok(())
+        });
+    } else {
         let server = server::Server::new(config.clone(), client.clone(), health.clone(), registry).await?;
         tasks.spawn({
             let stop = stop.clone();
@@ -93,6 +131,12 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Error>
             Err(error) if error.is_panic() => result = Err(Error::Task(error)),
             Err(_) => {}
         }
+    }
+    if gone.load(Ordering::SeqCst) && cancel.is_cancelled() {
+        for failure in take_down(&config).await {
+            warn!("{failure}");
+        }
+        info!("this node is left as it was found");
     }
     result
 }

@@ -13,13 +13,19 @@ use crate::compile::maglev;
 pub struct Config {
     /// Name of the Node object; pods with this `spec.nodeName` are local.
     pub node_name: String,
-    /// Addresses of the node as given on the command line. Addresses found on the uplinks are added to them.
+    /// Addresses of the node as given on the command line; empty: those of the Node object. Addresses found on the
+    /// uplinks are added to them.
     pub node_ips: Vec<IpAddr>,
     /// Directory in the cgroup2 hierarchy the socket hooks are attached to. It must hold (directly or below)
     /// every process that is to reach Services: the pods, and the node's own processes.
     pub cgroup: PathBuf,
+    /// Refuse to start if the socket hooks do not see this process's own sockets.
+    pub verify_hooks: bool,
     /// Directory for pinned programs, maps and links. A bpffs is mounted on it if it is on none.
     pub pin_dir: PathBuf,
+    /// Where the host's file system is, if this process lives in another mount namespace: network namespaces that the
+    /// runtime names are looked for below it.
+    pub host_root: Option<PathBuf>,
     /// Unix socket (mode 0600) on which `xebec-cni` reaches the agent.
     pub cni_socket: PathBuf,
     /// Directory that containerd reads CNI configuration from; the conflist appears there once the node can
@@ -64,12 +70,22 @@ pub struct Vxlan {
 }
 
 impl Config {
+    /// A path of the host, as this process reaches it.
+    pub fn on_host(&self, path: &str) -> PathBuf {
+        match &self.host_root {
+            Some(root) => root.join(path.trim_start_matches('/')),
+            None => PathBuf::from(path),
+        }
+    }
+
     /// A configuration with nothing but what every node needs; the other fields are empty.
     pub fn new(node_name: impl Into<String>, cgroup: PathBuf, pin_dir: PathBuf, state_dir: PathBuf, cni_socket: PathBuf) -> Self {
         Config {
             node_name: node_name.into(),
             node_ips: Vec::new(),
             cgroup,
+            verify_hooks: false,
+            host_root: None,
             pin_dir,
             cni_socket,
             cni_conf_dir: None,

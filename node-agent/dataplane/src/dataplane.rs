@@ -20,10 +20,10 @@ use crate::cni::{conflist, server};
 use crate::device::announce;
 use crate::device::netlink::Netlink;
 use crate::device::sysctl::Sysctls;
-use crate::device::{pod, uplink};
+use crate::device::{pod, uplink, vxlan};
 use crate::engine::Engine;
 use crate::sandbox::{Records, Sandbox};
-use crate::{Config, Device, Error, MapFill, ProxyHealth, Status, fabric, inspect, metrics};
+use crate::{Config, Device, Error, MapFill, ProxyHealth, Status, fabric, inspect, metrics, selftest};
 
 /// How long the reconciler gathers further changes after the first: a burst costs one round.
 const GATHER: Duration = Duration::from_millis(5);
@@ -72,8 +72,12 @@ impl Dataplane {
 
         let records = Records::new(&config.state_dir);
         let sandboxes = adopt(&mut engine, &netlink, &records).await?;
-        engine.devices = uplink::detect(&netlink, &config.uplinks, &config.node_ips).await.map_err(Error::netlink("read devices"))?;
+        let uplinks = first_uplinks(&config, &engine, &netlink).await?;
+        engine.devices = uplink::detect(&netlink, &uplinks, &config.node_ips).await.map_err(Error::netlink("read devices"))?;
         engine.programs.attach_sockets(&config.cgroup)?;
+        if config.verify_hooks {
+            selftest::run(&mut engine.maps, &config.cgroup)?;
+        }
         if let Some(error) = engine.attach_uplinks().into_iter().next() {
             return Err(error);
         }
@@ -123,10 +127,18 @@ impl Dataplane {
         let mut sweep = tokio::time::interval(SWEEP);
         let mut verify = tokio::time::interval_at(tokio::time::Instant::now() + VERIFY, VERIFY);
         let mut settled = true;
+        let mut told = self.config.node_ips.clone();
         loop {
             tokio::select! {
                 () = cancel.cancelled() => break,
-                () = self.changed.notified() => tokio::time::sleep(GATHER).await,
+                () = self.changed.notified() => {
+                    tokio::time::sleep(GATHER).await;
+                    let now = self.engine.lock().told(&self.config.node_ips);
+                    if now != told {
+                        told = now;
+                        self.nodes_changed.notify_one();
+                    }
+                }
                 () = tokio::time::sleep(RETRY), if !settled => {}
                 _ = sweep.tick() => {
                     tasks.spawn(self.clone().sweep());
@@ -322,6 +334,17 @@ fn announce(engine: &Engine, before: &BTreeSet<AnnouncedKey>) {
 /// Where a bpffs we mounted is noted.
 pub(crate) fn mount_record(config: &Config) -> std::path::PathBuf {
     config.state_dir.join("bpffs.json")
+}
+
+/// Uplinks to begin with. An agent that is told no address learns it from the Node object; until then the devices that
+/// carry the programs keep them.
+async fn first_uplinks(config: &Config, engine: &Engine, netlink: &Netlink) -> Result<Vec<String>, Error> {
+    if !config.uplinks.is_empty() || !config.node_ips.is_empty() {
+        return Ok(config.uplinks.clone());
+    }
+    let attached = engine.programs.attached_devices(Hook::UPLINK);
+    let links = netlink.links().await.map_err(Error::netlink("read devices"))?;
+    Ok(links.into_iter().map(|l| l.name).filter(|name| *name != vxlan::NAME && attached.contains(&name.replace('.', "_"))).collect())
 }
 
 /// Lets the node forward between pods and uplinks.

@@ -132,9 +132,14 @@ impl Engine {
         self.last_endpoint
     }
 
+    /// Addresses the node was told: given ones, else those of its object.
+    pub fn told(&self, given: &[IpAddr]) -> Vec<IpAddr> {
+        if given.is_empty() { self.node.addresses.iter().copied().collect() } else { given.to_vec() }
+    }
+
     /// Node addresses: of its devices, and those it was told.
     pub fn node_addresses(&self, given: &[IpAddr]) -> BTreeSet<IpAddr> {
-        self.devices.addresses.iter().chain(given).copied().filter(|ip| !ip.is_loopback()).collect()
+        self.devices.addresses.iter().copied().chain(self.told(given)).filter(|ip| !ip.is_loopback()).collect()
     }
 
     /// Puts together what depends on the node: its object, its devices, the configuration.

@@ -46,6 +46,14 @@ pub enum Error {
         /// Why not; a full map says "Argument list too long" (E2BIG) or "No space left on device".
         reason: String,
     },
+    /// The socket hooks are attached, but not where this process is.
+    #[error(
+        "the socket hooks attached to {cgroup:?} do not see this process's own sockets, so Services would not answer: the directory must be the root of the host's cgroup2 hierarchy, or above every pod and this agent"
+    )]
+    Hooks {
+        /// Where they are attached.
+        cgroup: PathBuf,
+    },
     /// Devices, addresses or routes could not be read or changed.
     #[error("netlink: cannot {what}: {source}")]
     Netlink {

@@ -98,7 +98,16 @@ impl Dataplane {
 
     /// Devices towards other machines as they are now, with their programs.
     async fn read_devices(&self) -> Result<(), Error> {
-        let devices = uplink::detect(&self.netlink, &self.config.uplinks, &self.config.node_ips).await;
+        let (named, told) = {
+            let engine = self.engine.lock();
+            let told = engine.told(&self.config.node_ips);
+            match self.config.uplinks.is_empty() && told.is_empty() {
+                // The Node object will tell; until then the uplinks are those that were found at the start.
+                true => (engine.devices.uplinks.values().filter(|u| !u.tunnel).map(|u| u.name.clone()).collect(), told),
+                false => (self.config.uplinks.clone(), told),
+            }
+        };
+        let devices = uplink::detect(&self.netlink, &named, &told).await;
         let devices = devices.map_err(Error::netlink("read devices"))?;
         let errors = {
             let mut engine = self.engine.lock();

@@ -21,6 +21,7 @@ mod ipam;
 mod keeper;
 mod metrics;
 mod sandbox;
+mod selftest;
 mod status;
 mod sync;
 mod table;

@@ -33,8 +33,8 @@ impl Dataplane {
         }
         let seen = self.find_pod(&pod_ref).await?;
         self.find_namespace(&pod_ref.key.namespace).await?;
-        let netns_path = Path::new(&request.netns);
-        match netns::same(netns_path, Path::new("/proc/thread-self/ns/net")) {
+        let netns_path = self.config.on_host(&request.netns);
+        match netns::same(&netns_path, Path::new("/proc/thread-self/ns/net")) {
             Ok(false) => {}
             Ok(true) => {
                 return Err(CniError::environment(format!("{} is the node's own network namespace", request.netns)));
@@ -54,7 +54,7 @@ impl Dataplane {
         let sandbox = Sandbox {
             id: request.container_id.clone(),
             ifname: request.ifname.clone(),
-            netns: netns_path.to_owned(),
+            netns: netns_path,
             host_name: pod::host_name(&request.container_id, &request.ifname),
             endpoint,
             ips,

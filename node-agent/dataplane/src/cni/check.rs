@@ -1,6 +1,7 @@
 //! CHECK and STATUS.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use serde_json::Value;
 
@@ -35,7 +36,9 @@ impl Dataplane {
                 return Err(wrong(format!("the maps do not hold endpoint {}", sandbox.endpoint)));
             }
         }
-        let missing = pod_side(&sandbox).await.map_err(|e| wrong(format!("cannot read the pod's devices: {e}")))?;
+        let missing = pod_side(&sandbox, self.config.on_host(&request.netns))
+            .await
+            .map_err(|e| wrong(format!("cannot read the pod's devices: {e}")))?;
         match missing {
             Some(missing) => Err(wrong(missing)),
             None => Ok(Value::Null),
@@ -53,8 +56,7 @@ impl Dataplane {
 }
 
 /// What the pod's side lacks, if anything.
-async fn pod_side(sandbox: &Sandbox) -> std::io::Result<Option<String>> {
-    let path = sandbox.netns.clone();
+async fn pod_side(sandbox: &Sandbox, path: PathBuf) -> std::io::Result<Option<String>> {
     let pod = tokio::task::spawn_blocking(move || Netlink::at(&path)).await.map_err(std::io::Error::other)??;
     let Some(link) = pod.link(&sandbox.ifname).await?.filter(|l| l.up) else {
         return Ok(Some(format!("device {} of the pod is missing or down", sandbox.ifname)));
