@@ -63,7 +63,9 @@ pub async fn take_down(config: &Config) -> Vec<Error> {
     if let Some(bin_dir) = &config.cni_bin_dir {
         failures.extend(remove_cni(bin_dir));
     }
-    failures.extend(remove(&config.data_dir.join("api-servers.json")).err());
+    for file in [config.data_dir.join("api-servers.json"), config.run_dir.join("health.sock")] {
+        failures.extend(remove(&file).err());
+    }
     for dir in [config.data_dir.join("dataplane"), config.data_dir.clone(), config.run_dir.clone()] {
         failures.extend(remove_empty(&dir).err());
     }

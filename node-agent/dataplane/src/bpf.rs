@@ -1,6 +1,7 @@
 //! Programs, maps and links in the kernel.
 
 pub mod gc;
+pub mod layout;
 pub mod links;
 pub mod loader;
 pub mod maps;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 
 use crate::Error;
+use crate::bpf::layout::Layout;
 use crate::compile::maglev;
 
 /// Everything that differs between nodes. Plain data: the agent fills it in once.
@@ -40,6 +41,8 @@ pub struct Config {
     pub cluster_cidrs: Vec<IpNet>,
     /// Ranges for pods of this node. Empty: `spec.podCIDRs` of the Node object.
     pub pod_cidrs: Vec<IpNet>,
+    /// Layout of the maps: that of the embedded object, unless a test plays another version.
+    pub layout: Layout,
     /// MTU of pod devices; `None` takes the smallest of the uplinks, less what encapsulation adds.
     pub mtu: Option<u32>,
     /// How packets get to pods of other nodes.
@@ -93,6 +96,7 @@ impl Config {
             uplinks: Vec::new(),
             cluster_cidrs: Vec::new(),
             pod_cidrs: Vec::new(),
+            layout: Layout::default(),
             mtu: None,
             routing: Routing::Native,
             maglev_size: maglev::DEFAULT_SIZE,

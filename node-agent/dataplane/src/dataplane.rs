@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use xebec_ebpf_abi as abi;
 use xebec_ebpf_abi::AnnouncedKey;
 
+use crate::bpf::layout::{self, Layouts};
 use crate::bpf::loader::{self, Hook, Pins, Programs};
 use crate::bpf::maps::Connections;
 use crate::bpf::{gc, mount};
@@ -52,6 +53,10 @@ pub struct Dataplane {
     locks: Mutex<BTreeMap<String, Weak<tokio::sync::Mutex<()>>>>,
     connections: Arc<Mutex<Connections>>,
     listener: Mutex<Option<UnixListener>>,
+    layouts: Layouts,
+    pins: Pins,
+    /// Pod devices whose programs are of another layout until our maps are filled.
+    held: Mutex<Option<Vec<(String, u32)>>>,
     synced: watch::Sender<bool>,
     ready: watch::Sender<bool>,
     proxy_health: watch::Sender<ProxyHealth>,
@@ -66,21 +71,27 @@ impl Dataplane {
         forward(&Sysctls::new(&config.state_dir))?;
         let netlink = Netlink::here().map_err(Error::netlink("open a socket"))?;
         mount::ensure(&config.pin_dir, &mount_record(&config))?;
-        let (programs, mut maps, connections) = Programs::load(Pins::new(&config.pin_dir))?;
+        let (pins, layouts) = (Pins::new(&config.pin_dir, config.layout.number), Layouts::new(&config.state_dir));
+        let others_run = layouts.prepare(&config.layout, &pins)?;
+        let (programs, mut maps, connections) = Programs::load(pins.clone())?;
         maps.configure(facts()?)?;
         let mut engine = Engine::new(&config.node_name, config.maglev_size, programs, maps)?;
+        if others_run {
+            engine.start_above_other_layouts();
+        }
 
         let records = Records::new(&config.state_dir);
-        let sandboxes = adopt(&mut engine, &netlink, &records).await?;
+        let (sandboxes, pod_devices) = adopt(&mut engine, &netlink, &records).await?;
         let uplinks = first_uplinks(&config, &engine, &netlink).await?;
         engine.devices = uplink::detect(&netlink, &uplinks, &config.node_ips).await.map_err(Error::netlink("read devices"))?;
-        engine.programs.attach_sockets(&config.cgroup)?;
-        if config.verify_hooks {
-            selftest::run(&mut engine.maps, &config.cgroup)?;
-        }
-        if let Some(error) = engine.attach_uplinks().into_iter().next() {
-            return Err(error);
-        }
+        let held = match others_run {
+            true => Some(pod_devices),
+            false => {
+                attach(&mut engine, &config, &pod_devices)?;
+                layouts.activate(&config.layout)?;
+                None
+            }
+        };
         let listener = server::bind(&config.cni_socket)?;
         let dataplane = Arc::new(Dataplane {
             client,
@@ -94,6 +105,9 @@ impl Dataplane {
             locks: Mutex::new(BTreeMap::new()),
             connections: Arc::new(Mutex::new(connections)),
             listener: Mutex::new(Some(listener)),
+            layouts,
+            pins,
+            held: Mutex::new(held),
             synced: watch::Sender::new(false),
             ready: watch::Sender::new(false),
             proxy_health: watch::Sender::new(ProxyHealth { synced: false, settled: true, leaving: false, services: Vec::new() }),
@@ -172,6 +186,10 @@ impl Dataplane {
         if !engine.is_reconciled() {
             return done;
         }
+        if let Err(error) = self.take_over(&mut engine) {
+            tracing::error!(%error, "the programs of another version cannot be replaced yet");
+            return false;
+        }
         let first = !*self.synced.borrow();
         if first {
             self.synced.send_replace(true);
@@ -215,14 +233,25 @@ impl Dataplane {
         });
     }
 
+    /// Our maps hold what they shall: the links change from the programs of another layout to ours, each in one step.
+    fn take_over(&self, engine: &mut Engine) -> Result<(), Error> {
+        let mut held = self.held.lock();
+        let Some(pods) = held.as_mut() else { return Ok(()) };
+        {
+            let sandboxes = self.sandboxes.lock();
+            pods.retain(|(device, _)| sandboxes.values().any(|s| s.host_name == *device));
+        }
+        attach(engine, &self.config, pods).inspect_err(|_| engine.holding = true)?;
+        self.layouts.activate(&self.config.layout)?;
+        tracing::info!(layout = self.config.layout.number, "programs of another layout are replaced");
+        *held = None;
+        Ok(())
+    }
+
     /// After the first full sync: nothing runs on the maps of another layout any more.
     fn collect(&self) {
-        for old in Pins::new(&self.config.pin_dir).other_maps() {
-            let removed = std::fs::read_dir(&old).and_then(|entries| {
-                entries.flatten().try_for_each(|e| std::fs::remove_file(e.path()))?;
-                std::fs::remove_dir(&old)
-            });
-            if let Err(error) = removed {
+        for old in self.pins.other_maps() {
+            if let Err(error) = layout::collect(&old) {
                 tracing::warn!(path = %old.display(), %error, "maps of an older version cannot be removed");
             }
         }
@@ -400,23 +429,38 @@ fn nat_ports() -> (u16, u16) {
     }
 }
 
+/// Attaches everything and sees that sockets are seen.
+fn attach(engine: &mut Engine, config: &Config, pod_devices: &[(String, u32)]) -> Result<(), Error> {
+    engine.attach_all(&config.cgroup, pod_devices)?;
+    if config.verify_hooks {
+        selftest::run(&mut engine.maps, &config.cgroup)?;
+    }
+    Ok(())
+}
+
 /// Finds the sandboxes again whose devices are alive; ends leases of those that are not, and removes devices
 /// nobody has a record of (an ADD that was cut off before it began to count).
-async fn adopt(engine: &mut Engine, netlink: &Netlink, records: &Records) -> Result<BTreeMap<String, Sandbox>, Error> {
+///
+/// Also returns the devices.
+async fn adopt(
+    engine: &mut Engine,
+    netlink: &Netlink,
+    records: &Records,
+) -> Result<(BTreeMap<String, Sandbox>, Vec<(String, u32)>), Error> {
     let (found, broken) = records.all()?;
     for path in broken {
         tracing::error!(path = %path.display(), "a sandbox record cannot be read and is ignored; its device is removed");
     }
     let links = netlink.links().await.map_err(Error::netlink("read devices"))?;
     let index = |name: &str| links.iter().find(|l| l.name == name).map(|l| l.index);
-    let mut alive = BTreeMap::new();
+    let (mut alive, mut devices) = (BTreeMap::new(), Vec::new());
     for sandbox in found {
         let owner = sandbox.owner();
         let Some(index) = index(&sandbox.host_name) else {
             records.remove(&owner)?;
             continue;
         };
-        engine.programs.attach_device((&sandbox.host_name, index), Hook::POD)?;
+        devices.push((sandbox.host_name.clone(), index));
         engine.ipam.adopt(&owner, &sandbox.ips);
         engine.adopt_endpoint(sandbox.local(index));
         alive.insert(owner, sandbox);
@@ -430,5 +474,5 @@ async fn adopt(engine: &mut Engine, netlink: &Netlink, records: &Records) -> Res
         engine.programs.detach_device(&device, Hook::POD)?;
     }
     tracing::info!(sandboxes = alive.len(), "adopted");
-    Ok(alive)
+    Ok((alive, devices))
 }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Instant;
 
 use ipnet::IpNet;
@@ -64,6 +65,8 @@ pub struct Engine {
     pub sync: SyncClock,
     /// What failed at the last round, by the first failures.
     pub errors: Vec<String>,
+    /// Programs of another layout run, with maps of their own: nothing is attached before ours are filled.
+    pub holding: bool,
     synced: BTreeSet<Watch>,
     reconciled: bool,
 }
@@ -90,6 +93,7 @@ impl Engine {
             swept: Swept::default(),
             sync: SyncClock::default(),
             errors: Vec::new(),
+            holding: false,
             synced: BTreeSet::new(),
             reconciled: false,
         })
@@ -119,6 +123,12 @@ impl Engine {
     /// Watches still without an answer.
     pub fn unsynced(&self) -> Vec<Watch> {
         Watch::ALL.into_iter().filter(|w| !self.synced.contains(w)).collect()
+    }
+
+    /// Before the first endpoint: programs of another layout run, and what they judged must not count here.
+    pub fn start_above_other_layouts(&mut self) {
+        self.holding = true;
+        self.state.policies.first_epoch(rand::random::<u32>() | 1);
     }
 
     /// The maps hold the desired state, or did once and failures are being retried.
@@ -271,9 +281,22 @@ impl Engine {
         self.devices.uplinks.iter().all(|(index, uplink)| self.programs.is_attached((&uplink.name, *index), Hook::UPLINK))
     }
 
+    /// Attaches everything: socket hooks, uplinks, the devices of pods. Links that run programs already change to these.
+    pub fn attach_all(&mut self, cgroup: &Path, pods: &[(String, u32)]) -> Result<(), Error> {
+        self.holding = false;
+        for (device, index) in pods {
+            self.programs.attach_device((device, *index), Hook::POD)?;
+        }
+        self.programs.attach_sockets(cgroup)?;
+        self.attach_uplinks().into_iter().next().map_or(Ok(()), Err)
+    }
+
     /// Attaches the uplink programs where they are due and removes them where they are not.
     pub fn attach_uplinks(&mut self) -> Vec<Error> {
         let mut errors = Vec::new();
+        if self.holding {
+            return errors;
+        }
         for (index, uplink) in &self.devices.uplinks {
             if let Err(e) = self.programs.attach_device((&uplink.name, *index), Hook::UPLINK) {
                 errors.push(e);

@@ -28,6 +28,7 @@ mod table;
 mod teardown;
 mod watch;
 
+pub use bpf::layout::Layout;
 pub use config::{Config, Routing, Vxlan};
 pub use dataplane::Dataplane;
 pub use error::Error;

@@ -1,5 +1,6 @@
 //! Undoes everything: works from what the kernel and the state directory hold, whoever is still alive.
 
+use crate::bpf::layout::Layouts;
 use crate::bpf::mount;
 use crate::cni::conflist;
 use crate::dataplane::mount_record;
@@ -22,6 +23,7 @@ pub async fn teardown(config: &Config) -> Vec<Error> {
     errors.extend(delete_devices(&config.state_dir).await);
     errors.extend(mount::remove(&config.pin_dir, &mount_record(config)));
     errors.extend(Sysctls::new(&config.state_dir).restore());
+    errors.extend(Layouts::new(&config.state_dir).remove().err());
     let sandboxes = config.state_dir.join("sandboxes");
     match std::fs::remove_dir_all(&sandboxes) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => errors.push(Error::io("remove", &sandboxes)(e)),

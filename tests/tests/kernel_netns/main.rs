@@ -10,3 +10,4 @@ mod policies;
 mod restart;
 mod seeing;
 mod services;
+mod upgrade;

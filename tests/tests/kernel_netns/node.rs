@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -97,6 +98,16 @@ impl Node {
 
     /// Starts the dataplane in the node's namespace and waits until it is ready.
     pub fn start(&mut self) {
+        self.start_unready();
+        let running = self.running.as_ref().expect("just started");
+        let waiting = running.dataplane.clone();
+        let ready = running.runtime.spawn(async move { tokio::time::timeout(DEADLINE, waiting.ready()).await });
+        let ready = running.runtime.block_on(ready).expect("ready does not panic");
+        assert!(ready.is_ok(), "ready in time: {:?}", running.dataplane.status());
+    }
+
+    /// Starts it and waits for nothing.
+    pub fn start_unready(&mut self) {
         let runtime = self.netns.run(|| {
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(4).enable_all().build().expect("a runtime")
         });
@@ -105,10 +116,6 @@ impl Node {
         let dataplane = runtime.block_on(start).expect("start does not panic").unwrap_or_else(|e| panic!("the dataplane starts: {e}"));
         let cancel = CancellationToken::new();
         let task = runtime.spawn(dataplane.clone().run(cancel.clone()));
-        let waiting = dataplane.clone();
-        let ready = runtime.spawn(async move { tokio::time::timeout(DEADLINE, waiting.ready()).await });
-        let ready = runtime.block_on(ready).expect("ready does not panic");
-        assert!(ready.is_ok(), "ready in time: {:?}", dataplane.status());
         self.running = Some(Running { runtime, dataplane, cancel, task });
     }
 
@@ -194,18 +201,21 @@ impl Node {
     /// another machine.
     pub fn ask_from_outside(&self, to: SocketAddr) -> std::io::Result<(String, String)> {
         let script = format!("exec 3<>/dev/tcp/{}/{} && printf x >&3 && read -t 1 line <&3 && echo \"$line\"", to.ip(), to.port());
-        let procs = cgroup2().join(self.home.trim_start_matches('/')).join("cgroup.procs");
-        let output = self.outside.run(move || {
-            let mut command = std::process::Command::new("timeout");
-            command.args(["2", "bash", "-c", &script]);
-            // SAFETY: only a write to a file between fork and exec; the path was made before.
-            unsafe { command.pre_exec(move || std::fs::write(&procs, "0")) };
-            command.output()
-        })?;
+        let mut command = Command::new("timeout");
+        command.args(["2", "bash", "-c", &script]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let output = self.spawn_outside(&mut command).wait_with_output()?;
         let answer = String::from_utf8_lossy(&output.stdout).into_owned();
         let error = || std::io::Error::other(String::from_utf8_lossy(&output.stderr).into_owned());
         let (name, seen) = answer.trim().split_once(' ').ok_or_else(error)?;
         Ok((name.into(), seen.into()))
+    }
+
+    /// Starts a process in the outside namespace and outside the node's cgroup.
+    pub fn spawn_outside(&self, command: &mut Command) -> Child {
+        let procs = cgroup2().join(self.home.trim_start_matches('/')).join("cgroup.procs");
+        // SAFETY: only a write to a file between fork and exec; the path was made before.
+        unsafe { command.pre_exec(move || std::fs::write(&procs, "0")) };
+        self.outside.run(|| command.spawn()).expect("a process outside")
     }
 
     pub fn pin_dir_is_gone(&self) -> bool {

@@ -83,6 +83,7 @@ pub fn is_attached(pin: &Path, target: Target) -> bool {
     object_get(pin).and_then(|link| self::target(link.as_fd(), target)).is_ok_and(|t| t == target)
 }
 
+const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_UPDATE: libc::c_long = 29;
@@ -106,6 +107,19 @@ fn object_get(path: &Path) -> io::Result<OwnedFd> {
     let fd = bpf(BPF_OBJ_GET, &mut Attributes { path: path.as_ptr() as u64, fd: 0, flags: 0 })?;
     // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Pins the object that is pinned at `old` at `new` as well.
+pub fn pin_again(old: &Path, new: &Path) -> io::Result<()> {
+    #[repr(C)]
+    struct Attributes {
+        path: u64,
+        fd: u32,
+        flags: u32,
+    }
+    let object = object_get(old)?;
+    let path = std::ffi::CString::new(new.as_os_str().as_bytes())?;
+    bpf(BPF_OBJ_PIN, &mut Attributes { path: path.as_ptr() as u64, fd: object.as_raw_fd() as u32, flags: 0 }).map(|_| ())
 }
 
 fn update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {

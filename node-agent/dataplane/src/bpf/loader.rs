@@ -7,7 +7,7 @@ use aya::programs::tc::{SchedClassifier, TcAttachType};
 use aya::programs::{CgroupSockAddr, Program};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
-use xebec_ebpf_abi::{Config as Layout, global, prog};
+use xebec_ebpf_abi::{global, prog};
 
 use super::links;
 use super::maps::{Connections, Maps};
@@ -19,17 +19,23 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../ebpf/prebuilt/xe
 #[derive(Clone, Debug)]
 pub struct Pins {
     root: PathBuf,
+    layout: u32,
 }
 
 impl Pins {
-    /// Below `pin_dir`.
-    pub fn new(pin_dir: &Path) -> Pins {
-        Pins { root: pin_dir.to_owned() }
+    /// Below `pin_dir`, of a layout.
+    pub fn new(pin_dir: &Path, layout: u32) -> Pins {
+        Pins { root: pin_dir.to_owned(), layout }
     }
 
     /// Maps have a directory for each layout: programs of another layout never meet them.
     pub fn maps(&self) -> PathBuf {
-        self.root.join(format!("maps-v{}", Layout::LAYOUT))
+        self.of(self.layout)
+    }
+
+    /// The maps of any layout.
+    pub fn of(&self, layout: u32) -> PathBuf {
+        self.root.join(format!("maps-v{layout}"))
     }
 
     /// Links are of no layout: an upgrade hands them to the new programs.

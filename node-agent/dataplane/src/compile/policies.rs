@@ -76,6 +76,8 @@ pub struct Policies {
     dirty_locals: BTreeSet<u32>,
     /// Numbers found in the kernel are taken as hints until the first compilation.
     hints: bool,
+    /// What endpoints begin with whose epoch is not found in the kernel.
+    first_epoch: u32,
     /// What the maps shall hold.
     pub tables: PolicyTables,
 }
@@ -95,6 +97,11 @@ impl Policies {
         for local in self.locals.values_mut() {
             adopt_epoch(&self.tables, local);
         }
+    }
+
+    /// Epochs of endpoints that are not found in the kernel begin here.
+    pub fn first_epoch(&mut self, epoch: u32) {
+        self.first_epoch = epoch;
     }
 
     /// The node's own addresses.
@@ -185,7 +192,7 @@ impl Policies {
         let id = endpoint.id;
         let before = self.locals.get(&id).map(|l| l.endpoint.ips.clone()).unwrap_or_default();
         self.claim(Claim::Endpoint(id), &before, &endpoint.ips);
-        let epoch = self.locals.get(&id).map_or(1, |l| l.epoch);
+        let epoch = self.locals.get(&id).map_or(self.first_epoch.max(1), |l| l.epoch);
         let entries = self.locals.remove(&id).map(|l| l.entries).unwrap_or_default();
         let mut local = Local { endpoint, epoch, entries };
         if let Some(pod) = self.pods.get(&local.endpoint.pod)
