@@ -1,52 +1,60 @@
-//! One BPF map as user space sees it: what it shall hold, what it holds, and where the two may differ.
+//! One BPF map as user space sees it: what it shall hold, and where what it holds differs from that.
 //!
-//! Compilers write the desired side; only keys they touched are compared. A write that fails leaves its key
-//! marked, so the next round tries again: nothing is remembered but state.
+//! Compilers write the desired side; only keys at which the two sides differ are looked at again. A write that fails leaves
+//! its key among them, so the next round tries again: nothing is remembered but state. What is the same on both sides is
+//! kept once, because with hundreds of thousands of entries that is most of an agent's memory.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::iter::Peekable;
 
 /// Desired and actual contents.
 #[derive(Clone, Debug)]
 pub struct Table<K, V> {
     want: BTreeMap<K, V>,
-    have: BTreeMap<K, V>,
-    touched: BTreeSet<K>,
+    /// What the kernel holds, at the keys where that is not what it shall hold.
+    differs: BTreeMap<K, Option<V>>,
+    /// How many entries the kernel holds.
+    held: usize,
 }
 
 impl<K, V> Default for Table<K, V> {
     fn default() -> Self {
-        Table { want: BTreeMap::new(), have: BTreeMap::new(), touched: BTreeSet::new() }
+        Table { want: BTreeMap::new(), differs: BTreeMap::new(), held: 0 }
     }
 }
 
 impl<K: Ord + Copy, V: PartialEq + Clone> Table<K, V> {
-    /// Takes what the kernel holds as the actual side; everything that differs is marked.
+    /// Takes what the kernel holds as the actual side.
     pub fn load(&mut self, have: BTreeMap<K, V>) {
-        self.have = have;
-        let keys = self.want.keys().chain(self.have.keys()).copied();
-        self.touched = keys.filter(|k| self.want.get(k) != self.have.get(k)).collect();
+        self.held = have.len();
+        let missing: Vec<K> = self.want.keys().filter(|k| !have.contains_key(k)).copied().collect();
+        let other = have.into_iter().filter(|(k, v)| self.want.get(k) != Some(v));
+        self.differs = other.map(|(k, v)| (k, Some(v))).collect();
+        self.differs.extend(missing.into_iter().map(|k| (k, None)));
     }
 
     /// Wants an entry.
     pub fn set(&mut self, key: K, value: V) {
-        if self.want.get(&key) != Some(&value) {
-            self.want.insert(key, value);
-            self.touched.insert(key);
-        }
+        self.put(key, Some(value));
     }
 
     /// Wants no such entry.
     pub fn unset(&mut self, key: &K) {
-        if self.want.remove(key).is_some() {
-            self.touched.insert(*key);
-        }
+        self.put(*key, None);
     }
 
     /// Sets the entry to what `value` says, where none means no entry.
     pub fn put(&mut self, key: K, value: Option<V>) {
-        match value {
-            Some(value) => self.set(key, value),
-            None => self.unset(&key),
+        if self.want.get(&key) == value.as_ref() {
+            return;
+        }
+        let before = match value {
+            Some(value) => self.want.insert(key, value),
+            None => self.want.remove(&key),
+        };
+        let have = self.differs.remove(&key).unwrap_or(before);
+        if have.as_ref() != self.want.get(&key) {
+            self.differs.insert(key, have);
         }
     }
 
@@ -64,11 +72,10 @@ impl<K: Ord + Copy, V: PartialEq + Clone> Table<K, V> {
     /// Entries to write, then entries to delete.
     pub fn changes(&self) -> (Vec<(K, V)>, Vec<K>) {
         let (mut puts, mut deletes) = (Vec::new(), Vec::new());
-        for key in &self.touched {
-            match (self.want.get(key), self.have.get(key)) {
-                (Some(want), have) if have != Some(want) => puts.push((*key, want.clone())),
-                (None, Some(_)) => deletes.push(*key),
-                (Some(_), _) | (None, None) => {}
+        for key in self.differs.keys() {
+            match self.want.get(key) {
+                Some(want) => puts.push((*key, want.clone())),
+                None => deletes.push(*key),
             }
         }
         (puts, deletes)
@@ -76,19 +83,13 @@ impl<K: Ord + Copy, V: PartialEq + Clone> Table<K, V> {
 
     /// A write succeeded: the kernel now holds `value`, or no entry.
     pub fn written(&mut self, key: K, value: Option<V>) {
-        match value {
-            Some(value) => self.have.insert(key, value),
-            None => self.have.remove(&key),
-        };
-        if self.want.get(&key) == self.have.get(&key) {
-            self.touched.remove(&key);
+        let had = self.have().contains_key(&key);
+        self.held = self.held + usize::from(value.is_some()) - usize::from(had);
+        if self.want.get(&key) == value.as_ref() {
+            self.differs.remove(&key);
+        } else {
+            self.differs.insert(key, value);
         }
-    }
-
-    /// Forgets marks of keys that do not differ.
-    pub fn settle(&mut self) {
-        let Table { want, have, touched } = self;
-        touched.retain(|k| want.get(k) != have.get(k));
     }
 
     /// Desired entries.
@@ -97,9 +98,68 @@ impl<K: Ord + Copy, V: PartialEq + Clone> Table<K, V> {
     }
 
     /// Entries the kernel is known to hold.
-    pub fn have(&self) -> &BTreeMap<K, V> {
-        &self.have
+    pub fn have(&self) -> Have<'_, K, V> {
+        Have { table: self }
     }
+}
+
+/// The actual side of a table, read like a map.
+#[derive(Debug)]
+pub struct Have<'a, K, V> {
+    table: &'a Table<K, V>,
+}
+
+impl<'a, K: Ord + Copy, V> Have<'a, K, V> {
+    /// The entry at a key.
+    pub fn get(&self, key: &K) -> Option<&'a V> {
+        match self.table.differs.get(key) {
+            Some(have) => have.as_ref(),
+            None => self.table.want.get(key),
+        }
+    }
+
+    /// Whether there is one.
+    pub fn contains_key(&self, key: &K) -> bool {
+        self.get(key).is_some()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.table.held
+    }
+
+    /// All of them in the keys' order.
+    pub fn iter(&self) -> impl Iterator<Item = (&'a K, &'a V)> + Clone + use<'a, K, V> {
+        let Table { want, differs, .. } = self.table;
+        let same = want.iter().filter(|(k, _)| !differs.contains_key(k));
+        merge(same.peekable(), differs.iter().filter_map(|(k, v)| Some((k, v.as_ref()?))).peekable())
+    }
+
+    /// Their keys, in order.
+    pub fn keys(&self) -> impl Iterator<Item = &'a K> + Clone + use<'a, K, V> {
+        self.iter().map(|(k, _)| k)
+    }
+
+    /// Their values, in the keys' order.
+    pub fn values(&self) -> impl Iterator<Item = &'a V> + Clone + use<'a, K, V> {
+        self.iter().map(|(_, v)| v)
+    }
+}
+
+/// Two sequences in order as one.
+fn merge<K: Ord, V>(
+    mut a: Peekable<impl Iterator<Item = (K, V)> + Clone>,
+    mut b: Peekable<impl Iterator<Item = (K, V)> + Clone>,
+) -> impl Iterator<Item = (K, V)> + Clone
+where
+    K: Clone,
+    V: Clone,
+{
+    std::iter::from_fn(move || match (a.peek(), b.peek()) {
+        (Some((first, _)), Some((second, _))) if first > second => b.next(),
+        (Some(_), _) => a.next(),
+        (None, _) => b.next(),
+    })
 }
 
 #[cfg(test)]
@@ -108,7 +168,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn only_touched_keys_are_compared_and_failed_writes_stay_marked() {
+    fn only_differences_are_kept_and_failed_writes_stay() {
         let mut t = Table::default();
         t.load(BTreeMap::from([(1, 'a'), (2, 'b')]));
         assert_eq!(t.changes(), (vec![], vec![1, 2]));
@@ -117,26 +177,35 @@ mod tests {
         t.written(3, Some('c'));
         assert_eq!(t.changes(), (vec![], vec![2]), "the delete was not confirmed and comes again");
         t.written(2, None);
-        t.settle();
-        assert!(t.touched.is_empty());
+        assert!(t.differs.is_empty());
     }
 
     proptest! {
         #[test]
         fn applying_the_changes_gives_the_desired_contents(
             have in proptest::collection::btree_map(0u8..20, 0u8..3, 0..20),
-            wants in proptest::collection::vec(proptest::collection::btree_map(0u8..20, 0u8..3, 0..20), 1..5),
+            wants in proptest::collection::vec((proptest::collection::btree_map(0u8..20, 0u8..3, 0..20), 0usize..6), 1..6),
         ) {
             let mut kernel = have.clone();
             let mut t = Table::default();
             t.load(have);
-            for want in wants {
+            for (want, failing) in wants {
                 t.replace(want.clone());
                 let (puts, deletes) = t.changes();
                 for (k, v) in &puts { prop_assert_ne!(kernel.get(k), Some(v), "only differences are written"); }
-                for (k, v) in puts { kernel.insert(k, v); t.written(k, Some(v)); }
-                for k in deletes { prop_assert!(kernel.remove(&k).is_some()); t.written(k, None); }
-                prop_assert_eq!(&kernel, &want);
+                let writes = puts.into_iter().map(|(k, v)| (k, Some(v))).chain(deletes.into_iter().map(|k| (k, None)));
+                for (k, v) in writes.skip(failing) {
+                    match v { Some(v) => kernel.insert(k, v), None => kernel.remove(&k) };
+                    t.written(k, v);
+                }
+                if failing == 0 { prop_assert_eq!(&kernel, &want); }
+                // The actual side is what the kernel holds, in order, at every moment.
+                prop_assert_eq!(t.have().iter().map(|(k, v)| (*k, *v)).collect::<Vec<_>>(), kernel.iter().map(|(k, v)| (*k, *v)).collect::<Vec<_>>());
+                prop_assert_eq!(t.have().len(), kernel.len());
+                for k in 0..20 { prop_assert_eq!(t.have().get(&k), kernel.get(&k)); }
+                let mut again = t.clone();
+                again.load(kernel.clone());
+                prop_assert_eq!(&again.differs, &t.differs);
             }
         }
     }

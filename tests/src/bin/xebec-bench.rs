@@ -4,12 +4,14 @@ use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
 use anyhow::Result;
 use clap::Parser;
-use xebec_tests::bench::{first_light, inside, traffic};
+use xebec_tests::bench::{dataplane, first_light, inside, traffic};
 
 #[derive(Parser)]
 enum Bench {
     /// How quick and how small one node is.
     FirstLight(Box<first_light::Args>),
+    /// How soon the maps follow the API, at scale.
+    Sync(dataplane::sync::Args),
     /// Do the rest of the command line beside this process: in its network namespace and cgroup.
     Inside {
         pid: u32,
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
             let _ = rustls::crypto::ring::default_provider().install_default();
             tokio::runtime::Runtime::new().map_err(Into::into).and_then(|r| r.block_on(first_light::run(&args)))
         }
+        Bench::Sync(args) => dataplane::sync::run(&args),
         Bench::Inside { pid, then } => inside::join(pid).and_then(|()| then.run()).map(|()| true),
         Bench::Traffic(traffic) => traffic.run().map(|()| true),
     };

@@ -1,0 +1,4 @@
+//! The dataplane's own figures.
+
+pub mod many;
+pub mod sync;
