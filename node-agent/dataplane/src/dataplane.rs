@@ -26,7 +26,7 @@ use crate::engine::Engine;
 use crate::sandbox::{Records, Sandbox};
 use crate::{Config, Device, Error, MapFill, ProxyHealth, Status, fabric, inspect, metrics, selftest};
 
-/// How long the reconciler gathers further changes after the first: a burst costs one round.
+/// How soon after a round the next one may begin: a change that comes alone goes at once, a burst costs one round.
 const GATHER: Duration = Duration::from_millis(5);
 /// How soon a failed round is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -141,12 +141,13 @@ impl Dataplane {
         let mut sweep = tokio::time::interval(SWEEP);
         let mut verify = tokio::time::interval_at(tokio::time::Instant::now() + VERIFY, VERIFY);
         let mut settled = true;
+        let mut rested = tokio::time::Instant::now();
         let mut told = self.config.node_ips.clone();
         loop {
             tokio::select! {
                 () = cancel.cancelled() => break,
                 () = self.changed.notified() => {
-                    tokio::time::sleep(GATHER).await;
+                    tokio::time::sleep_until(rested).await;
                     let now = self.engine.lock().told(&self.config.node_ips);
                     if now != told {
                         told = now;
@@ -166,6 +167,7 @@ impl Dataplane {
                 }
             }
             settled = self.round();
+            rested = tokio::time::Instant::now() + GATHER;
             self.tell_health(settled);
         }
         while tasks.join_next().await.is_some() {}
@@ -194,6 +196,7 @@ impl Dataplane {
         if first {
             self.synced.send_replace(true);
             self.collect();
+            give_back_memory();
             tracing::info!(node = %c.node_name, "the maps follow the API");
         }
         if !*self.ready.borrow() && !engine.ipam.ranges().is_empty() {
@@ -374,6 +377,15 @@ async fn first_uplinks(config: &Config, engine: &Engine, netlink: &Netlink) -> R
     let attached = engine.programs.attached_devices(Hook::UPLINK);
     let links = netlink.links().await.map_err(Error::netlink("read devices"))?;
     Ok(links.into_iter().map(|l| l.name).filter(|name| *name != vxlan::NAME && attached.contains(&name.replace('.', "_"))).collect())
+}
+
+/// The first lists and the writes they led to take more than anything after them, in small pieces that the allocator keeps.
+fn give_back_memory() {
+    // SAFETY: the allocator's own call; it takes the allocator's locks like any other.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// Lets the node forward between pods and uplinks.

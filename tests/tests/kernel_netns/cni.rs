@@ -49,7 +49,7 @@ fn calls_that_cannot_succeed_say_why_and_leave_nothing() {
     let before = node.netns.ip("link show");
     let gone = node.cni("ADD", "gone01", &path, "gone").expect_err("no such pod");
     assert_eq!((gone["code"].as_u64(), gone["msg"].as_str()), (Some(100), Some("the pod is gone")));
-    node.pod("other", json!({}), json!([]));
+    let _other = node.pod("other", json!({}), json!([]));
     assert_eq!(node.cni("ADD", "x1", "/nonexistent", "other").expect_err("no namespace")["code"], 4);
     assert_eq!(node.cni("ADD", "../x", &path, "other").expect_err("no id")["code"], 4);
     // The pod's namespace has an eth0 already: the pair cannot be made, and nothing of it stays.
