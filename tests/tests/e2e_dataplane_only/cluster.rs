@@ -1,7 +1,7 @@
 //! A node with containerd and a control plane but without a network of its own: the agent that `up` starts has been taken
 //! away, as `xebec down --dataplane-only` does.
 
-use std::{net::Ipv4Addr, ops::Deref, path::PathBuf, process::Command};
+use std::{net::IpAddr, ops::Deref, path::PathBuf, process::Command};
 
 use serde_json::Value;
 use xebec_host::containerd::import_args;
@@ -43,7 +43,7 @@ impl Cluster {
         cluster
     }
 
-    pub fn ip_address(&self) -> Ipv4Addr {
+    pub fn ip_address(&self) -> IpAddr {
         self.node_ip(1)
     }
 

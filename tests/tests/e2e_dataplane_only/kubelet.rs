@@ -35,7 +35,7 @@ pub fn start(cluster: &Cluster) -> Kubelet {
         data_dir: cluster.node.dir.join("kubelet"),
         log_dir: cluster.pod_logs(),
         cgroup_parent: cluster.node.cgroup_name(),
-        ..xebec_pods::Config::new(&node, vec![cluster.ip_address().into()], socket)
+        ..xebec_pods::Config::new(&node, vec![cluster.ip_address()], socket)
     };
     let stop = cancel.clone();
     std::thread::spawn(move || {
