@@ -46,12 +46,12 @@ fn entries() -> [Op; 4] {
 }
 
 fn without_value(op: &Op) -> Op {
-    match *op {
-        Op::Backend(key, _) => Op::Backend(key, None),
-        Op::Slot(key, _) => Op::Slot(key, None),
-        Op::Set(key, _) => Op::Set(key, None),
-        Op::Frontend(key, _) => Op::Frontend(key, None),
-        other => other,
+    match op {
+        Op::Backend(key, _) => Op::Backend(*key, None),
+        Op::Slot(key, _) => Op::Slot(*key, None),
+        Op::Set(key, _) => Op::Set(*key, None),
+        Op::Frontend(key, _) => Op::Frontend(*key, None),
+        other => other.clone(),
     }
 }
 

@@ -128,6 +128,12 @@ impl<'a, K: Ord + Copy, V> Have<'a, K, V> {
         self.table.held
     }
 
+    /// Whether there are none.
+    #[cfg(test)]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// All of them in the keys' order.
     pub fn iter(&self) -> impl Iterator<Item = (&'a K, &'a V)> + Clone + use<'a, K, V> {
         let Table { want, differs, .. } = self.table;
@@ -143,6 +149,15 @@ impl<'a, K: Ord + Copy, V> Have<'a, K, V> {
     /// Their values, in the keys' order.
     pub fn values(&self) -> impl Iterator<Item = &'a V> + Clone + use<'a, K, V> {
         self.iter().map(|(_, v)| v)
+    }
+}
+
+#[cfg(test)]
+impl<K: Ord + Copy, V> std::ops::Index<&K> for Have<'_, K, V> {
+    type Output = V;
+
+    fn index(&self, key: &K) -> &V {
+        self.get(key).expect("the kernel holds an entry at this key")
     }
 }
 

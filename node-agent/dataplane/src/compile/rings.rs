@@ -223,7 +223,7 @@ mod tests {
     /// A restart of the agent: only what the kernel holds is known.
     fn restarted(t: &RingTables) -> RingTables {
         let mut fresh = RingTables::default();
-        fresh.sets.load(t.sets.have().clone());
+        fresh.sets.load(t.sets.have().iter().map(|(k, v)| (*k, *v)).collect());
         let bare = |c: &Contents| Contents { spec: None, ..c.clone() };
         fresh.rings.load(t.rings.have().iter().map(|(k, c)| (*k, bare(c))).collect());
         fresh.adopt_loaded();
