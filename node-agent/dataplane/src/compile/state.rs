@@ -14,7 +14,7 @@ use super::policies::Policies;
 use super::rings;
 use super::services::Services;
 use super::sets::{Set, SetStep};
-use crate::table::Table;
+use crate::table::{Have, Table};
 
 /// One write to one map. LPM keys come as prefix length and key. None deletes.
 #[derive(Clone, Debug, PartialEq)]
@@ -121,7 +121,7 @@ impl State {
     }
 
     /// Those that the maps answer for.
-    pub fn announced(&self) -> &BTreeMap<AnnouncedKey, Announced> {
+    pub fn announced(&self) -> Have<'_, AnnouncedKey, Announced> {
         self.announced.have()
     }
 
