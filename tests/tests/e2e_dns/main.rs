@@ -39,7 +39,7 @@ fn pods_find_each_other_by_name() {
     names::records_of_all_kinds(&cluster);
     names::large_answers(&cluster);
     names::policies(&cluster);
-    let upstream = Upstream::start(cluster.up.network.host());
+    let upstream = Upstream::start(cluster.up.network.host()[0]);
     names::names_of_others(&cluster, &upstream);
     names::somebody_else_takes_over(&cluster);
 }

@@ -9,7 +9,7 @@ use crate::agent::Agent;
 use crate::upstream::Upstream;
 use crate::{in_pod, try_in_pod};
 
-const PODS: [&str; 4] = ["web", "glibc", "host", "own"];
+const PODS: [&str; 4] = ["server", "glibc", "host", "own"];
 
 fn get(cluster: &Cluster, what: &str, path: &str) -> String {
     cluster.kubectl(&["get", "-o", &format!("jsonpath={path}"), "pod", what])
@@ -40,7 +40,7 @@ pub fn the_service_is_told(cluster: &Cluster) {
 
 pub fn resolver_configurations(cluster: &Cluster) {
     let read = |pod: &str| in_pod(cluster, pod, "cat /etc/resolv.conf");
-    for pod in ["web", "host"] {
+    for pod in ["server", "host"] {
         let text = read(pod);
         assert!(text.contains("nameserver 10.96.0.10\n") && text.contains("options ndots:5"), "{pod}: {text}");
         assert!(text.contains("search default.svc.cluster.local svc.cluster.local cluster.local"), "{pod}: {text}");
@@ -80,17 +80,17 @@ pub fn names_of_the_cluster(cluster: &Cluster) {
     until("it is found", || {
         by_busybox_or_nothing(cluster, "shy.default.svc.cluster.local") == set([&*get(cluster, "shy", "{.status.podIP}")])
     });
-    let unknown = try_in_pod(cluster, "web", "/bin/busybox nslookup -type=a nobody.default.svc.cluster.local");
+    let unknown = try_in_pod(cluster, "server", "/bin/busybox nslookup -type=a nobody.default.svc.cluster.local");
     assert!(String::from_utf8_lossy(&unknown.stdout).contains("NXDOMAIN"), "{unknown:?}");
 }
 
 fn by_busybox_or_nothing(cluster: &Cluster, name: &str) -> BTreeSet<String> {
-    let found = try_in_pod(cluster, "web", &format!("/bin/busybox nslookup -type=a {name}"));
-    if found.status.success() { by_busybox(cluster, "web", name) } else { BTreeSet::new() }
+    let found = try_in_pod(cluster, "server", &format!("/bin/busybox nslookup -type=a {name}"));
+    if found.status.success() { by_busybox(cluster, "server", name) } else { BTreeSet::new() }
 }
 
 pub fn records_of_all_kinds(cluster: &Cluster) {
-    let ask = |kind: &str, name: &str| in_pod(cluster, "web", &format!("/bin/busybox nslookup -type={kind} {name}"));
+    let ask = |kind: &str, name: &str| in_pod(cluster, "server", &format!("/bin/busybox nslookup -type={kind} {name}"));
     let services = ask("srv", "_http._tcp.web.default.svc.cluster.local");
     assert!(services.contains("0 100 80 web.default.svc.cluster.local"), "{services}");
     let services = ask("srv", "_http._tcp.pets.default.svc.cluster.local");
@@ -159,13 +159,13 @@ pub fn names_of_others(cluster: &Cluster, upstream: &Upstream) {
     let agent = Agent::instead(cluster, 1, &["--resolv-conf", &resolv_conf.display().to_string()]);
     until("names are answered again", || !by_busybox_or_nothing(cluster, "web.default.svc.cluster.local").is_empty());
     until("names of others are answered", || by_busybox_or_nothing(cluster, "www.outside.example") == set(["192.0.2.80"]));
-    assert_eq!(by_busybox(cluster, "web", "outer.default.svc.cluster.local"), set(["192.0.2.80"]));
+    assert_eq!(by_busybox(cluster, "server", "outer.default.svc.cluster.local"), set(["192.0.2.80"]));
     let asked = upstream.asked();
     for _ in 0..3 {
-        assert_eq!(by_busybox(cluster, "web", "www.outside.example"), set(["192.0.2.80"]));
+        assert_eq!(by_busybox(cluster, "server", "www.outside.example"), set(["192.0.2.80"]));
     }
     assert_eq!(upstream.asked(), asked, "known by now");
-    let missing = try_in_pod(cluster, "web", "/bin/busybox nslookup -type=a missing.outside.example");
+    let missing = try_in_pod(cluster, "server", "/bin/busybox nslookup -type=a missing.outside.example");
     assert!(String::from_utf8_lossy(&missing.stdout).contains("NXDOMAIN"), "{missing:?}");
     let metrics = cluster.kubectl(&["get", "--raw", &format!("/api/v1/nodes/{}/proxy/metrics", cluster.node(1).name)]);
     for figure in [

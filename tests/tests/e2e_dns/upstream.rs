@@ -1,20 +1,20 @@
 //! A name server of the outside, as small as it can be: every name but `missing...` has the address 192.0.2.80.
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// It answers until it is dropped.
 pub struct Upstream {
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     asked: Arc<AtomicUsize>,
     running: Arc<()>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Upstream {
-    pub fn start(address: Ipv4Addr) -> Upstream {
+    pub fn start(address: IpAddr) -> Upstream {
         let socket = UdpSocket::bind((address, 53)).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         let (asked, running) = (Arc::new(AtomicUsize::new(0)), Arc::new(()));
