@@ -186,6 +186,7 @@ pub trait Hooks: Send + Sync {
     }
 
     /// Converts a stored document (in `storage_api_version`) to this row's version, and back.
+    #[expect(clippy::wrong_self_convention, reason = "the hooks convert from the stored form, not from themselves")]
     fn from_storage(&self, doc: Document) -> Document {
         doc
     }

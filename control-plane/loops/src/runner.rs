@@ -29,6 +29,7 @@ pub struct Context {
 /// Runs `workers` tasks that reconcile keys of `queue`; `keys` lists every key there is and is asked each `resync`.
 ///
 /// A conflict is retried without a word: somebody else wrote, and the next run reads what they wrote.
+#[expect(clippy::too_many_arguments, reason = "each is one word at the call")]
 pub fn spawn_loop<F, Fut, L>(
     tasks: &mut JoinSet<()>,
     name: &'static str,

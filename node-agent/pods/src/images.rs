@@ -257,7 +257,7 @@ fn credentials(secrets: &[Secret], image: &str) -> Vec<cri_api::AuthConfig> {
             }
         }
     }
-    found.sort_by(|a, b| b.0.len().cmp(&a.0.len()));
+    found.sort_by_key(|(registry, _)| std::cmp::Reverse(registry.len()));
     found.into_iter().map(|(_, auth)| auth).collect()
 }
 

@@ -258,8 +258,8 @@ fn pod_stats(pod: &Pod, stats: &[cri_api::ContainerStats]) -> Value {
 fn container_stats(pod: &Pod, stats: &cri_api::ContainerStats) -> Value {
     let name = stats.attributes.as_ref().and_then(|a| a.labels.get(labels::CONTAINER_NAME)).cloned().unwrap_or_default();
     let started = status_of(pod, &name).and_then(|s| s.state.clone()).and_then(|s| s.running).and_then(|r| r.started_at);
-    let cpu = stats.cpu.clone().unwrap_or_default();
-    let memory = stats.memory.clone().unwrap_or_default();
+    let cpu = stats.cpu.unwrap_or_default();
+    let memory = stats.memory.unwrap_or_default();
     let mut value = json!({
         "name": name,
         "startTime": started,

@@ -25,7 +25,6 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// A running control plane.
 pub struct Cluster {
     pub client: kube::Client,
-    pub server: Server,
     cancel: CancellationToken,
     tasks: Vec<tokio::task::JoinHandle<()>>,
     _dir: tempfile::TempDir,
@@ -64,7 +63,7 @@ impl Cluster {
             tokio::spawn(async move { loops.await.expect("the controllers run") }),
         ];
         let client = server.client(UserInfo::loopback());
-        Cluster { client, server, cancel, tasks, _dir: dir }
+        Cluster { client, cancel, tasks, _dir: dir }
     }
 
     /// The same with one node and a kubelet.

@@ -80,7 +80,7 @@ fn job_spec(spec: &Value, path: &str, errors: &mut Errors) {
         let path = at_index(&at(path, "podFailurePolicy"), "rules", i);
         one_of(&rule["action"], &at(&path, "action"), &["Count", "FailIndex", "FailJob", "Ignore"], errors);
         let exits = has(rule, "onExitCodes");
-        if exits == !list(&rule["onPodConditions"]).is_empty() {
+        if exits != list(&rule["onPodConditions"]).is_empty() {
             let detail = if exits {
                 "specifying both OnExitCodes and OnPodConditions is not supported"
             } else {

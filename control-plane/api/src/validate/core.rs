@@ -78,10 +78,10 @@ pub fn secret(doc: &Document, errors: &mut Errors) {
         }
     };
     match text(&doc["type"]) {
-        "kubernetes.io/service-account-token" => {
-            if text(&doc["metadata"]["annotations"]["kubernetes.io/service-account.name"]).is_empty() {
-                errors.push(FieldError::required("metadata.annotations[kubernetes.io/service-account.name]", ""));
-            }
+        "kubernetes.io/service-account-token"
+            if text(&doc["metadata"]["annotations"]["kubernetes.io/service-account.name"]).is_empty() =>
+        {
+            errors.push(FieldError::required("metadata.annotations[kubernetes.io/service-account.name]", ""));
         }
         "kubernetes.io/dockercfg" => needs(&[".dockercfg"]),
         "kubernetes.io/dockerconfigjson" => {

@@ -398,7 +398,7 @@ mod tests {
     async fn start_takes_what_services_hold() {
         let existing = json!({"metadata": {"name": "x", "namespace": "a"}, "spec": {"clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"],
             "type": "LoadBalancer", "healthCheckNodePort": 30001, "ports": [{"port": 1, "nodePort": 30000}]}});
-        let a = ServiceAllocator::new(&["10.0.0.0/29".parse().unwrap()], (30000, 30003), &[existing.clone()]);
+        let a = ServiceAllocator::new(&["10.0.0.0/29".parse().unwrap()], (30000, 30003), std::slice::from_ref(&existing));
         assert!(write(&a, json!({"clusterIP": "10.0.0.1"}), None, false).await.is_err());
         for port in [30000, 30001] {
             assert!(write(&a, json!({"type": "NodePort", "ports": [{"port": 1, "nodePort": port}]}), None, false).await.is_err());

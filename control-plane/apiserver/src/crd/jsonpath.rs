@@ -75,7 +75,7 @@ impl Path {
                     Step::Where(fields, text) => {
                         let matches = |item: &&Value| {
                             let value = fields.iter().try_fold(*item, |value, field| value.get(field));
-                            value.is_some_and(|v| v.as_str().map_or_else(|| v.to_string() == *text, |s| s == text))
+                            value.is_some_and(|v| v.as_str().map_or_else(|| &v.to_string() == text, |s| s == text))
                         };
                         next.extend(value.as_array().into_iter().flatten().filter(matches));
                     }

@@ -161,7 +161,7 @@ mod tests {
         let now = xebec_loops::clock::now();
         let own: Taint = from_value(json!({"key": "mine", "effect": "NoSchedule"})).unwrap();
         let keys = |conditions: Value, spec: Value, any_ready: bool| -> Vec<String> {
-            let want = wanted_taints(&node(conditions, spec), &[own.clone()], any_ready, &now);
+            let want = wanted_taints(&node(conditions, spec), std::slice::from_ref(&own), any_ready, &now);
             want.iter().map(|t| format!("{}:{}", t.key.rsplit('/').next().unwrap(), t.effect)).collect()
         };
         assert_eq!(keys(ready("True", "00"), json!({}), true), ["mine:NoSchedule"]);

@@ -356,15 +356,13 @@ impl<'t> Tables<'t> {
         let mut dead: Vec<Position> = Vec::new();
         let mut reached = to;
         let mut last = from;
-        let mut seen = 0;
-        for row in self.versions.range((from + 1, 0)..=(to, u32::MAX)).map_err(storage)? {
+        for (seen, row) in self.versions.range((from + 1, 0)..=(to, u32::MAX)).map_err(storage)?.enumerate() {
             let row = row.map_err(storage)?;
             let at = row.0.value();
             if seen >= budget && at.0 != last {
                 reached = last;
                 break;
             }
-            seen += 1;
             last = at.0;
             let (put, _, _, before, place, _, _) = row.1.value();
             if before != 0 {

@@ -32,7 +32,7 @@ pub(crate) fn read(data_dir: &Path) -> Machine {
         cpus: std::thread::available_parallelism().map_or(1, |count| count.get() as u64),
         memory: kib(&memory, "MemTotal") * 1024,
         swap: kib(&memory, "SwapTotal") * 1024,
-        storage: nix::sys::statvfs::statvfs(data_dir).map_or(0, |stat| stat.blocks() as u64 * stat.fragment_size() as u64),
+        storage: nix::sys::statvfs::statvfs(data_dir).map_or(0, |stat| stat.blocks() * stat.fragment_size()),
         huge_pages: huge_pages(),
         machine_id,
         system_uuid,

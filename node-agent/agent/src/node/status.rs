@@ -264,8 +264,8 @@ mod tests {
 
     #[test]
     fn conditions_of_others_stay() {
-        let mut previous = NodeStatus::default();
-        previous.conditions = Some(vec![NodeCondition { type_: "KernelDeadlock".to_owned(), ..NodeCondition::default() }]);
+        let others = vec![NodeCondition { type_: "KernelDeadlock".to_owned(), ..NodeCondition::default() }];
+        let previous = NodeStatus { conditions: Some(others), ..NodeStatus::default() };
         let new = make(&[], 1, &previous);
         assert_eq!(condition(&new, "KernelDeadlock"), &previous.conditions.unwrap()[0]);
         assert_eq!(new.conditions.unwrap().len(), 5);

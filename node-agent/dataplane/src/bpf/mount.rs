@@ -12,7 +12,7 @@ use crate::Error;
 const MAGIC: i64 = 0xcafe_4a11;
 
 fn is_bpffs(path: &Path) -> bool {
-    statfs(path).is_ok_and(|s| s.filesystem_type().0 as i64 == MAGIC)
+    statfs(path).is_ok_and(|s| s.filesystem_type().0 == MAGIC)
 }
 
 /// Makes the directory, on a bpffs; what had to be mounted is noted in `record` for teardown.
