@@ -15,6 +15,7 @@ mod remove_node;
 mod server;
 mod signals;
 mod status;
+mod why;
 
 use std::process::ExitCode;
 
@@ -54,6 +55,8 @@ enum Command {
     Image(image::Args),
     /// Say how the nodes are.
     Status(status::Args),
+    /// Say where a packet ends, and what decided: Service, endpoint, policy rule.
+    Why(why::Args),
     /// Forget a node that is gone: its object, and with it its pods.
     RemoveNode(remove_node::Args),
     /// Apply a small demo and check that its Services answer and its policy denies.
@@ -78,6 +81,7 @@ fn main() -> ExitCode {
         Command::EtcdCertificates(args) => etcd_certificates::run(&args),
         Command::Image(args) => image::run(&args),
         Command::Status(args) => runtime(status::run(&args)),
+        Command::Why(args) => why::run(&args),
         Command::RemoveNode(args) => runtime(remove_node::run(&args)),
         Command::Demo(args) => runtime(demo::run(&args)),
         Command::Kubeconfig(args) => kubeconfig::run(&args),

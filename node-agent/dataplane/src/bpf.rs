@@ -6,3 +6,4 @@ pub mod links;
 pub mod loader;
 pub mod maps;
 pub mod mount;
+pub mod replica;

@@ -16,6 +16,7 @@ use xebec_ebpf_abi::AnnouncedKey;
 use crate::bpf::layout::{self, Layouts};
 use crate::bpf::loader::{self, Hook, Pins, Programs};
 use crate::bpf::maps::Connections;
+use crate::bpf::replica::Replica;
 use crate::bpf::{gc, mount};
 use crate::cni::{conflist, server};
 use crate::device::announce;
@@ -52,6 +53,8 @@ pub struct Dataplane {
     pub(crate) nodes_changed: Notify,
     locks: Mutex<BTreeMap<String, Weak<tokio::sync::Mutex<()>>>>,
     connections: Arc<Mutex<Connections>>,
+    /// The programs once more, for questions; loaded with the first.
+    pub(crate) replica: Mutex<Option<Replica>>,
     listener: Mutex<Option<UnixListener>>,
     layouts: Layouts,
     pins: Pins,
@@ -104,6 +107,7 @@ impl Dataplane {
             nodes_changed: Notify::new(),
             locks: Mutex::new(BTreeMap::new()),
             connections: Arc::new(Mutex::new(connections)),
+            replica: Mutex::new(None),
             listener: Mutex::new(Some(listener)),
             layouts,
             pins,

@@ -61,6 +61,8 @@ pub struct Engine {
     pub problems: Vec<String>,
     /// What the last sweep left.
     pub swept: Swept,
+    /// `resourceVersion` of the objects decisions are explained by.
+    pub versions: BTreeMap<(Watch, Key), Box<str>>,
     /// How far the maps are behind the API.
     pub sync: SyncClock,
     /// What failed at the last round, by the first failures.
@@ -91,6 +93,7 @@ impl Engine {
             peers: BTreeMap::new(),
             problems: Vec::new(),
             swept: Swept::default(),
+            versions: BTreeMap::new(),
             sync: SyncClock::default(),
             errors: Vec::new(),
             holding: false,
@@ -118,6 +121,18 @@ impl Engine {
     /// A watch has given its first full answer.
     pub fn mark_synced(&mut self, watch: Watch) {
         self.synced.insert(watch);
+    }
+
+    /// An object of a watch was seen (with its version) or is gone.
+    pub fn set_version(&mut self, watch: Watch, key: &Key, version: Option<String>) {
+        // The others are many, change often and decide nothing by themselves.
+        if !matches!(watch, Watch::Services | Watch::EndpointSlices | Watch::NetworkPolicies) {
+            return;
+        }
+        match version {
+            Some(version) => self.versions.insert((watch, key.clone()), version.into()),
+            None => self.versions.remove(&(watch, key.clone())),
+        };
     }
 
     /// Watches still without an answer.

@@ -11,6 +11,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::Dataplane;
+use crate::explain::{self, WhyQuestion};
 
 /// Longest question.
 const MAX_QUESTION: u64 = 64 << 10;
@@ -26,6 +27,8 @@ pub const SOCKET: &str = "inspect.sock";
 pub enum Question {
     /// [`crate::Status`].
     Status,
+    /// [`crate::explain::Why`].
+    Why(WhyQuestion),
 }
 
 /// Where the socket is, beside the CNI's.
@@ -64,7 +67,12 @@ async fn answer(dataplane: &Arc<Dataplane>, stream: UnixStream) -> std::io::Resu
     let mut read = BufReader::new(read.take(MAX_QUESTION));
     tokio::time::timeout(PATIENCE, read.read_line(&mut line)).await??;
     let answer = match serde_json::from_str::<Question>(&line) {
-        Ok(question) => reply(dataplane, question),
+        // Loading and running programs takes its time.
+        Ok(question) => {
+            let dataplane = dataplane.clone();
+            let replied = tokio::task::spawn_blocking(move || reply(&dataplane, question)).await;
+            replied.unwrap_or_else(|_| Err("the question could not be answered; see the agent's log".into()))
+        }
         Err(error) => Err(format!("the question cannot be read: {error}")),
     };
     let answer = match answer {
@@ -75,7 +83,9 @@ async fn answer(dataplane: &Arc<Dataplane>, stream: UnixStream) -> std::io::Resu
 }
 
 fn reply(dataplane: &Dataplane, question: Question) -> Result<Value, String> {
-    match question {
-        Question::Status => serde_json::to_value(dataplane.status()).map_err(|error| error.to_string()),
-    }
+    let value = match question {
+        Question::Status => serde_json::to_value(dataplane.status()),
+        Question::Why(packet) => serde_json::to_value(explain::why(dataplane, &packet)?),
+    };
+    value.map_err(|error| error.to_string())
 }

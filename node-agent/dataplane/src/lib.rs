@@ -14,6 +14,7 @@ mod dataplane;
 mod device;
 mod engine;
 mod error;
+pub mod explain;
 mod fabric;
 mod file;
 pub mod inspect;

@@ -135,20 +135,30 @@ where
             watcher::Event::InitApply(object) => {
                 let key = Key::of(&object);
                 listed.insert(key.clone());
+                engine.set_version(feed.watch, &key, object.meta().resource_version.clone());
                 (feed.set)(&mut engine, key, Some(object));
                 continue;
             }
             watcher::Event::InitDone => {
                 for key in (feed.keys)(&engine) {
                     if !listed.contains(&key) {
+                        engine.set_version(feed.watch, &key, None);
                         (feed.set)(&mut engine, key, None);
                     }
                 }
                 listed.clear();
                 engine.mark_synced(feed.watch);
             }
-            watcher::Event::Apply(object) => (feed.set)(&mut engine, Key::of(&object), Some(object)),
-            watcher::Event::Delete(object) => (feed.set)(&mut engine, Key::of(&object), None),
+            watcher::Event::Apply(object) => {
+                let key = Key::of(&object);
+                engine.set_version(feed.watch, &key, object.meta().resource_version.clone());
+                (feed.set)(&mut engine, key, Some(object));
+            }
+            watcher::Event::Delete(object) => {
+                let key = Key::of(&object);
+                engine.set_version(feed.watch, &key, None);
+                (feed.set)(&mut engine, key, None);
+            }
         }
         engine.sync.changed(Instant::now());
         drop(engine);

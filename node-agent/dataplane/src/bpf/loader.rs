@@ -13,7 +13,7 @@ use super::links;
 use super::maps::{Connections, Maps};
 use crate::{Error, ProgramSize};
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../ebpf/prebuilt/xebec.bpf.o");
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../ebpf/prebuilt/xebec.bpf.o");
 
 /// Places of the pins of a node.
 #[derive(Clone, Debug)]
@@ -45,6 +45,11 @@ impl Pins {
 
     fn link(&self, name: &str) -> PathBuf {
         self.links().join(name)
+    }
+
+    /// A place for pins that are gone at once.
+    pub fn scratch(&self) -> PathBuf {
+        self.root.join(format!("question-{}", std::process::id()))
     }
 
     /// Map directories of other layouts, to be removed once nothing runs on them.

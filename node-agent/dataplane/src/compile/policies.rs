@@ -1,6 +1,8 @@
 //! Pods, namespaces and NetworkPolicies to identities and verdicts: keeps what was compiled of each object and
 //! recompiles what a change can reach.
 
+pub mod names;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 

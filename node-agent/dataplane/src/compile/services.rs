@@ -1,5 +1,7 @@
 //! Services to map entries: gives out numbers, keeps what each Service wants, recompiles only what changed.
 
+pub mod names;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

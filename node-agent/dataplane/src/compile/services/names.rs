@@ -1,0 +1,46 @@
+//! From numbers in maps back to the objects they stand for.
+
+use std::cmp::Reverse;
+use std::net::IpAddr;
+
+use super::{Owner, Services};
+use crate::compile::expand;
+use crate::compile::input::{Key, ServiceIn};
+
+/// What a number in `Frontend::service` stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Named {
+    /// A port of a Service: the Service, the port's name (empty: it has none) and number.
+    Service(Key, String, u16),
+    /// A host port of the sandbox with this endpoint number.
+    HostPort(u32),
+}
+
+impl Services {
+    /// Whose the number is.
+    pub fn named(&self, service: u32) -> Option<Named> {
+        self.installed.iter().find_map(|(owner, ports)| {
+            let (name, _, port, _) = ports.iter().find(|(_, installed)| installed.ids.service == service)?.0;
+            Some(match owner {
+                Owner::Service(key) => Named::Service(key.clone(), name.clone(), *port),
+                Owner::Sandbox(Reverse(endpoint)) => Named::HostPort(*endpoint),
+            })
+        })
+    }
+
+    /// The EndpointSlice that names this endpoint of a Service.
+    pub fn slice_of(&self, service: &Key, address: IpAddr, port: u16) -> Option<&Key> {
+        let address = expand::addr(address);
+        self.slices_of.get(service)?.iter().find(|key| {
+            self.slices.get(key).is_some_and(|slice| {
+                slice.ports.iter().any(|(_, _, number)| *number == port)
+                    && slice.endpoints.iter().any(|e| expand::addr(e.address) == address)
+            })
+        })
+    }
+
+    /// A Service as watched.
+    pub fn service(&self, key: &Key) -> Option<&ServiceIn> {
+        self.services.get(key)
+    }
+}

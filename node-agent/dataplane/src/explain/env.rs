@@ -1,0 +1,147 @@
+//! The maps that are in force, as the packet logic reads them. Writes go nowhere.
+
+use std::cell::RefCell;
+
+use xebec_ebpf_abi::{
+    Addr, Affinity, AffinityKey, Announced, AnnouncedKey, Backend, BackendSet, Config, DropReason, Endpoint, Flow, FlowKey, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, MemberKey, Nat, NodeAddr, Places, PlacesKey, PolicyKey, PolicyVerdict, Remote, Rings, SlotKey,
+    SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink, map,
+};
+use xebec_ebpf_logic::Env;
+
+use crate::bpf::gc;
+use crate::bpf::replica::Replica;
+
+/// Reads, and notes what policy said.
+pub struct Live<'a> {
+    replica: &'a Replica,
+    /// Verdicts of policy in the order they were asked for.
+    pub said: RefCell<Vec<PolicyVerdict>>,
+}
+
+impl<'a> Live<'a> {
+    /// Of the maps a replica reads.
+    pub fn new(replica: &'a Replica) -> Live<'a> {
+        Live { replica, said: RefCell::default() }
+    }
+}
+
+impl Env for Live<'_> {
+    fn now(&self) -> u64 {
+        gc::now()
+    }
+
+    fn random(&self) -> u32 {
+        rand::random()
+    }
+
+    fn config(&self) -> Option<Config> {
+        self.replica.config()
+    }
+
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        self.replica.get(map::FRONTENDS, key)
+    }
+
+    fn backend_set(&self, id: u32) -> Option<BackendSet> {
+        self.replica.get(map::BACKEND_SETS, &id)
+    }
+
+    fn backend_slot(&self, key: &SlotKey) -> Option<u32> {
+        self.replica.get(map::BACKEND_SLOTS, key)
+    }
+
+    fn backend(&self, id: u32) -> Option<Backend> {
+        self.replica.get(map::BACKENDS, &id)
+    }
+
+    fn is_member(&self, key: &MemberKey) -> bool {
+        self.replica.get::<_, u32>(map::SET_MEMBERS, key).is_some()
+    }
+
+    fn node_addr(&self, addr: &Addr) -> Option<NodeAddr> {
+        self.replica.get(map::NODE_ADDRS, addr)
+    }
+
+    fn rings(&self, set: u32) -> Option<Rings> {
+        self.replica.get(map::RINGS, &set)
+    }
+
+    fn ring_backend(&self, ring: u32, place: u32) -> Option<u32> {
+        let key = PlacesKey { ring, part: place / Places::COUNT };
+        let places: Places = self.replica.get(map::RING_PLACES, &key)?;
+        places.backends.get((place % Places::COUNT) as usize).copied()
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        self.replica.affinity(key)
+    }
+
+    fn set_affinity(&self, _: &AffinityKey, _: &Affinity) {}
+
+    fn sock_frontend(&self, _: &SockKey) -> Option<SockFrontend> {
+        None
+    }
+
+    fn set_sock_frontend(&self, _: &SockKey, _: &SockFrontend) -> bool {
+        true
+    }
+
+    fn remove_sock_frontend(&self, _: &SockKey) {}
+
+    fn endpoint(&self, addr: &Addr) -> Option<Endpoint> {
+        self.replica.get(map::ENDPOINTS, addr)
+    }
+
+    fn remote(&self, addr: &Addr) -> Option<Remote> {
+        self.replica.longest(map::IPCACHE, 128, *addr)
+    }
+
+    fn policy(&self, key: &PolicyKey) -> Option<PolicyVerdict> {
+        let verdict = self.replica.longest(map::POLICY, PolicyKey::EXACT, *key);
+        self.said.borrow_mut().extend(verdict);
+        verdict
+    }
+
+    fn with_flow<R>(&self, key: &FlowKey, f: impl FnOnce(&mut Flow) -> R) -> Option<R> {
+        self.replica.get(map::FLOWS, key).map(|mut copy| f(&mut copy))
+    }
+
+    fn set_flow(&self, _: &FlowKey, _: &Flow) -> bool {
+        true
+    }
+
+    fn fragment(&self, _: &FragmentKey) -> Option<FragmentPorts> {
+        None
+    }
+
+    fn set_fragment(&self, _: &FragmentKey, _: &FragmentPorts) {}
+
+    fn uplink(&self, ifindex: u32) -> Option<Uplink> {
+        self.replica.get(map::UPLINKS, &ifindex)
+    }
+
+    fn announced(&self, key: &AnnouncedKey) -> Option<Announced> {
+        self.replica.get(map::ANNOUNCED, key)
+    }
+
+    fn is_source_allowed(&self, key: &SourceRangeKey) -> bool {
+        self.replica.longest::<_, u32>(map::SOURCE_RANGES, 160, *key).is_some()
+    }
+
+    fn keeps_pod_source(&self, dst: &Addr) -> bool {
+        self.replica.longest::<_, u32>(map::NO_MASQUERADE, 128, *dst).is_some()
+    }
+
+    fn with_nat<R>(&self, key: &Tuple, f: impl FnOnce(&mut Nat) -> R) -> Option<R> {
+        self.replica.nat(key).map(|mut copy| f(&mut copy))
+    }
+
+    fn set_nat(&self, _: &Tuple, _: &Nat, _: bool) -> bool {
+        true
+    }
+
+    fn dropped(&self, _: DropReason, _: u32) {}
+
+    fn forwarded(&self, _: u32, _: u32) {}
+}
