@@ -106,10 +106,10 @@ fn settings_and_programs_come_back_when_somebody_changes_them() {
 
     // An uplink that is made anew is taken over again.
     node.netns.ip("link delete up0");
-    eventually("the uplink is missed", || node.dataplane().status().uplinks.is_empty());
+    eventually("the uplink is missed", || node.dataplane().status().devices.is_empty());
     node.netns.join("up0", &node.outside, "out0");
     node.netns.ip(&format!("addr add {NODE_IP}/24 dev up0"));
-    eventually("the uplink is taken over", || node.dataplane().status().uplinks == ["up0"]);
+    eventually("the uplink is taken over", || node.dataplane().status().devices.iter().any(|d| d.name == "up0" && d.mode == "tc"));
 }
 
 #[test]
