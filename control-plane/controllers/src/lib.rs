@@ -4,6 +4,7 @@
 //! What is to be done is decided in pure functions (`plan`, `status`), which is where the tests are.
 
 mod cluster_dns;
+mod cluster_network_policy;
 mod cluster_role_aggregation;
 mod config;
 mod csr;
@@ -52,6 +53,7 @@ pub enum Error {
 pub async fn run(client: kube::Client, config: Config, cancel: CancellationToken) -> Result<(), Error> {
     // Apart from the others, whose caches do not wait for a custom resource to be defined.
     let balancers = load_balancer::run(client.clone(), config.clone(), cancel.clone());
+    let policies = cluster_network_policy::define(client.clone(), cancel.clone());
     let mut setup = setup::Setup::new(client, config, cancel);
     namespace_defaults::register(&mut setup);
     cluster_dns::register(&mut setup);
@@ -74,6 +76,7 @@ pub async fn run(client: kube::Client, config: Config, cancel: CancellationToken
     disruption::register(&mut setup);
     ttl_after_finished::register(&mut setup);
     gc::register(&mut setup);
-    tokio::try_join!(setup.run(), balancers)?;
+    let (ended, ()) = tokio::join!(async { tokio::try_join!(setup.run(), balancers) }, policies);
+    ended?;
     Ok(())
 }

@@ -77,9 +77,11 @@
 //!   each an identity of its own and names in a rule every identity it covers.
 //! - `POLICY`: LPM trie, [`PolicyKey`] → [`PolicyVerdict`]. Asked when the endpoint's flag
 //!   [`Endpoint::ISOLATE_INGRESS`] / [`Endpoint::ISOLATE_EGRESS`] is set for the direction; without
-//!   the flag everything passes. Two lookups: with the peer's identity and with [`identity::ANY`];
-//!   within each, the longest port prefix, else any port of the protocol, else any protocol. A deny in
-//!   either wins over an allow; no match drops. Port ranges are split into prefixes with
+//!   the flag everything passes. The lookup with the peer's identity decides if it finds something, else the
+//!   one with [`identity::ANY`]; no match drops. Within each, the longest port prefix, else any port of the
+//!   protocol, else any protocol. So a peer of whom something is denied, or for whom the tiers of
+//!   ClusterNetworkPolicy say other than for all, has entries for all that is true of it: precedence is
+//!   resolved where the entries are made. Port ranges are split into prefixes with
 //!   [`port_prefixes`]. The port is the destination port of the flow's first packet, as it arrives at
 //!   or leaves the pod (after Service translation).
 //!   Never asked: replies of flows that were allowed, ICMP errors about such flows, ARP, neighbour

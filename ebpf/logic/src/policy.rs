@@ -26,24 +26,10 @@ pub fn allows<E: Env>(
     if direction == direction::INGRESS && peer.flags & Remote::HOST != 0 {
         return true;
     }
-    let named = env.policy(&PolicyKey::new(
-        endpoint.id,
-        direction,
-        peer.identity,
-        proto,
-        port,
-    ));
-    let named = named.map_or(0, |v| v.verdict);
-    if named == PolicyVerdict::DENY {
-        return false;
-    }
-    let any = env.policy(&PolicyKey::new(
-        endpoint.id,
-        direction,
-        identity::ANY,
-        proto,
-        port,
-    ));
-    let any = any.map_or(0, |v| v.verdict);
-    any != PolicyVerdict::DENY && (named == PolicyVerdict::ALLOW || any == PolicyVerdict::ALLOW)
+    let key = |who| PolicyKey::new(endpoint.id, direction, who, proto, port);
+    let found = match env.policy(&key(peer.identity)) {
+        Some(found) => Some(found),
+        None => env.policy(&key(identity::ANY)),
+    };
+    found.is_some_and(|v| v.verdict == PolicyVerdict::ALLOW)
 }

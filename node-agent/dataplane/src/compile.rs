@@ -1,11 +1,14 @@
 //! API objects to desired map contents: pure, no I/O. [`State`] takes objects and gives writes.
 
 pub mod announce;
+pub mod cluster;
+pub mod cluster_resolve;
 pub mod expand;
 pub mod identity;
 pub mod input;
 pub mod maglev;
 pub mod policies;
+pub mod prefix;
 pub mod resolve;
 pub mod rings;
 pub mod rules;
@@ -13,6 +16,7 @@ pub mod selector;
 pub mod services;
 pub mod sets;
 pub mod state;
+pub mod tiers;
 
 #[cfg(test)]
 mod model;
@@ -20,3 +24,7 @@ mod model;
 mod model_policies;
 #[cfg(test)]
 mod model_services;
+#[cfg(test)]
+mod model_tiers;
+#[cfg(test)]
+mod policies_edges;

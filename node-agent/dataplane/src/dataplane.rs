@@ -24,6 +24,7 @@ use crate::device::netlink::Netlink;
 use crate::device::sysctl::Sysctls;
 use crate::device::{pod, uplink, vxlan};
 use crate::engine::Engine;
+use crate::policy_news::{self, News};
 use crate::sandbox::{Records, Sandbox};
 use crate::{Config, Device, Error, MapFill, ProxyHealth, Status, fabric, inspect, metrics, selftest};
 
@@ -173,6 +174,10 @@ impl Dataplane {
             settled = self.round();
             rested = tokio::time::Instant::now() + GATHER;
             self.tell_health(settled);
+            let news = self.policy_news();
+            if !news.is_empty() {
+                tasks.spawn(policy_news::tell(self.client.clone(), self.config.node_name.clone(), news));
+            }
         }
         while tasks.join_next().await.is_some() {}
         Ok(())
@@ -225,6 +230,16 @@ impl Dataplane {
     /// For whom load balancers ask.
     pub fn proxy_health(&self) -> watch::Receiver<ProxyHealth> {
         self.proxy_health.subscribe()
+    }
+
+    /// What is to be told about policies now. Nothing before the first full sync: it may only be unknown.
+    fn policy_news(&self) -> Vec<News> {
+        let mut engine = self.engine.lock();
+        if !engine.is_reconciled() {
+            return Vec::new();
+        }
+        let refused = engine.state.policies.refused();
+        engine.policy_news.take(refused)
     }
 
     fn tell_health(&self, settled: bool) {
@@ -334,7 +349,10 @@ impl Dataplane {
             forwards: metrics::by_path(&engine.maps.forwards()),
             programs: engine.programs.sizes(),
             sync: engine.sync.status(Instant::now()),
-            errors: engine.errors.iter().chain(&engine.problems).cloned().collect(),
+            errors: {
+                let refused = engine.state.policies.refused();
+                engine.errors.iter().chain(&engine.problems).cloned().chain(refused.iter().map(policy_news::refusal)).collect()
+            },
         }
     }
 

@@ -20,6 +20,7 @@ use crate::compile::policies::LocalEndpoint;
 use crate::compile::state::{Op, State};
 use crate::device::uplink::NodeDevices;
 use crate::ipam::Ipam;
+use crate::policy_news::PolicyNews;
 use crate::sync::SyncClock;
 
 /// The watches whose first full answer everything waits for.
@@ -30,11 +31,25 @@ pub enum Watch {
     Pods,
     Namespaces,
     NetworkPolicies,
+    ClusterNetworkPolicies,
     Nodes,
 }
 
 impl Watch {
-    const ALL: [Watch; 6] = [Watch::Services, Watch::EndpointSlices, Watch::Pods, Watch::Namespaces, Watch::NetworkPolicies, Watch::Nodes];
+    const ALL: [Watch; 7] = [
+        Watch::Services,
+        Watch::EndpointSlices,
+        Watch::Pods,
+        Watch::Namespaces,
+        Watch::NetworkPolicies,
+        Watch::ClusterNetworkPolicies,
+        Watch::Nodes,
+    ];
+
+    /// A custom resource may not be defined, which is the same as having no objects.
+    pub fn may_be_undefined(self) -> bool {
+        self == Watch::ClusterNetworkPolicies
+    }
 }
 
 /// Inputs, tables, maps, programs, leases.
@@ -59,6 +74,8 @@ pub struct Engine {
     pub peers: BTreeMap<String, NodeIn>,
     /// What of the node's devices, routes and settings could not be put right.
     pub problems: Vec<String>,
+    /// What authors of policies shall know.
+    pub policy_news: PolicyNews,
     /// What the last sweep left.
     pub swept: Swept,
     /// `resourceVersion` of the objects decisions are explained by.
@@ -81,6 +98,7 @@ impl Engine {
         let found = maps.read()?;
         let last_endpoint = found.endpoints.values().map(|e| e.id).max().unwrap_or(0);
         state.load(found);
+        state.policies.set_room(maps.max_entries(xebec_ebpf_abi::map::POLICY) as usize);
         Ok(Engine {
             name: node_name.to_owned(),
             state,
@@ -92,6 +110,7 @@ impl Engine {
             node: NodeIn::default(),
             peers: BTreeMap::new(),
             problems: Vec::new(),
+            policy_news: PolicyNews::default(),
             swept: Swept::default(),
             versions: BTreeMap::new(),
             sync: SyncClock::default(),

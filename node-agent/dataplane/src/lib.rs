@@ -21,6 +21,7 @@ pub mod inspect;
 mod ipam;
 mod keeper;
 mod metrics;
+mod policy_news;
 mod sandbox;
 mod selftest;
 mod status;

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Dataplane;
 use crate::cluster_dns;
+use crate::compile::cluster::{self, ClusterNetworkPolicy};
 use crate::compile::input::{self, Key};
 use crate::compile::rules;
 use crate::engine::{Engine, Watch};
@@ -83,12 +84,34 @@ pub fn start(dataplane: &Arc<Dataplane>, cancel: &CancellationToken, tasks: &mut
             keys: |e| e.state.policies.policy_keys(),
         },
     ));
+    tasks.spawn(follow::<ClusterNetworkPolicy>(
+        dataplane.clone(),
+        cancel.clone(),
+        Api::all(client.clone()),
+        all(),
+        Feed {
+            watch: Watch::ClusterNetworkPolicies,
+            set: |e, key, object| {
+                let policy = object.as_ref().and_then(cluster::policy);
+                e.policy_news.seen(&key.name, object.as_ref(), policy.as_ref());
+                e.state.policies.set_cluster_policy(&key.name, policy);
+            },
+            keys: |e| e.state.policies.cluster_policy_keys(),
+        },
+    ));
     tasks.spawn(follow::<Node>(
         dataplane.clone(),
         cancel.clone(),
         Api::all(client.clone()),
         all(),
-        Feed { watch: Watch::Nodes, set: |e, key, node| e.set_node(key.name, node.map(|n| input::node(&n))), keys: Engine::peer_keys },
+        Feed {
+            watch: Watch::Nodes,
+            set: |e, key, node| {
+                e.state.policies.set_cluster_node(&key.name, node.as_ref().map(input::labeled_node));
+                e.set_node(key.name, node.map(|n| input::node(&n)));
+            },
+            keys: Engine::peer_keys,
+        },
     ));
 }
 
@@ -116,6 +139,16 @@ where
         let event = match event {
             Ok(Some(event)) => event,
             Ok(None) => return,
+            Err(watcher::Error::InitialListFailed(kube::Error::Api(status))) if status.code == 404 && feed.watch.may_be_undefined() => {
+                let mut engine = dataplane.engine.lock();
+                for key in (feed.keys)(&engine) {
+                    (feed.set)(&mut engine, key, None);
+                }
+                engine.mark_synced(feed.watch);
+                drop(engine);
+                dataplane.changed.notify_one();
+                continue;
+            }
             Err(error) => {
                 // One line when it starts failing, not one for each retry.
                 if !failing {

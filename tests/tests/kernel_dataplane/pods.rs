@@ -187,6 +187,44 @@ fn a_deny_wins_over_an_allow() {
     passes(&dp, prog::TO_POD, &packet::tcp((net.world, 1), (net.pod, 22), SYN));
 }
 
+/// Tiers are resolved where entries are made: a peer that has entries is judged by them alone, within them the narrowest
+/// decides, and only a peer without any is judged by those for all.
+#[test]
+fn a_peers_own_entries_decide_before_those_for_all() {
+    let deny = |dp: &mut Dataplane, way: u8, identity: u32, proto: u8, port: u16, bits: u32| {
+        let key = PolicyKey::new(POD, way, identity, proto, Port::new(port));
+        dp.put_prefix(map::POLICY, bits, key, PolicyVerdict { verdict: PolicyVerdict::DENY, rule: 3 });
+    };
+    for net in nets() {
+        let mut dp = node(&net, Endpoint::ISOLATE_INGRESS | Endpoint::ISOLATE_EGRESS);
+        for way in [direction::INGRESS, direction::EGRESS] {
+            deny(&mut dp, way, identity::ANY, 0, 0, PolicyKey::ANY_PROTO);
+            allow(&mut dp, way, identity::ANY, UDP, 53, PolicyKey::EXACT);
+            allow(&mut dp, way, PEER, 0, 0, PolicyKey::ANY_PROTO);
+            deny(&mut dp, way, PEER, UDP, 0, PolicyKey::ANY_PORT);
+            deny(&mut dp, way, PEER, TCP, 22, PolicyKey::EXACT);
+        }
+        for (program, from, to, reason) in
+            [(prog::TO_POD, net.peer, net.pod, DropReason::PolicyIngress), (prog::FROM_POD, net.pod, net.peer, DropReason::PolicyEgress)]
+        {
+            passes(&dp, program, &packet::tcp((from, 1000), (to, 80), SYN));
+            passes(&dp, program, &packet::echo(from, to, false, 1));
+            drops(&dp, program, &packet::tcp((from, 1001), (to, 22), SYN), reason);
+            drops(&dp, program, &packet::udp((from, 1002), (to, 53)), reason);
+        }
+        for (program, from, to, reason) in
+            [(prog::TO_POD, net.world, net.pod, DropReason::PolicyIngress), (prog::FROM_POD, net.pod, net.world, DropReason::PolicyEgress)]
+        {
+            passes(&dp, program, &packet::udp((from, 1000), (to, 53)));
+            drops(&dp, program, &packet::tcp((from, 1001), (to, 80), SYN), reason);
+            drops(&dp, program, &packet::udp((from, 1002), (to, 54)), reason);
+        }
+        // What an administrator denies is denied to the node's address as well; the node's own packets always come in.
+        drops(&dp, prog::FROM_POD, &packet::tcp((net.pod, 1000), (net.node, 10250), SYN), DropReason::PolicyEgress);
+        passes(&dp, prog::TO_POD, &packet::tcp((net.node, 1000), (net.pod, 22), SYN));
+    }
+}
+
 #[test]
 fn the_node_always_reaches_its_pods() {
     for net in nets() {

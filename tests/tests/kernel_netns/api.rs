@@ -34,7 +34,11 @@ const KINDS: &[(&str, &str)] = &[
     ("Node", "/api/v1/nodes"),
     ("EndpointSlice", "/apis/discovery.k8s.io/v1/endpointslices"),
     ("NetworkPolicy", "/apis/networking.k8s.io/v1/networkpolicies"),
+    (CUSTOM, "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies"),
 ];
+
+/// A custom resource: not found until there is one.
+const CUSTOM: &str = "ClusterNetworkPolicy";
 
 fn path_of(object: &Value) -> &'static str {
     let kind = object["kind"].as_str().expect("an object has a kind");
@@ -110,7 +114,8 @@ impl Api {
         let path = request.uri().path().trim_end_matches('/').to_owned();
         let query = request.uri().query().unwrap_or_default().to_owned();
         let objects = self.objects.lock().expect("not poisoned");
-        if !KINDS.iter().any(|(_, p)| *p == path) {
+        let undefined = path == path_of(&json!({"kind": CUSTOM})) && !objects.by_path.contains_key(&path);
+        if undefined || !KINDS.iter().any(|(_, p)| *p == path) {
             return match find(&objects, &path) {
                 Some(object) => full(StatusCode::OK, object),
                 None => full(

@@ -197,6 +197,12 @@ impl Node {
         }));
     }
 
+    pub fn cluster_policy(&self, name: &str, spec: Value) {
+        self.api.put(json!({
+            "apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy", "metadata": {"name": name}, "spec": spec,
+        }));
+    }
+
     /// Asks from the outside namespace, by a process outside the node's cgroup: no socket hook sees it, as with
     /// another machine.
     pub fn ask_from_outside(&self, to: SocketAddr) -> std::io::Result<(String, String)> {

@@ -102,6 +102,8 @@ create authorization.k8s.io localsubjectaccessreviews,subjectaccessreviews
 READ core namespaces,nodes,pods,services
 READ discovery.k8s.io endpointslices
 READ networking.k8s.io networkpolicies
+READ policy.networking.k8s.io clusternetworkpolicies
+patch policy.networking.k8s.io clusternetworkpolicies/status
 create,patch,update core,events.k8s.io events
 create,get,list,watch certificates.k8s.io certificatesigningrequests
 READ storage.k8s.io csidrivers
@@ -341,7 +343,9 @@ mod tests {
                 };
                 for resource in resources.iter().map(|r| r.as_str().unwrap()) {
                     let virtual_ = ["*", "signers", "deployments/rollback", "nodes/"].iter().any(|v| resource.starts_with(v))
-                        || resource.starts_with("certificatesigningrequests/");
+                        || resource.starts_with("certificatesigningrequests/")
+                        // A custom resource, which a control loop defines.
+                        || resource.starts_with("clusternetworkpolicies");
                     let found = groups.iter().any(|g| known.contains(&format!("{}:{resource}", g.as_str().unwrap())));
                     assert!(virtual_ || found, "{}: {rule}", doc["metadata"]["name"]);
                 }

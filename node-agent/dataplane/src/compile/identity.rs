@@ -17,6 +17,8 @@ pub struct Facts {
     pub host: bool,
     /// The address is one of another node.
     pub remote_node: bool,
+    /// Labels of the node whose address it is, while a policy asks for them.
+    pub node: Option<Labels>,
     /// Blocks named in policies that the address lies in.
     pub blocks: BTreeSet<IpNet>,
 }
@@ -86,6 +88,8 @@ pub fn host_net(ip: IpAddr) -> IpNet {
 pub struct Identities {
     numbers: BTreeMap<Facts, u32>,
     facts: BTreeMap<u32, (Facts, usize)>,
+    by_block: BTreeMap<IpNet, BTreeSet<u32>>,
+    by_namespace: BTreeMap<String, BTreeSet<u32>>,
     next: u32,
 }
 
@@ -115,6 +119,12 @@ impl Identities {
         };
         self.numbers.insert(facts.clone(), number);
         self.facts.insert(number, (facts.clone(), 1));
+        for block in &facts.blocks {
+            self.by_block.entry(*block).or_default().insert(number);
+        }
+        if let Some(pod) = &facts.pod {
+            self.by_namespace.entry(pod.namespace.clone()).or_default().insert(number);
+        }
         (number, true)
     }
 
@@ -127,6 +137,12 @@ impl Identities {
         }
         let (facts, _) = self.facts.remove(&number)?;
         self.numbers.remove(&facts);
+        for block in &facts.blocks {
+            leave(&mut self.by_block, block, number);
+        }
+        if let Some(pod) = &facts.pod {
+            leave(&mut self.by_namespace, &pod.namespace, number);
+        }
         Some(facts)
     }
 
@@ -135,8 +151,31 @@ impl Identities {
         self.facts.get(&number).map(|(f, _)| f)
     }
 
+    /// Identities whose addresses lie in a block that policies name.
+    pub fn within(&self, block: &IpNet) -> impl Iterator<Item = (u32, &Facts)> {
+        self.listed(self.by_block.get(block))
+    }
+
+    /// Identities of pods of a namespace.
+    pub fn of_namespace(&self, namespace: &str) -> impl Iterator<Item = (u32, &Facts)> {
+        self.listed(self.by_namespace.get(namespace))
+    }
+
+    fn listed<'a>(&'a self, numbers: Option<&'a BTreeSet<u32>>) -> impl Iterator<Item = (u32, &'a Facts)> {
+        numbers.into_iter().flatten().filter_map(|n| Some((*n, self.get(*n)?)))
+    }
+
     /// Every identity.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &Facts)> {
         self.facts.iter().map(|(n, (f, _))| (*n, f))
+    }
+}
+
+fn leave<K: Ord>(index: &mut BTreeMap<K, BTreeSet<u32>>, key: &K, number: u32) {
+    if let Some(numbers) = index.get_mut(key) {
+        numbers.remove(&number);
+        if numbers.is_empty() {
+            index.remove(key);
+        }
     }
 }

@@ -351,6 +351,13 @@ pub struct NodeIn {
     pub internal: Vec<IpAddr>,
 }
 
+/// Labels and addresses of any node, as policies ask for them.
+pub fn labeled_node(node: &Node) -> (Labels, BTreeSet<IpAddr>) {
+    let addresses = node.status.iter().flat_map(|s| s.addresses.iter().flatten());
+    let addresses = addresses.filter_map(|a| a.address.parse::<IpAddr>().ok()).map(|ip| ip.to_canonical());
+    (node.metadata.labels.clone().unwrap_or_default(), addresses.collect())
+}
+
 /// Reduces a Node.
 pub fn node(node: &Node) -> NodeIn {
     let spec = node.spec.as_ref();

@@ -7,12 +7,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use xebec_ebpf_abi::{Addr, Endpoint, PolicyKey, PolicyVerdict, Remote, identity};
+use xebec_ebpf_abi::{Addr, Endpoint, PolicyKey, PolicyVerdict, Remote, direction, identity};
 
+use super::cluster::{ClusterPeer, ClusterPolicy};
+use super::cluster_resolve::{self, ResolvedCluster, Way};
 use super::expand::addr;
 use super::identity::{Blocks, Facts, Identities, PodFacts, host_net};
 use super::input::{Key, Labels, PodIn};
-use super::resolve::{self, Resolved};
+use super::prefix::Prefix;
+use super::resolve::{self, Grants, Resolved};
 use super::rules::{Peer, Policy};
 use crate::table::Table;
 
@@ -73,9 +76,20 @@ pub struct Policies {
     identities: Identities,
     entries: BTreeMap<IpNet, u32>,
     resolved: BTreeMap<Key, Resolved>,
+    cluster: BTreeMap<String, ClusterPolicy>,
+    resolved_cluster: BTreeMap<String, ResolvedCluster>,
+    /// Labels and addresses of every node, and whose an address is.
+    nodes: BTreeMap<String, (Labels, BTreeSet<IpAddr>)>,
+    node_of: BTreeMap<IpAddr, String>,
     dirty_nets: BTreeSet<IpNet>,
     dirty_policies: BTreeSet<Key>,
+    dirty_cluster: BTreeSet<String>,
     dirty_locals: BTreeSet<u32>,
+    /// Entries that `POLICY` has room for.
+    room: Option<usize>,
+    /// By endpoint, the policies whose entries would not fit, and how many there were then.
+    refused: BTreeMap<u32, BTreeSet<Key>>,
+    full_at: usize,
     /// Numbers found in the kernel are taken as hints until the first compilation.
     hints: bool,
     /// What endpoints begin with whose epoch is not found in the kernel.
@@ -113,8 +127,8 @@ impl Policies {
         self.dirty_nets.extend(changed.into_iter().map(host_net));
     }
 
-    /// Addresses of the other nodes. No policy names nodes, so they get no more than an identity to be known by, but for the
-    /// blocks they lie in.
+    /// Addresses of the other nodes. While no policy asks for nodes they get no more than an identity to be known by, but for
+    /// the blocks they lie in.
     pub fn set_remote_nodes(&mut self, addresses: BTreeSet<IpAddr>) {
         let changed: Vec<IpAddr> = self.remote_nodes.symmetric_difference(&addresses).copied().collect();
         self.remote_nodes = addresses;
@@ -135,6 +149,87 @@ impl Policies {
             rules.flat_map(|r| r.peers.iter().flatten()).any(|p| matches!(p, Peer::Pods { namespaces: Some(_), .. }))
         };
         self.dirty_policies.extend(self.policies.iter().filter(|(_, p)| asks(p)).map(|(k, _)| k.clone()));
+        if !self.cluster.is_empty() {
+            // Who is a peer and who is a subject: both are asked of namespaces.
+            self.dirty_cluster.extend(self.cluster.keys().cloned());
+            self.dirty_locals.extend(self.locals_of(name));
+        }
+    }
+
+    /// Labels and addresses of a node of the cluster; none when it is gone.
+    pub fn set_cluster_node(&mut self, name: &str, node: Option<(Labels, BTreeSet<IpAddr>)>) {
+        if self.nodes.get(name) == node.as_ref() {
+            return;
+        }
+        let before = match node {
+            Some(node) => self.nodes.insert(name.to_owned(), node),
+            None => self.nodes.remove(name),
+        };
+        let now = self.nodes.get(name).into_iter().flat_map(|(_, ips)| ips);
+        let all = before.iter().flat_map(|(_, ips)| ips).chain(now).copied().map(|ip| ip.to_canonical());
+        let all: BTreeSet<IpAddr> = all.collect();
+        for ip in &all {
+            let owner = self.nodes.iter().find(|(_, (_, ips))| ips.contains(ip)).map(|(n, _)| n.clone());
+            match owner {
+                Some(owner) => self.node_of.insert(*ip, owner),
+                None => self.node_of.remove(ip),
+            };
+        }
+        if self.asks_for_nodes() {
+            self.dirty_nets.extend(all.into_iter().map(host_net));
+        }
+    }
+
+    /// A ClusterNetworkPolicy; none when it is gone.
+    pub fn set_cluster_policy(&mut self, name: &str, policy: Option<ClusterPolicy>) {
+        if self.cluster.get(name) == policy.as_ref() {
+            return;
+        }
+        let asked = self.asks_for_nodes();
+        let networks = |p: &ClusterPolicy| -> BTreeSet<IpNet> {
+            let network = |p: &ClusterPeer| if let ClusterPeer::Network(net) = p { Some(*net) } else { None };
+            p.ingress.iter().chain(&p.egress).flat_map(|r| r.peers.iter().flatten()).filter_map(network).collect()
+        };
+        for block in policy.iter().flat_map(networks) {
+            if self.blocks.add(block) {
+                self.mark_block(block);
+            }
+        }
+        let old = match policy {
+            Some(policy) => self.cluster.insert(name.to_owned(), policy),
+            None => self.cluster.remove(name),
+        };
+        for block in old.iter().flat_map(networks) {
+            if self.blocks.remove(&block) {
+                self.mark_block(block);
+            }
+        }
+        if self.asks_for_nodes() != asked {
+            self.dirty_nets.extend(self.node_of.keys().map(|ip| host_net(*ip)));
+        }
+        self.dirty_cluster.insert(name.to_owned());
+        self.dirty_locals.extend(self.locals.keys());
+    }
+
+    /// Names of the ClusterNetworkPolicies, for a full replacement.
+    pub fn cluster_policy_keys(&self) -> Vec<Key> {
+        self.cluster.keys().map(|n| Key::new("", n)).collect()
+    }
+
+    fn asks_for_nodes(&self) -> bool {
+        let rules = self.cluster.values().flat_map(|p| p.ingress.iter().chain(&p.egress));
+        rules.flat_map(|r| r.peers.iter().flatten()).any(|p| matches!(p, ClusterPeer::Nodes(_)))
+    }
+
+    /// How many entries `POLICY` holds: policies that would not fit are refused whole.
+    pub fn set_room(&mut self, entries: usize) {
+        self.room = Some(entries);
+    }
+
+    /// Policies whose entries do not fit for some pod here: the pods they select are isolated by them, but what they
+    /// allow is not in force. A ClusterNetworkPolicy has no namespace.
+    pub fn refused(&self) -> BTreeSet<Key> {
+        self.refused.values().flatten().cloned().collect()
     }
 
     /// A pod anywhere in the cluster; none when its object is gone.
@@ -226,6 +321,7 @@ impl Policies {
             self.tables.policy.unset(entry);
         }
         self.dirty_locals.remove(&id);
+        self.refused.remove(&id);
     }
 
     /// A pod as watched.
@@ -302,7 +398,10 @@ impl Policies {
     /// A block came or went: the facts of everything inside it change.
     fn mark_block(&mut self, block: IpNet) {
         self.dirty_nets.insert(block);
-        self.dirty_nets.extend(self.entries.keys().filter(|n| block.contains(*n)).copied());
+        // Nets are ordered by address: those inside lie between its ends.
+        let first = IpNet::new(block.network(), 0).unwrap_or(block);
+        let last = IpNet::new(block.broadcast(), block.max_prefix_len()).unwrap_or(block);
+        self.dirty_nets.extend(self.entries.range(first..=last).map(|(n, _)| *n).filter(|n| block.contains(n)));
         // `::/0` and the like hold the mapped form of IPv4 as well: without an entry of its own IPv4 would match.
         if let IpNet::V6(v6) = block
             && v6.contains(&std::net::Ipv4Addr::UNSPECIFIED.to_ipv6_mapped())
@@ -324,6 +423,24 @@ impl Policies {
                 Some(resolved) => self.resolved.insert(key, resolved),
                 None => self.resolved.remove(&key),
             };
+        }
+        for name in std::mem::take(&mut self.dirty_cluster) {
+            let resolved = self.cluster.get(&name).map(|p| cluster_resolve::policy(&name, p, &self.identities, &self.namespaces));
+            if self.resolved_cluster.get(&name) == resolved.as_ref() {
+                continue;
+            }
+            if let Some(policy) = self.cluster.get(&name) {
+                let selected = self.locals.values().filter(|l| self.selects(policy, &l.endpoint)).map(|l| l.endpoint.id);
+                let selected: Vec<u32> = selected.collect();
+                self.dirty_locals.extend(selected);
+            }
+            match resolved {
+                Some(resolved) => self.resolved_cluster.insert(name, resolved),
+                None => self.resolved_cluster.remove(&name),
+            };
+        }
+        if self.tables.policy.want().len() < self.full_at {
+            self.dirty_locals.extend(self.refused.keys());
         }
         for id in std::mem::take(&mut self.dirty_locals) {
             self.compile_endpoint(id);
@@ -375,9 +492,19 @@ impl Policies {
                 self.dirty_policies.insert(key.clone());
             }
         }
+        for (name, policy) in &self.cluster {
+            let names = |number: &u32| self.resolved_cluster.get(name).is_some_and(|r| r.names(*number));
+            if released.iter().any(names) || added.iter().any(|f| cluster_resolve::concerns(policy, f, &self.namespaces)) {
+                self.dirty_cluster.insert(name.clone());
+            }
+        }
         if hosts_changed {
             self.dirty_locals.extend(self.locals.keys());
         }
+    }
+
+    fn selects(&self, policy: &ClusterPolicy, endpoint: &LocalEndpoint) -> bool {
+        policy.subject.select(&endpoint.pod.namespace, &endpoint.last_seen.labels, &self.namespaces)
     }
 
     /// What is known of an address or block; none if it needs no entry.
@@ -393,34 +520,31 @@ impl Policies {
                 None => None,
             };
             facts.remote_node = self.remote_nodes.contains(&ip) && !facts.host;
-            wanted |= facts.host || facts.remote_node || facts.pod.is_some();
+            if self.asks_for_nodes() {
+                facts.node = self.node_of.get(&ip).and_then(|n| self.nodes.get(n)).map(|(labels, _)| labels.clone());
+            }
+            wanted |= facts.host || facts.remote_node || facts.node.is_some() || facts.pod.is_some();
         }
         wanted.then_some(facts)
     }
 
     fn compile_endpoint(&mut self, id: u32) {
+        let Some(local) = self.locals.get(&id) else {
+            return;
+        };
+        let endpoint = &local.endpoint;
+        let others = self.tables.policy.want().len() - local.entries.len();
+        let room = self.room.map_or(usize::MAX, |room| room.saturating_sub(others));
+        let (entries, flags, refused) = self.verdicts(endpoint, room);
+        if refused.is_empty() {
+            self.refused.remove(&id);
+        } else {
+            self.refused.insert(id, refused);
+            self.full_at = others + entries.len();
+        }
         let Some(local) = self.locals.get_mut(&id) else {
             return;
         };
-        let namespace = &local.endpoint.pod.namespace;
-        let first = Key::new(namespace, "");
-        let selecting = self.policies.range(first..).take_while(|(k, _)| k.namespace == *namespace);
-        let selecting = selecting.filter(|(_, p)| p.selects.matches(&local.endpoint.last_seen.labels));
-        // Pods' devices are veth pairs into namespaces of their own, so packets may skip the node's stack.
-        let mut flags = Endpoint::DIRECT;
-        let mut entries: BTreeMap<(u32, PolicyKey), PolicyVerdict> = BTreeMap::new();
-        for (key, policy) in selecting {
-            flags |= if policy.ingress.is_some() { Endpoint::ISOLATE_INGRESS } else { 0 };
-            flags |= if policy.egress.is_some() { Endpoint::ISOLATE_EGRESS } else { 0 };
-            if let Some(resolved) = self.resolved.get(key) {
-                resolved.entries(id, &local.endpoint.last_seen.named_ports, &mut entries);
-            }
-        }
-        if flags & Endpoint::ISOLATE_EGRESS != 0 {
-            // "Traffic to and from the node where a Pod is running is always allowed" (NetworkPolicy concept).
-            let hosts = self.identities.iter().filter(|(_, f)| f.host).map(|(n, _)| n);
-            resolve::allow_hosts(id, hosts, &mut entries);
-        }
         for gone in local.entries.iter().filter(|k| !entries.contains_key(k)) {
             self.tables.policy.unset(gone);
         }
@@ -433,6 +557,78 @@ impl Policies {
             let value = Endpoint { id, ifindex: e.ifindex, pod_mac: e.pod_mac, host_mac: e.host_mac, flags, epoch: local.epoch };
             self.tables.endpoints.set(addr(*ip), value);
         }
+    }
+
+    /// An endpoint's entries and flags, and the policies for whose entries there is no room: they isolate, but allow nothing.
+    fn verdicts(&self, endpoint: &LocalEndpoint, room: usize) -> (BTreeMap<(u32, PolicyKey), PolicyVerdict>, u32, BTreeSet<Key>) {
+        const WAYS: [(u8, u32); 2] = [(direction::INGRESS, Endpoint::ISOLATE_INGRESS), (direction::EGRESS, Endpoint::ISOLATE_EGRESS)];
+        let (id, pod) = (endpoint.id, &endpoint.last_seen);
+        // Pods' devices are veth pairs into namespaces of their own, so packets may skip the node's stack.
+        let mut flags = Endpoint::DIRECT;
+        let mut refused = BTreeSet::new();
+        let mut grants: [Option<Grants>; 2] = [None, None];
+        let mut left = room;
+        let first = Key::new(&endpoint.pod.namespace, "");
+        let selecting = self.policies.range(first..).take_while(|(k, _)| k.namespace == endpoint.pod.namespace);
+        for (key, policy) in selecting.filter(|(_, p)| p.selects.matches(&pod.labels)) {
+            let mut found: Vec<(u8, u32, Prefix, u32)> = Vec::new();
+            for (way, isolates) in [(direction::INGRESS, policy.ingress.is_some()), (direction::EGRESS, policy.egress.is_some())] {
+                if !isolates {
+                    continue;
+                }
+                grants[usize::from(way)].get_or_insert_default();
+                if let Some(resolved) = self.resolved.get(key) {
+                    // One more than there is room for tells enough.
+                    resolved.grants(way, &pod.named_ports, |peer, prefix, number| {
+                        if found.len() <= left {
+                            found.push((way, peer, prefix, number));
+                        }
+                    });
+                }
+            }
+            if found.len() > left {
+                refused.insert(key.clone());
+                continue;
+            }
+            left -= found.len();
+            for (way, peer, prefix, number) in found {
+                let allowed = grants[usize::from(way)].get_or_insert_default().entry(peer).or_default();
+                allowed.entry(prefix).and_modify(|n| *n = (*n).min(number)).or_insert(number);
+            }
+        }
+        if let Some(grants) = &mut grants[usize::from(direction::EGRESS)] {
+            // "Traffic to and from the node where a Pod is running is always allowed" (NetworkPolicy concept). Ingress is the
+            // program's to know.
+            for (host, _) in self.identities.iter().filter(|(_, f)| f.host) {
+                grants.entry(host).or_default().entry(Prefix::ALL).or_insert(0);
+            }
+        }
+        let mut cluster: Vec<(&String, &ClusterPolicy)> = self.cluster.iter().filter(|(_, p)| self.selects(p, endpoint)).collect();
+        cluster.sort_by_key(|(name, p)| (p.tier, p.priority, *name));
+        let mut entries = BTreeMap::new();
+        for (way, isolated) in WAYS {
+            let network = grants[usize::from(way)].as_ref();
+            let of = |(name, p): &(&String, &ClusterPolicy)| Some((p.tier, self.resolved_cluster.get(*name)?.rules(way)));
+            let rules = cluster.iter().filter_map(of).flat_map(|(tier, rules)| rules.iter().map(move |r| (tier, r)));
+            let rules: Vec<_> = rules.collect();
+            if network.is_some() || !rules.is_empty() {
+                flags |= isolated;
+            }
+            if rules.is_empty() {
+                resolve::entries(id, way, network.unwrap_or(&Grants::new()), &mut entries);
+                continue;
+            }
+            let mut all = BTreeMap::new();
+            let direction = Way { endpoint: id, direction: way, own_ports: &pod.named_ports, identities: &self.identities };
+            direction.entries(&rules, network, &mut all);
+            if entries.len() + all.len() <= room {
+                entries.extend(all);
+            } else {
+                // Nothing passes: which of the tiers' verdicts could be left out without letting something through?
+                refused.extend(cluster.iter().map(|(name, _)| Key::new("", name)));
+            }
+        }
+        (entries, flags, refused)
     }
 
     /// Judges again the established flows of these endpoints, or of every isolated one.

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use xebec_ebpf_abi::{PolicyKey, PolicyVerdict, Port, direction, identity, port_prefixes};
+use xebec_ebpf_abi::{PolicyKey, PolicyVerdict, direction, identity};
 
 use super::identity::{Facts, Identities};
 use super::input::{Key, Labels};
+use super::prefix::Prefix;
 use super::rules::{Peer, Policy, PortMatch, Rule, rule_number};
 
 /// A policy with its peers as numbers.
@@ -57,8 +58,8 @@ pub fn policy(key: &Key, policy: &Policy, identities: &Identities, namespaces: &
             let peers: BTreeSet<u32> = match &rule.peers {
                 None => BTreeSet::from([identity::ANY]),
                 Some(peers) => {
-                    let meant = |f: &Facts| peers.iter().any(|p| is_meant(p, f, &key.namespace, namespaces));
-                    identities.iter().filter(|(_, f)| meant(f)).map(|(n, _)| n).collect()
+                    let of = |p| candidates(p, key, identities).filter(move |(_, f)| is_meant(p, f, &key.namespace, namespaces));
+                    peers.iter().flat_map(of).map(|(n, _)| n).collect()
                 }
             };
             let named = match dir {
@@ -70,6 +71,15 @@ pub fn policy(key: &Key, policy: &Policy, identities: &Identities, namespaces: &
         }
     }
     Resolved { rules }
+}
+
+/// Identities a peer may mean: a policy of thousands of rules must not look at everybody for each of them.
+fn candidates<'a>(peer: &'a Peer, key: &'a Key, identities: &'a Identities) -> Box<dyn Iterator<Item = (u32, &'a Facts)> + 'a> {
+    match peer {
+        Peer::Block { cidr, .. } => Box::new(identities.within(cidr)),
+        Peer::Pods { namespaces: None, .. } => Box::new(identities.of_namespace(&key.namespace)),
+        Peer::Pods { namespaces: Some(_), .. } => Box::new(identities.iter()),
+    }
 }
 
 /// Named ports of an egress rule: every peer has its own numbers.
@@ -100,30 +110,25 @@ impl Resolved {
         self.rules.iter().any(|r| r.peers.contains(&number) || r.named.iter().any(|(n, _, _)| *n == number))
     }
 
-    /// Adds the entries for one endpoint. Where two rules say the same, the lower rule number is named.
-    pub fn entries(&self, endpoint: u32, own_ports: &BTreeMap<String, (u8, u16)>, into: &mut BTreeMap<(u32, PolicyKey), PolicyVerdict>) {
-        for rule in &self.rules {
-            let mut allow = |peer: u32, proto: u8, port: Port, len: u32| {
-                let key = (len, PolicyKey::new(endpoint, rule.direction, peer, proto, port));
-                let entry = into.entry(key).or_insert(PolicyVerdict { verdict: PolicyVerdict::ALLOW, rule: rule.number });
-                entry.rule = entry.rule.min(rule.number);
-            };
+    /// What the policy allows an endpoint in a direction, as `(peer, prefix, rule number)`.
+    pub fn grants(&self, way: u8, own_ports: &BTreeMap<String, (u8, u16)>, mut allow: impl FnMut(u32, Prefix, u32)) {
+        for rule in self.rules.iter().filter(|r| r.direction == way) {
             for peer in &rule.peers {
                 let Some(ports) = &rule.ports else {
-                    allow(*peer, 0, Port::new(0), PolicyKey::ANY_PROTO);
+                    allow(*peer, Prefix::ALL, rule.number);
                     continue;
                 };
                 for port in ports {
                     match port {
-                        PortMatch::Protocol(proto) => allow(*peer, *proto, Port::new(0), PolicyKey::ANY_PORT),
+                        PortMatch::Protocol(proto) => allow(*peer, Prefix::protocol(*proto), rule.number),
                         PortMatch::Range(proto, first, last) => {
-                            port_prefixes(*first, *last).for_each(|(port, len)| allow(*peer, *proto, port, len));
+                            Prefix::range(*proto, *first, *last).for_each(|prefix| allow(*peer, prefix, rule.number));
                         }
-                        PortMatch::Named(proto, name) if rule.direction == direction::INGRESS => {
+                        PortMatch::Named(proto, name) if way == direction::INGRESS => {
                             if let Some((p, at)) = own_ports.get(name)
                                 && p == proto
                             {
-                                allow(*peer, *proto, Port::new(*at), PolicyKey::EXACT);
+                                allow(*peer, Prefix::port(*proto, *at), rule.number);
                             }
                         }
                         PortMatch::Named(..) => {}
@@ -131,17 +136,19 @@ impl Resolved {
                 }
             }
             for (peer, proto, port) in &rule.named {
-                allow(*peer, *proto, Port::new(*port), PolicyKey::EXACT);
+                allow(*peer, Prefix::port(*proto, *port), rule.number);
             }
         }
     }
 }
 
-/// The node's own addresses, which an isolated pod may always reach.
-pub fn allow_hosts(endpoint: u32, hosts: impl Iterator<Item = u32>, into: &mut BTreeMap<(u32, PolicyKey), PolicyVerdict>) {
-    for host in hosts {
-        let key = PolicyKey::new(endpoint, direction::EGRESS, host, 0, Port::new(0));
-        let verdict = PolicyVerdict { verdict: PolicyVerdict::ALLOW, rule: 0 };
-        into.entry((PolicyKey::ANY_PROTO, key)).or_insert(verdict);
+/// What NetworkPolicies allow one endpoint in one direction: peer to prefix to rule number, the lowest where rules say the same.
+pub type Grants = BTreeMap<u32, BTreeMap<Prefix, u32>>;
+
+/// The entries where no other tier has a say: what is allowed is named, the rest is denied by having no entry.
+pub fn entries(endpoint: u32, way: u8, grants: &Grants, into: &mut BTreeMap<(u32, PolicyKey), PolicyVerdict>) {
+    for (peer, allowed) in grants {
+        let allow = |number: &u32| PolicyVerdict { verdict: PolicyVerdict::ALLOW, rule: *number };
+        into.extend(allowed.iter().map(|(prefix, number)| (prefix.key(endpoint, way, *peer), allow(number))));
     }
 }

@@ -196,7 +196,8 @@ impl State {
             }
         }
         let renamed = identities.iter().any(|(k, _)| tables.ipcache.have().contains_key(k)) || !gone_identities.is_empty();
-        ops.extend(verdicts.into_iter().map(|(k, v)| Op::Policy(k, Some(v))));
+        // Narrow ones first: a wide deny must not be there before what it leaves allowed.
+        ops.extend(verdicts.into_iter().rev().map(|(k, v)| Op::Policy(k, Some(v))));
         ops.extend(identities.into_iter().map(|(k, v)| Op::Ipcache(k, Some(v))));
         ops.extend(gone_identities.into_iter().map(|k| Op::Ipcache(k, None)));
         ops.extend(endpoints.into_iter().map(|(k, v)| Op::Endpoint(k, Some(v))));

@@ -1,0 +1,163 @@
+//! What authors of policies are told: a condition in the status of a ClusterNetworkPolicy that says what of it is not
+//! understood, and an Event for a policy that does not fit into the maps.
+//!
+//! Every node would write the same condition, so it is written only where it is not there yet.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::jiff::Timestamp;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use serde_json::{Value, json};
+
+use crate::compile::cluster::{ClusterNetworkPolicy, ClusterPolicy};
+use crate::compile::input::Key;
+
+/// Type of the condition.
+const CONDITION: &str = "xebec.dev/Accepted";
+
+/// One thing to tell.
+#[derive(Clone, Debug, PartialEq)]
+pub enum News {
+    /// A condition for a ClusterNetworkPolicy.
+    Condition(String, Value),
+    /// There is no room for this policy.
+    Refused(Key),
+}
+
+/// What has been told and what has not.
+#[derive(Debug, Default)]
+pub struct PolicyNews {
+    conditions: BTreeMap<String, Value>,
+    refused: BTreeSet<Key>,
+}
+
+impl PolicyNews {
+    /// A ClusterNetworkPolicy as watched, and what was understood of it.
+    pub fn seen(&mut self, name: &str, object: Option<&ClusterNetworkPolicy>, policy: Option<&ClusterPolicy>) {
+        self.conditions.remove(name);
+        let Some(object) = object else {
+            return;
+        };
+        let wanted = condition(object.metadata.generation.unwrap_or(0), policy);
+        let mut there = object.status["conditions"].as_array().into_iter().flatten();
+        let same = |c: &Value| wanted.as_object().is_some_and(|w| w.iter().all(|(k, v)| c.get(k) == Some(v)));
+        if !there.any(same) {
+            self.conditions.insert(name.to_owned(), wanted);
+        }
+    }
+
+    /// What is to be told now, with the policies there is no room for.
+    pub fn take(&mut self, refused: BTreeSet<Key>) -> Vec<News> {
+        let conditions = std::mem::take(&mut self.conditions).into_iter().map(|(name, condition)| News::Condition(name, condition));
+        let new = refused.difference(&self.refused).cloned().map(News::Refused);
+        let news = conditions.chain(new).collect();
+        self.refused = refused;
+        news
+    }
+}
+
+/// The condition without its time.
+fn condition(generation: i64, policy: Option<&ClusterPolicy>) -> Value {
+    let unknown = ["its tier or subject is not understood; it selects no pod".to_owned()];
+    let problems = policy.map_or(&unknown[..], |p| p.problems.as_slice());
+    let (status, reason) = if problems.is_empty() { ("True", "Accepted") } else { ("False", "Unsupported") };
+    json!({"type": CONDITION, "status": status, "reason": reason, "message": problems.join("; "), "observedGeneration": generation})
+}
+
+/// A refusal in words for an operator.
+pub fn refusal(key: &Key) -> String {
+    format!(
+        "policy {key} has more rules than there is room for: pods it selects on this node are isolated, and it allows them nothing (use fewer peers and wider port ranges)"
+    )
+}
+
+/// Tells; what fails is told again when the object is seen again.
+pub async fn tell(client: kube::Client, node: String, news: Vec<News>) {
+    let reporter = Reporter { controller: "xebec-agent".into(), instance: Some(node) };
+    let recorder = Recorder::new(client.clone(), reporter);
+    for one in news {
+        let (what, told) = match one {
+            News::Condition(name, mut condition) => {
+                condition["lastTransitionTime"] = json!(Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+                let patch = json!({
+                    "apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy", "status": {"conditions": [condition]},
+                });
+                let api: Api<ClusterNetworkPolicy> = Api::all(client.clone());
+                let told = api.patch_status(&name, &PatchParams::apply("xebec-agent").force(), &Patch::Apply(patch)).await;
+                (name, told.map(drop))
+            }
+            News::Refused(key) => {
+                tracing::error!("{}", refusal(&key));
+                let told = recorder.publish(&event(&key), &reference(&key)).await;
+                (key.to_string(), told)
+            }
+        };
+        if let Err(error) = told {
+            tracing::warn!(policy = what, %error, "the author of a policy cannot be told about it");
+        }
+    }
+}
+
+fn event(key: &Key) -> Event {
+    let note = Some(refusal(key));
+    Event { type_: EventType::Warning, reason: "PolicyDoesNotFit".into(), note, action: "Refuse".into(), secondary: None }
+}
+
+fn reference(key: &Key) -> ObjectReference {
+    let (api_version, kind) = match key.namespace.is_empty() {
+        true => ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy"),
+        false => ("networking.k8s.io/v1", "NetworkPolicy"),
+    };
+    ObjectReference {
+        api_version: Some(api_version.into()),
+        kind: Some(kind.into()),
+        name: Some(key.name.clone()),
+        namespace: (!key.namespace.is_empty()).then(|| key.namespace.clone()),
+        ..ObjectReference::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compile::cluster;
+
+    #[test]
+    fn a_condition_is_told_until_it_is_there() {
+        let mut object = ClusterNetworkPolicy::default();
+        object.metadata.generation = Some(3);
+        object.spec = json!({
+            "tier": "Admin", "priority": 1, "subject": {"namespaces": {}},
+            "egress": [{"action": "Accept", "to": [{"domainNames": ["example.com"]}]}],
+        });
+        let policy = cluster::policy(&object);
+        let mut news = PolicyNews::default();
+        news.seen("p", Some(&object), policy.as_ref());
+        let told = news.take(BTreeSet::new());
+        let [News::Condition(name, condition)] = &told[..] else { panic!("{told:?}") };
+        assert_eq!((name.as_str(), &condition["status"], &condition["reason"]), ("p", &json!("False"), &json!("Unsupported")));
+        assert!(condition["message"].as_str().expect("words").contains("domainNames are not supported"));
+        assert_eq!(news.take(BTreeSet::new()), vec![], "once");
+        let mut there = condition.clone();
+        there["lastTransitionTime"] = json!("2026-01-01T00:00:00Z");
+        object.status = json!({"conditions": [{"type": "other"}, there]});
+        news.seen("p", Some(&object), policy.as_ref());
+        assert_eq!(news.take(BTreeSet::new()), vec![], "another node has told it");
+        object.metadata.generation = Some(4);
+        news.seen("p", Some(&object), policy.as_ref());
+        assert_eq!(news.take(BTreeSet::new()).len(), 1, "of a newer generation it says nothing");
+    }
+
+    #[test]
+    fn a_refusal_is_told_when_it_begins() {
+        let key = Key::new("default", "large");
+        let mut news = PolicyNews::default();
+        assert_eq!(news.take(BTreeSet::from([key.clone()])), vec![News::Refused(key.clone())]);
+        assert_eq!(news.take(BTreeSet::from([key.clone()])), vec![]);
+        assert_eq!(news.take(BTreeSet::new()), vec![]);
+        assert_eq!(news.take(BTreeSet::from([key.clone()])), vec![News::Refused(key)]);
+    }
+}
