@@ -156,6 +156,12 @@ fn nodes_tell_their_addresses_and_ranges_of_both_families() {
     let text = |value: &Value| value.as_array().unwrap().iter().map(|v| v.as_str().unwrap().to_owned()).collect::<Vec<_>>();
     let ranges = text(&node["spec"]["podCIDRs"]);
     assert!(ranges.len() == 2 && ranges[0].contains('.') && ranges[1].contains(':'), "{ranges:?}");
-    let addresses: Vec<&str> = node["status"]["addresses"].as_array().unwrap().iter().filter(|a| a["type"] == "InternalIP").filter_map(|a| a["address"].as_str()).collect();
+    let addresses: Vec<&str> = node["status"]["addresses"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|a| a["type"] == "InternalIP")
+        .filter_map(|a| a["address"].as_str())
+        .collect();
     assert_eq!(addresses, cluster.node_ips(1).iter().map(ToString::to_string).collect::<Vec<_>>());
 }

@@ -34,6 +34,10 @@ fn reaches(client: &Pod, sees: &str) {
     });
 }
 
+fn uplinks(node: &Node) -> Vec<String> {
+    node.dataplane().status().devices.into_iter().map(|device| device.name).collect()
+}
+
 fn routes(node: &Node) -> String {
     node.netns.ip("route show proto 120")
 }
@@ -246,4 +250,84 @@ fn a_node_that_cannot_be_reached_is_told_of() {
     });
     node.api.delete("Node", "/node-9");
     eventually("and no more", || node.dataplane().status().errors.is_empty());
+}
+
+#[test]
+fn programs_that_somebody_detached_come_back() {
+    let mut node = Node::new();
+    node.start();
+    let client = node.pod("client", json!({}), json!([]));
+    let links: Vec<std::path::PathBuf> =
+        std::fs::read_dir(node.config.pin_dir.join("links")).expect("pinned links").map(|e| e.expect("an entry").path()).collect();
+    let of = |device: &str| -> Vec<&std::path::PathBuf> {
+        links.iter().filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(device))).collect()
+    };
+    let (pod, uplink) = (of("xbc"), of("up0"));
+    assert!(pod.len() == 2 && uplink.len() >= 2, "{links:?}");
+    for path in pod.iter().chain(&uplink) {
+        detach(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    }
+    // Without its programs the device counts nothing.
+    let counted = || node.dataplane().status().forwards.values().sum::<u64>();
+    eventually("packets are seen again", || {
+        let before = counted();
+        let _ = ask(&client.netns, at(OUTSIDE_IP, 9));
+        counted() > before
+    });
+    for path in pod.iter().chain(&uplink) {
+        eventually("the link is attached again", || detach(path).is_ok());
+    }
+}
+
+/// Detaches a pinned link, as `bpftool link detach` does; an error if it is detached already.
+fn detach(pin: &std::path::Path) -> std::io::Result<()> {
+    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+    use std::os::unix::ffi::OsStrExt;
+    const OBJ_GET: libc::c_long = 7;
+    const LINK_DETACH: libc::c_long = 34;
+    let path = std::ffi::CString::new(pin.as_os_str().as_bytes())?;
+    let get: [u64; 2] = [path.as_ptr() as u64, 0];
+    // SAFETY: the kernel reads 16 bytes at a live array; the path lives to the end of the call.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, OBJ_GET, get.as_ptr(), 16) };
+    if fd < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: a new descriptor that nobody else owns.
+    let link = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    let fd = link.as_raw_fd() as u32;
+    // SAFETY: the kernel reads 4 bytes at a live integer.
+    match unsafe { libc::syscall(libc::SYS_bpf, LINK_DETACH, &raw const fd, 4) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+#[test]
+fn only_what_is_far_goes_through_the_tunnel() {
+    let mut node = Node::new();
+    node.config.routing = Routing::Auto(Vxlan { vni: 78, port: 4789 });
+    for (name, address, range) in [("near", "192.0.2.3", "10.244.8.0/24"), ("far", "198.51.100.4", "10.244.9.0/24")] {
+        node.api.put(json!({
+            "apiVersion": "v1", "kind": "Node", "metadata": {"name": name},
+            "spec": {"podCIDRs": [range]}, "status": {"addresses": [{"type": "InternalIP", "address": address}]},
+        }));
+    }
+    node.start();
+    eventually("both routes are there", || {
+        let routes = routes(&node);
+        routes.contains("10.244.8.0/24 via 192.0.2.3 dev up0") && routes.contains("10.244.9.0/24 via 10.244.9.0 dev xebec-vxlan")
+    });
+    // The far node comes nearer.
+    node.api.put(json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": "far"},
+        "spec": {"podCIDRs": ["10.244.9.0/24"]}, "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.4"}]},
+    }));
+    eventually("its route is direct", || routes(&node).contains("10.244.9.0/24 via 192.0.2.4 dev up0"));
+    assert!(!node.netns.ip("rule show").contains("lookup 120"), "nobody is behind the tunnel");
+    // Another mode: the tunnel goes with the agent that has no use for it.
+    node.stop(false);
+    node.config.routing = Routing::Native;
+    node.start();
+    eventually("the tunnel is removed", || node.netns.try_ip("link show xebec-vxlan").is_err());
+    eventually("and is no uplink any more", || uplinks(&node) == ["up0"]);
 }
