@@ -41,7 +41,7 @@ pub fn why(dataplane: &Dataplane, question: &WhyQuestion) -> Result<Why, String>
     let cookie = dataplane.netns_cookie(&src);
     let mut slot = dataplane.replica.lock();
     if slot.is_none() {
-        *slot = Some(Replica::load(&Pins::new(&dataplane.config.pin_dir)).map_err(text)?);
+        *slot = Some(Replica::load(&Pins::new(&dataplane.config.pin_dir, dataplane.config.layout.number)).map_err(text)?);
     }
     let Some(replica) = slot.as_mut() else {
         return Err("the programs are not loaded".into());
