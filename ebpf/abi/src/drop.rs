@@ -54,6 +54,16 @@ reasons! {
     NotConfigured = 16, "not_configured";
     /// The hop limit ran out while the packet was forwarded past the stack.
     TtlExceeded = 17, "ttl_exceeded";
+    /// A socket of the node wants a port that NodePorts or host ports are served on.
+    PortReserved = 30, "port_reserved";
+    /// The map of translations took no further entry.
+    NatTableFull = 31, "nat_table_full";
+    /// The Service has endpoints, but none on this node, and only those may be used.
+    NoLocalBackend = 32, "no_local_backend";
+    /// A ClusterIP, but not one of its ports.
+    NoServicePort = 33, "no_service_port";
+    /// The backend a socket was given has gone, and the Service has no other.
+    BackendGone = 34, "backend_gone";
 }
 
 impl DropReason {

@@ -26,15 +26,17 @@
 //!   packets from an uplink. They are equal unless a traffic policy is `Local`: a ClusterIP has the
 //!   internalTrafficPolicy set in both; NodePort, external and load-balancer addresses have the
 //!   cluster-wide set in `internal` and the externalTrafficPolicy set in `external`.
+//!   A ClusterIP has one more entry, [`FrontendKey::address`], with zeros in its value: what is sent to
+//!   it on a port that is none of its Service's is refused.
 //! - `BACKEND_SETS`: hash, set id (`u32`, never 0) → [`BackendSet`]. How many slots there are.
 //!   `count == 0`: new connections are refused (or dropped without an answer with
 //!   [`BackendSet::DROP_WHEN_EMPTY`], as for externalTrafficPolicy Local without a local endpoint).
 //!   A missing set counts as empty.
 //! - `BACKEND_SLOTS`: hash, [`SlotKey`] (set id, slot `0..count`) → backend id (`u32`).
 //! - `BACKENDS`: hash, backend id (`u32`, never 0) → [`Backend`].
-//! - `SET_MEMBERS`: hash, [`MemberKey`] (set id, backend id) → slot (`u32`). Only for sets that a
-//!   frontend with [`Frontend::AFFINITY`] uses: an affinity entry counts only while its backend is
-//!   a member.
+//! - `SET_MEMBERS`: hash, [`MemberKey`] (set id, backend id) → slot (`u32`). For sets that a
+//!   frontend with [`Frontend::AFFINITY`] uses, and for those of UDP frontends: an affinity entry, and
+//!   a flow that has no handshake to fail, count only while their backend is a member.
 //! - `SOURCE_RANGES`: LPM trie, [`SourceRangeKey`] (service id, source prefix) → `u32` (1). Asked for
 //!   packets from an uplink and from pods when the frontend has [`Frontend::SOURCE_RANGES`]; no
 //!   match: dropped. The socket hooks leave such a frontend to the pod's device, where the client's
@@ -50,6 +52,9 @@
 //!   names it, and never changed: a change makes a new one.
 //! - `AFFINITY`: LRU hash, bpf, [`AffinityKey`] → [`Affinity`].
 //! - `SOCK_REVERSE`: LRU hash, bpf, [`SockKey`] → [`SockFrontend`]. What a socket thinks it talks to.
+//! - `GIVEN`: LRU hash, bpf, [`GivenKey`] → [`Given`]. Backends that connected UDP sockets were given:
+//!   the socket keeps sending there when the backend has gone, and [`prog::FROM_POD`] sends its
+//!   packets to another one.
 //!
 //! Order of writes so that no reader sees half an update. Add: `BACKENDS`, then the slot at index
 //! `count` (and `SET_MEMBERS`), then `BACKEND_SETS` with `count + 1`, then `FRONTENDS` if new.
@@ -87,8 +92,9 @@
 //!   Never asked: replies of flows that were allowed, ICMP errors about such flows, ARP, neighbour
 //!   discovery, and, for ingress, packets from the node itself ([`Remote::HOST`] in `IPCACHE`, which
 //!   user space sets for each address of the node).
-//! - `FLOWS`: LRU hash, bpf, [`FlowKey`] → [`Flow`]. Conntrack of each endpoint, one entry for both
-//!   directions. User space may delete expired entries and must delete those of a deleted endpoint.
+//! - `FLOWS`: hash, bpf, [`FlowKey`] → [`Flow`]. Conntrack of each endpoint, one entry for both
+//!   directions. Nothing alive is evicted: user space deletes expired entries, before there are none
+//!   left to take, and must delete those of a deleted endpoint.
 //!
 //! ## Uplinks (user writes, except the last two)
 //! - `UPLINKS`: hash, ifindex (`u32`) → [`Uplink`]: the addresses that packets leaving there get.
@@ -97,12 +103,12 @@
 //!   with the device's hardware address.
 //! - `NO_MASQUERADE`: LPM trie, [`Addr`] prefix → `u32` (1): destinations that see pods' own addresses.
 //!   Packets of local pods (`ENDPOINTS`) to any other address leave with the uplink's address.
-//! - `NAT`: LRU hash, bpf, [`Tuple`] → [`Nat`]. The packet's tuple as it arrives → the tuple it leaves
+//! - `NAT`: hash, bpf, [`Tuple`] → [`Nat`]. The packet's tuple as it arrives → the tuple it leaves
 //!   with. Every translation has two entries, one a direction: the second's key is the first's target
 //!   reversed. A connection from outside to a backend elsewhere is translated twice: its destination as
 //!   it arrives, its source as it leaves again (the stack drops what arrives with the node's own
-//!   source address). User space may delete expired entries, and on removal of a backend those of UDP
-//!   flows whose `backend` is its id.
+//!   source address). Nothing alive is evicted; user space deletes expired entries. A UDP flow whose
+//!   backend is no member of its set any more is given another one with its next packet.
 //!   For that path to work the uplink needs forwarding on and `send_redirects` off.
 //! - `FRAGMENTS`: LRU hash, bpf, [`FragmentKey`] → [`FragmentPorts`]: ports of a datagram's first fragment.
 //!
@@ -112,7 +118,10 @@
 //! - `FORWARDS`: per-CPU array of [`forward::COUNT`], bpf, path → [`DropCount`]: what was passed on.
 //!
 //! # Programs
-//! See [`prog`]: socket hooks are `cgroup_sock_addr` programs for the node's cgroup2 directory; the
+//! See [`prog`]: socket hooks are `cgroup_sock_addr` programs, one set for the node's cgroup2 directory
+//! ([`prog::SOCKET`]), one for the root of the hierarchy ([`prog::ROOT_SOCKET`]), which acts for the
+//! node's network namespace alone and only with [`Config::AT_ROOT`]; then the first set leaves that
+//! namespace to it, so that a socket below both is asked about once. The
 //! others are `classifier` programs. [`prog::FROM_POD`] goes to the ingress hook of a pod's host-side
 //! veth (packets leaving the pod), [`prog::TO_POD`] to its egress hook, [`prog::FROM_UPLINK`] and
 //! [`prog::TO_UPLINK`] to ingress and egress of each uplink. A program that has nothing to say
@@ -130,6 +139,7 @@ mod nat;
 mod policy;
 mod ring;
 mod service;
+mod steer;
 
 pub use addr::{Addr, Port, Tuple};
 pub use announce::{Announced, AnnouncedKey};
@@ -143,6 +153,7 @@ pub use service::{
     Affinity, AffinityKey, Backend, BackendSet, Frontend, FrontendKey, MemberKey, NodeAddr,
     SlotKey, SockFrontend, SockKey, SourceRangeKey,
 };
+pub use steer::{Given, GivenKey, NetnsCookie};
 
 /// Facts about the node that programs need. See `CONFIG` in the crate's doc.
 #[repr(C)]
@@ -159,8 +170,10 @@ pub struct Config {
 }
 
 impl Config {
+    /// [`prog::ROOT_SOCKET`] are attached and serve the node's network namespace.
+    pub const AT_ROOT: u32 = 1;
     /// Bytes that user space finds in a map written by another layout differ here: bump on change.
-    pub const LAYOUT: u32 = 2;
+    pub const LAYOUT: u32 = 3;
     /// Default of `nat_port_min`: above the kernel's default ephemeral range.
     pub const NAT_PORT_MIN: u16 = 61000;
     /// Default of `nat_port_max`.
@@ -180,6 +193,7 @@ pub mod map {
     pub const RING_PLACES: &str = "RING_PLACES";
     pub const AFFINITY: &str = "AFFINITY";
     pub const SOCK_REVERSE: &str = "SOCK_REVERSE";
+    pub const GIVEN: &str = "GIVEN";
     pub const ENDPOINTS: &str = "ENDPOINTS";
     pub const IPCACHE: &str = "IPCACHE";
     pub const POLICY: &str = "POLICY";
@@ -206,6 +220,7 @@ pub mod map {
         RING_PLACES,
         AFFINITY,
         SOCK_REVERSE,
+        GIVEN,
         ENDPOINTS,
         IPCACHE,
         POLICY,
@@ -231,6 +246,8 @@ pub mod prog {
     pub const RECVMSG6: &str = "recvmsg6";
     pub const GETPEERNAME4: &str = "getpeername4";
     pub const GETPEERNAME6: &str = "getpeername6";
+    pub const BIND4: &str = "bind4";
+    pub const BIND6: &str = "bind6";
     pub const FROM_POD: &str = "from_pod";
     pub const TO_POD: &str = "to_pod";
     pub const FROM_UPLINK: &str = "from_uplink";
@@ -246,6 +263,21 @@ pub mod prog {
         RECVMSG6,
         GETPEERNAME4,
         GETPEERNAME6,
+        BIND4,
+        BIND6,
+    ];
+    /// The same for the root of the cgroup2 hierarchy.
+    pub const ROOT_SOCKET: &[&str] = &[
+        "root_connect4",
+        "root_connect6",
+        "root_sendmsg4",
+        "root_sendmsg6",
+        "root_recvmsg4",
+        "root_recvmsg6",
+        "root_getpeername4",
+        "root_getpeername6",
+        "root_bind4",
+        "root_bind6",
     ];
     /// The `classifier` programs.
     pub const TC: &[&str] = &[FROM_POD, TO_POD, FROM_UPLINK, TO_UPLINK];

@@ -16,9 +16,25 @@ pub struct Nat {
     pub state: u16,
     /// The Service's backend, 0 for masquerade.
     pub backend: u32,
+    /// The set the backend must be a member of for a UDP flow to stay with it; 0: any.
+    pub set: u32,
+    pad: u32,
 }
 
 impl Nat {
+    #[inline(always)]
+    pub const fn new(to: Tuple, flags: u16, backend: u32, set: u32, expires: u64) -> Nat {
+        Nat {
+            expires,
+            to,
+            flags,
+            state: 0,
+            backend,
+            set,
+            pad: 0,
+        }
+    }
+
     /// The entry is for the answers; without it: for the initiator's packets.
     pub const REPLY: u16 = 1;
     /// The flow is masquerade, not a Service.
@@ -68,4 +84,4 @@ pub struct FragmentPorts {
     pub dport: Port,
 }
 
-crate::wire! { Nat = 56, Uplink = 36, FragmentKey = 40, FragmentPorts = 4 }
+crate::wire! { Nat = 64, Uplink = 36, FragmentKey = 40, FragmentPorts = 4 }

@@ -1,6 +1,6 @@
 //! Pods, who their peers are, what they may do, what they are doing.
 
-use crate::{Addr, Port};
+use crate::{Addr, NetnsCookie, Port};
 
 /// Directions, seen from the pod.
 pub mod direction {
@@ -37,6 +37,8 @@ pub struct Endpoint {
     pub flags: u32,
     /// Changes whenever flows must be judged again.
     pub epoch: u32,
+    /// The pod's network namespace.
+    pub netns: NetnsCookie,
 }
 
 impl Endpoint {
@@ -234,7 +236,7 @@ impl Flow {
 }
 
 crate::wire! {
-    Endpoint = 28, Remote = 8, PolicyKey = 16, PolicyVerdict = 8, FlowKey = 28, Flow = 16,
+    Endpoint = 36, Remote = 8, PolicyKey = 16, PolicyVerdict = 8, FlowKey = 28, Flow = 16,
 }
 
 #[cfg(test)]

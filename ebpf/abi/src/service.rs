@@ -23,6 +23,12 @@ impl FrontendKey {
         }
     }
 
+    /// Stands for all ports of an address: a ClusterIP.
+    #[inline(always)]
+    pub const fn address(addr: Addr) -> FrontendKey {
+        FrontendKey::new(addr, Port::new(0), 0)
+    }
+
     /// The same NodePort on every address of the node in one family.
     #[inline(always)]
     pub const fn node_port(v4: bool, port: Port, proto: u8) -> FrontendKey {

@@ -45,8 +45,9 @@ pub fn of(bytes: &[u8], start: u32) -> u16 {
     !fold16(sum)
 }
 
+/// Folds a sum to 32 bits.
 #[inline(always)]
-fn fold32(sum: u64) -> u32 {
+pub fn fold32(sum: u64) -> u32 {
     let sum = (sum & 0xffff_ffff) + (sum >> 32);
     ((sum & 0xffff_ffff) + (sum >> 32)) as u32
 }

@@ -173,7 +173,10 @@ fn judge<E: Env>(env: &E, endpoint: &Endpoint, headers: &Headers, way: u8, mode:
         endpoint.epoch,
         now + timeout(tuple.proto(), state),
     );
-    if env.set_flow(&key, &flow) {
+    // Without a policy and without translation nothing depends on the entry.
+    let needed =
+        mark != 0 || endpoint.flags & (Endpoint::ISOLATE_INGRESS | Endpoint::ISOLATE_EGRESS) != 0;
+    if env.set_flow(&key, &flow) || !needed {
         u32::from(state)
     } else {
         FULL

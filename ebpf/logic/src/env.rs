@@ -1,11 +1,23 @@
 //! What the logic reads and writes besides the packet.
 
+use crate::nat::Scratch;
+use crate::reject::Budget;
 use xebec_ebpf_abi::{
     Addr, Affinity, AffinityKey, Announced, AnnouncedKey, Backend, BackendSet, Config, DropReason,
-    Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, MemberKey, Nat,
-    NodeAddr, PolicyKey, PolicyVerdict, Remote, Rings, SlotKey, SockFrontend, SockKey,
-    SourceRangeKey, Tuple, Uplink,
+    Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, Given, GivenKey,
+    MemberKey, Nat, NodeAddr, PolicyKey, PolicyVerdict, Remote, Rings, SlotKey, SockFrontend,
+    SockKey, SourceRangeKey, Tuple, Uplink,
 };
+
+/// What became of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    Written,
+    /// There is an entry already, and a new one was asked for.
+    Exists,
+    /// The map took no entry.
+    Full,
+}
 
 /// Maps, clock and dice. In the kernel a call is a helper call; in tests it is a `HashMap`.
 pub trait Env {
@@ -29,6 +41,8 @@ pub trait Env {
     /// False when the map took no entry.
     fn set_sock_frontend(&self, key: &SockKey, value: &SockFrontend) -> bool;
     fn remove_sock_frontend(&self, key: &SockKey);
+    fn given(&self, key: &GivenKey) -> Option<Given>;
+    fn set_given(&self, key: &GivenKey, value: &Given);
 
     fn endpoint(&self, addr: &Addr) -> Option<Endpoint>;
     fn remote(&self, addr: &Addr) -> Option<Remote>;
@@ -47,8 +61,14 @@ pub trait Env {
     fn keeps_pod_source(&self, dst: &Addr) -> bool;
     /// Runs `f` on the entry in place.
     fn with_nat<R>(&self, key: &Tuple, f: impl FnOnce(&mut Nat) -> R) -> Option<R>;
-    /// False when the map took no entry; `only_new`: also when there is one.
-    fn set_nat(&self, key: &Tuple, value: &Nat, only_new: bool) -> bool;
+    /// `only_new`: an entry that is there already stays.
+    fn set_nat(&self, key: &Tuple, value: &Nat, only_new: bool) -> Stored;
+    fn remove_nat(&self, key: &Tuple);
+    /// Runs `f` on this CPU's space to put entries together in.
+    fn with_scratch<R>(&self, f: impl FnOnce(&mut Scratch) -> R) -> Option<R>;
+
+    /// Runs `f` on this CPU's budget of ICMP errors.
+    fn with_budget<R>(&self, f: impl FnOnce(&mut Budget) -> R) -> Option<R>;
 
     /// Counts a drop of `bytes`.
     fn dropped(&self, reason: DropReason, bytes: u32);

@@ -17,10 +17,12 @@ pub mod packet;
 pub mod parse;
 pub mod pod;
 pub mod policy;
+pub mod reject;
 pub mod rewrite;
 pub mod service;
 pub mod socket;
+pub mod steer;
 pub mod uplink;
 
-pub use env::Env;
+pub use env::{Env, Stored};
 pub use packet::Packet;

@@ -113,6 +113,17 @@ plain! {
         len: u8,
         mac: [u8; 6],
     }
+    struct TcpHeader = 20 {
+        sport: u16,
+        dport: u16,
+        seq: u32,
+        ack: u32,
+        data_offset: u8,
+        flags: u8,
+        window: u16,
+        checksum: u16,
+        urgent: u16,
+    }
     /// The start of ICMP and ICMPv6; `id` counts for echo only.
     struct IcmpStart = 8 {
         kind: u8,

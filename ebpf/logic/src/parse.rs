@@ -2,6 +2,7 @@
 
 use crate::checksum;
 use crate::packet::{IcmpStart, Ipv4Header, Ipv6Extension, Ipv6Header, Packet, Ports, TcpStart};
+use crate::service::Chosen;
 use xebec_ebpf_abi::{Addr, DropReason, Port, Tuple, proto};
 
 /// Ethernet without tags.
@@ -87,6 +88,8 @@ pub struct Headers {
     pub tuple: Tuple,
     /// What the tuple is to become, once that is decided.
     pub to: Tuple,
+    /// The backend that was chosen for a new flow.
+    pub backend: Chosen,
     pub src: Addr,
     pub dst: Addr,
     pub proto: u8,
@@ -318,6 +321,7 @@ impl Headers {
     pub const EMPTY: Headers = Headers {
         tuple: NO_TUPLE,
         to: NO_TUPLE,
+        backend: Chosen::NONE,
         src: Addr::ANY,
         dst: Addr::ANY,
         proto: 0,
@@ -346,7 +350,7 @@ impl Headers {
 }
 
 const NONE: Port = Port::from_raw(0);
-const NO_TUPLE: Tuple = Tuple::new(Addr::ANY, NONE, Addr::ANY, NONE, 0);
+pub(crate) const NO_TUPLE: Tuple = Tuple::new(Addr::ANY, NONE, Addr::ANY, NONE, 0);
 
 /// Reads a packet whose IP header is at [`L3`]. A later fragment comes back with zero ports and
 /// [`Fragment::Later`]: see [`crate::conntrack::fragment`].

@@ -10,9 +10,13 @@ use crate::env::Env;
 use crate::nat::{self, Owner};
 use crate::packet::Packet;
 use crate::parse::{self, ETH_ARP, ETH_IPV4, ETH_IPV6, Fragment, Headers, Kind, V4, V6};
+use crate::reject::{self, Resize};
 use crate::rewrite::rewrite;
 use crate::service;
-use xebec_ebpf_abi::{Addr, AffinityKey, DropReason, Endpoint, Flow, FlowKey, direction, forward};
+use crate::steer;
+use xebec_ebpf_abi::{
+    Addr, DropReason, Endpoint, Flow, FlowKey, FrontendKey, Nat, direction, forward,
+};
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +32,7 @@ pub enum Verdict {
 
 /// A packet left a pod through the device `ifindex`. `ethertype` in host order.
 #[inline(always)]
-pub fn leaves<E: Env, P: Packet>(
+pub fn leaves<E: Env, P: Resize>(
     env: &E,
     packet: P,
     headers: &mut Headers,
@@ -40,7 +44,11 @@ pub fn leaves<E: Env, P: Packet>(
         Err(reason) => return refuse(env, packet, reason),
     };
     if is_ip && let Err(reason) = leaving(env, packet, headers, ifindex) {
-        return refuse(env, packet, reason);
+        let back = turn_back(env, packet, headers, reason, Verdict::Peer(ifindex));
+        // Another way to the pod would be under the policy for what it has not asked for.
+        let direct =
+            own(env, &headers.src, ifindex).is_some_and(|e| e.flags & Endpoint::DIRECT != 0);
+        return if direct { back } else { Verdict::Drop(reason) };
     }
     env.forwarded(forward::FROM_POD, packet.len());
     if is_ip {
@@ -117,6 +125,23 @@ pub fn refuse<E: Env, P: Packet>(env: &E, packet: P, reason: DropReason) -> Verd
     Verdict::Drop(reason)
 }
 
+/// Counts a drop, and answers it where a Service's client is to be told at once.
+#[inline(always)]
+pub fn turn_back<E: Env, P: Resize>(
+    env: &E,
+    packet: P,
+    headers: &Headers,
+    reason: DropReason,
+    back: Verdict,
+) -> Verdict {
+    env.dropped(reason, packet.len());
+    if reject::is_answered(reason) && reject::turn(env, packet, headers) {
+        back
+    } else {
+        Verdict::Drop(reason)
+    }
+}
+
 #[inline(always)]
 fn own<E: Env>(env: &E, addr: &Addr, ifindex: u32) -> Option<Endpoint> {
     env.endpoint(addr).filter(|e| e.ifindex == ifindex)
@@ -134,13 +159,27 @@ fn leaving<E: Env, P: Packet>(
     }
     let endpoint = own(env, &headers.src, ifindex).ok_or(DropReason::SpoofedSource)?;
     conntrack::fragment(env, headers)?;
-    let state = conntrack::admit(env, &endpoint, headers, direction::EGRESS, KNOWN_ONLY)?;
+    let mut state = conntrack::admit(env, &endpoint, headers, direction::EGRESS, KNOWN_ONLY)?;
+    headers.to = headers.tuple;
+    let steered = steer::check(env, &endpoint, headers);
+    if steered == steer::GONE {
+        return Err(DropReason::BackendGone);
+    }
+    if steered != steer::STAYS {
+        state = UNKNOWN;
+    }
     if state != UNKNOWN && state & Flow::TRANSLATED == 0 {
         return Ok(());
     }
     let itself = headers.src;
     let mut mark = 0;
-    translate(env, &endpoint, headers, state == UNKNOWN)?;
+    match translate(env, &endpoint, headers, state == UNKNOWN) {
+        // The socket has been told that it is connected: it waits.
+        Err(DropReason::NoBackend | DropReason::NoLocalBackend) if steered == steer::ELSEWHERE => {
+            return Err(DropReason::BackendGone);
+        }
+        outcome => outcome?,
+    }
     if headers.to != headers.tuple {
         apply(packet, headers)?;
         mark = Flow::TRANSLATED;
@@ -179,7 +218,8 @@ pub fn apply<P: Packet>(packet: P, headers: &mut Headers) -> Result<(), DropReas
 }
 
 /// Says in `headers.to` what a packet of a pod has to become, because its flow does, or (`may_be_new`)
-/// because it is for a Service that the socket hooks have not seen.
+/// because it is for a Service that the socket hooks have not seen. `headers.to` is what it is for: its
+/// own tuple, or with a Service in place of a backend that has gone.
 #[inline(never)]
 fn translate<E: Env>(
     env: &E,
@@ -188,10 +228,15 @@ fn translate<E: Env>(
     may_be_new: bool,
 ) -> Result<(), DropReason> {
     let now = env.now();
-    headers.to = headers.tuple;
-    if nat::lookup(env, headers, now).is_none() {
+    // A masqueraded flow is one that left when its destination was no Service yet.
+    let known = nat::lookup(env, headers, now);
+    if known.is_none_or(|flags| flags & Nat::MASQUERADE != 0) {
+        if known.is_some() && headers.to.src != headers.tuple.src {
+            headers.to = headers.tuple;
+        }
         let has_ports = matches!(headers.kind, Kind::Tcp | Kind::Ports);
         if !may_be_new || !has_ports || headers.fragment == Fragment::Later {
+            headers.to = headers.tuple;
             return Ok(());
         }
         choose(env, headers, now)?;
@@ -217,19 +262,20 @@ fn translate<E: Env>(
 /// Finds the Service the packet is for, and a backend, and remembers the translation to it.
 #[inline(always)]
 fn choose<E: Env>(env: &E, headers: &mut Headers, now: u64) -> Result<(), DropReason> {
-    let (from, to) = (&headers.tuple, &mut headers.to);
-    let Some(frontend) = service::find(env, from.dst, from.dport, from.proto(), false) else {
-        return Ok(());
+    let (asked, proto) = (&headers.to, headers.tuple.proto());
+    let Some(frontend) = service::find(env, asked.dst, asked.dport, proto, false) else {
+        return if env.frontend(&FrontendKey::address(asked.dst)).is_some() {
+            Err(DropReason::NoServicePort)
+        } else {
+            Ok(())
+        };
     };
     if !service::admits(env, &frontend, &from.src) {
         return Err(DropReason::SourceRange);
     }
     let set = frontend.internal;
-    let client = AffinityKey::address(from.src, set);
-    let chosen = service::choose(env, &frontend, set, client, service::spread(from))?;
-    *to = *from;
-    to.dst = chosen.backend.addr;
-    to.dport = chosen.backend.port;
+    service::assign(env, &frontend, set, headers)?;
+    let (from, to) = (&headers.tuple, &mut headers.to);
     if to.dst == from.src {
         // The pod would answer itself without its answer ever being seen here.
         to.src = from.dst;
@@ -237,12 +283,14 @@ fn choose<E: Env>(env: &E, headers: &mut Headers, now: u64) -> Result<(), DropRe
     if to.dport != from.dport && !nat::has_ports(from.proto()) {
         return Err(DropReason::ProtocolUnsupported);
     }
+    if *to == *from {
+        // A backend that came back to its address.
+        return Ok(());
+    }
     let owner = Owner {
         flags: 0,
-        backend: chosen.id,
+        backend: headers.backend.id,
+        set,
     };
-    if !nat::remember(env, from, to, owner, now) {
-        return Err(DropReason::NatPortExhausted);
-    }
-    Ok(())
+    nat::remember(env, from, to, owner, now)
 }

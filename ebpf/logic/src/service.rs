@@ -59,6 +59,79 @@ pub struct Chosen {
     pub backend: Backend,
 }
 
+impl Chosen {
+    pub const NONE: Chosen = Chosen {
+        id: 0,
+        backend: Backend::new(Addr::ANY, Port::new(0), 0),
+    };
+}
+
+/// What [`assign`] answers, as plain numbers: see `conntrack::judge`.
+const ASSIGNED: u32 = 0;
+const NO_BACKEND: u32 = 1;
+const NO_LOCAL_BACKEND: u32 = 2;
+
+/// Chooses a backend of `set` for the flow that a packet starts: `headers.to` leads to it,
+/// `headers.backend` is it.
+#[inline(always)]
+pub fn assign<E: Env>(
+    env: &E,
+    frontend: &Frontend,
+    set: u32,
+    headers: &mut Headers,
+) -> Result<(), DropReason> {
+    match assign_in(env, frontend, set, headers) {
+        ASSIGNED => Ok(()),
+        NO_LOCAL_BACKEND => Err(DropReason::NoLocalBackend),
+        _ => Err(DropReason::NoBackend),
+    }
+}
+
+/// The same for a packet from outside.
+#[inline(always)]
+pub fn assign_outside<E: Env>(
+    env: &E,
+    frontend: &Frontend,
+    set: u32,
+    headers: &mut Headers,
+) -> Result<(), DropReason> {
+    match assign_outside_in(env, frontend, set, headers) {
+        ASSIGNED => Ok(()),
+        NO_LOCAL_BACKEND => Err(DropReason::NoLocalBackend),
+        _ => Err(DropReason::NoBackend),
+    }
+}
+
+/// A function of its own in the kernel too, so that what it needs of the stack is free again when the
+/// choice is remembered.
+#[inline(never)]
+fn assign_in<E: Env>(env: &E, frontend: &Frontend, set: u32, headers: &mut Headers) -> u32 {
+    let client = AffinityKey::address(headers.tuple.src, set);
+    let chosen = choose(env, frontend, set, client, spread(&headers.tuple));
+    take(headers, chosen)
+}
+
+#[inline(never)]
+fn assign_outside_in<E: Env>(env: &E, frontend: &Frontend, set: u32, headers: &mut Headers) -> u32 {
+    let chosen = choose_outside(env, frontend, set, headers);
+    take(headers, chosen)
+}
+
+#[inline(always)]
+fn take(headers: &mut Headers, chosen: Result<Chosen, DropReason>) -> u32 {
+    match chosen {
+        Ok(chosen) => {
+            headers.to = headers.tuple;
+            headers.to.dst = chosen.backend.addr;
+            headers.to.dport = chosen.backend.port;
+            headers.backend = chosen;
+            ASSIGNED
+        }
+        Err(DropReason::NoLocalBackend) => NO_LOCAL_BACKEND,
+        Err(_) => NO_BACKEND,
+    }
+}
+
 /// A slot may go between reading the count and reading it; then the count is read again.
 const TRIES: usize = 3;
 
@@ -117,9 +190,13 @@ fn pick<E: Env>(
     }
     let mut on_ring = maglev::backend(env, set, dice, ring);
     for _ in 0..TRIES {
-        let count = env.backend_set(set).map_or(0, |s| s.count);
+        let (count, flags) = env.backend_set(set).map_or((0, 0), |s| (s.count, s.flags));
         if count == 0 {
-            return Err(DropReason::NoBackend);
+            return Err(if flags & BackendSet::DROP_WHEN_EMPTY != 0 {
+                DropReason::NoLocalBackend
+            } else {
+                DropReason::NoBackend
+            });
         }
         let id = if on_ring != 0 {
             on_ring
@@ -165,13 +242,6 @@ fn remembered<E: Env>(
         id: affinity.backend,
         backend,
     })
-}
-
-/// Whether an empty set answers with silence.
-#[inline(always)]
-pub fn is_silent<E: Env>(env: &E, set: u32) -> bool {
-    env.backend_set(set)
-        .is_some_and(|s| s.flags & BackendSet::DROP_WHEN_EMPTY != 0)
 }
 
 /// Dice for a packet: the same for all packets of a flow, so that one whose entry was evicted finds

@@ -4,7 +4,8 @@
 use crate::env::Env;
 use crate::service::{self, Chosen};
 use xebec_ebpf_abi::{
-    Addr, AffinityKey, DropReason, Frontend, Port, SockFrontend, SockKey, forward, proto,
+    Addr, AffinityKey, Config, DropReason, Frontend, FrontendKey, Given, GivenKey, NetnsCookie,
+    NodeAddr, Port, SockFrontend, SockKey, forward, proto,
 };
 
 /// The socket that asks.
@@ -23,10 +24,68 @@ pub enum Action {
     Refuse(DropReason),
 }
 
+/// Where a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The node's cgroup directory.
+    Node,
+    /// The root of the hierarchy.
+    Root,
+}
+
+/// Whether the program at `place` is the one that serves sockets of the network namespace. The root's
+/// serves the node's own, whatever cgroup they are in, once it is said to be attached; the node's serves
+/// all others below it.
+#[inline(always)]
+pub fn serves<E: Env>(env: &E, place: Place, netns: u64) -> bool {
+    let roots = env
+        .config()
+        .is_some_and(|c| c.flags & Config::AT_ROOT != 0 && c.node_netns_cookie == netns);
+    match place {
+        Place::Root => roots,
+        Place::Node => !roots,
+    }
+}
+
+/// The socket binds to an address of its own. Where NodePorts and host ports are served no process of
+/// the node may listen: it would never see a packet, and the Service would lose what is on its way.
+#[inline(always)]
+pub fn bind<E: Env>(env: &E, socket: &Socket, addr: Addr, port: Port) -> Action {
+    if port.raw() == 0 || !is_node(env, socket.netns) {
+        return Action::Pass;
+    }
+    let is_taken = |key: &FrontendKey| {
+        env.frontend(key)
+            .is_some_and(|f| f.flags & Frontend::EXTERNAL != 0)
+    };
+    let on_all = |v4| is_taken(&FrontendKey::node_port(v4, port, socket.proto));
+    let taken = if addr == Addr::ANY {
+        // A socket of both families.
+        on_all(true) || on_all(false)
+    } else if addr == Addr::ANY_V4 || addr.is_loopback() {
+        on_all(addr.is_v4())
+    } else {
+        let own = env
+            .node_addr(&addr)
+            .is_some_and(|a| a.flags & NodeAddr::NODEPORT != 0);
+        own && (on_all(addr.is_v4()) || is_taken(&FrontendKey::new(addr, port, socket.proto)))
+    };
+    if taken {
+        Action::Refuse(DropReason::PortReserved)
+    } else {
+        Action::Pass
+    }
+}
+
+#[inline(always)]
+fn is_node<E: Env>(env: &E, netns: u64) -> bool {
+    env.config().is_some_and(|c| c.node_netns_cookie == netns)
+}
+
 /// The socket connects.
 #[inline(always)]
 pub fn connect<E: Env>(env: &E, socket: &Socket, addr: Addr, port: Port) -> Action {
-    let action = translate(env, socket, addr, port);
+    let action = translate(env, socket, addr, port, true);
     if action == Action::Pass && socket.proto == proto::UDP {
         // The socket may have talked to a Service of the same backend before.
         env.remove_sock_frontend(&SockKey::new(socket.cookie, addr, port));
@@ -37,7 +96,7 @@ pub fn connect<E: Env>(env: &E, socket: &Socket, addr: Addr, port: Port) -> Acti
 /// The socket sends a datagram without being connected.
 #[inline(always)]
 pub fn send<E: Env>(env: &E, socket: &Socket, addr: Addr, port: Port) -> Action {
-    translate(env, socket, addr, port)
+    translate(env, socket, addr, port, false)
 }
 
 /// The socket is told whom it received from or is connected to.
@@ -50,15 +109,17 @@ pub fn peer<E: Env>(env: &E, socket: &Socket, addr: Addr, port: Port) -> Action 
 }
 
 #[inline(always)]
-fn translate<E: Env>(env: &E, socket: &Socket, addr: Addr, port: Port) -> Action {
+fn translate<E: Env>(env: &E, socket: &Socket, addr: Addr, port: Port, connects: bool) -> Action {
     if socket.proto != proto::TCP && socket.proto != proto::UDP {
         return Action::Pass;
     }
-    let from_node = env
-        .config()
-        .is_some_and(|c| c.node_netns_cookie == socket.netns);
+    let from_node = is_node(env, socket.netns);
     let Some(frontend) = service::find(env, addr, port, socket.proto, from_node) else {
-        return Action::Pass;
+        return if env.frontend(&FrontendKey::address(addr)).is_some() {
+            Action::Refuse(DropReason::NoServicePort)
+        } else {
+            Action::Pass
+        };
     };
     if frontend.flags & Frontend::SOURCE_RANGES != 0 {
         if !from_node {
@@ -70,7 +131,18 @@ fn translate<E: Env>(env: &E, socket: &Socket, addr: Addr, port: Port) -> Action
         }
     }
     match pick(env, socket, &frontend) {
-        Ok(chosen) => remember(env, socket, addr, port, &frontend, &chosen),
+        Ok(chosen) => {
+            if connects && socket.proto == proto::UDP {
+                // What `steer` needs when the backend goes. A datagram without a connection is given
+                // one when it is sent.
+                let netns = NetnsCookie::new(socket.netns);
+                env.set_given(
+                    &GivenKey::new(netns, chosen.backend.addr, chosen.backend.port),
+                    &Given::new(addr, port, chosen.id),
+                );
+            }
+            remember(env, socket, addr, port, &frontend, &chosen)
+        }
         Err(reason) => Action::Refuse(reason),
     }
 }

@@ -7,6 +7,7 @@ use crate::nat::{self, Owner};
 use crate::packet::Packet;
 use crate::parse::{self, ETH_ARP, ETH_IPV4, ETH_IPV6, Fragment, Headers, Kind, V4, V6};
 use crate::pod::{self, Verdict};
+use crate::reject::Resize;
 use crate::service;
 use xebec_ebpf_abi::{Addr, Backend, DropReason, Flow, FlowKey, Frontend, Nat, direction, forward};
 
@@ -18,7 +19,7 @@ const UNTOUCHED: u32 = u32::MAX;
 
 /// A packet came in on the device `ifindex`. `ethertype` in host order.
 #[inline(always)]
-pub fn arrives<E: Env, P: Packet>(
+pub fn arrives<E: Env, P: Resize>(
     env: &E,
     packet: P,
     headers: &mut Headers,
@@ -52,7 +53,7 @@ pub fn arrives<E: Env, P: Packet>(
     }
     let plan = arriving(env, headers, ifindex);
     if let Err(reason) = act(env, packet, headers, plan) {
-        return pod::refuse(env, packet, reason);
+        return pod::turn_back(env, packet, headers, reason, Verdict::Out(ifindex));
     }
     pod::deliver(env, packet, headers)
 }
@@ -153,20 +154,20 @@ fn deliver<E: Env>(
         return Err(DropReason::SourceRange);
     }
     let set = frontend.external;
-    let chosen = service::choose_outside(env, frontend, set, headers)?;
-    let (from, to) = (&headers.tuple, &mut headers.to);
-    *to = *from;
-    to.dst = chosen.backend.addr;
-    to.dport = chosen.backend.port;
+    service::assign_outside(env, frontend, set, headers)?;
+    let (from, to, chosen) = (&headers.tuple, &mut headers.to, &headers.backend);
     if to.dport != from.dport && !nat::has_ports(from.proto()) {
         return Err(DropReason::ProtocolUnsupported);
     }
     let owner = Owner {
         flags: 0,
         backend: chosen.id,
+        set,
     };
-    if !nat::remember(env, from, to, owner, now) {
-        return Err(DropReason::NatPortExhausted);
+    nat::remember(env, from, to, owner, now)?;
+    if to.dst != chosen.backend.addr {
+        // Another CPU has chosen for the same flow, and remembers what it needs.
+        return Ok(());
     }
     if chosen.backend.flags & Backend::LOCAL == 0 {
         // The backend's node would answer the client directly: it must see this node as its client.
@@ -177,6 +178,8 @@ fn deliver<E: Env>(
         } else {
             uplink.v6
         };
+        // When the backend goes, it is the first entry that leads elsewhere.
+        let owner = Owner { set: 0, ..owner };
         nat::source(env, to, &mut leaving, owner, now)?;
     }
     Ok(())
@@ -236,6 +239,7 @@ fn departing<E: Env>(env: &E, headers: &mut Headers, ifindex: u32) -> Plan {
     let owner = Owner {
         flags: Nat::MASQUERADE,
         backend: 0,
+        set: 0,
     };
     headers.to = headers.tuple;
     headers.to.src = addr;

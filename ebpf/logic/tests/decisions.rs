@@ -97,7 +97,7 @@ proptest! {
         let fake = with_peers();
         rules.iter().for_each(|r| r.write(&fake));
         let flags = Endpoint::ISOLATE_INGRESS | Endpoint::ISOLATE_EGRESS;
-        let endpoint = Endpoint { id: POD, ifindex: 1, pod_mac: [0; 6], host_mac: [0; 6], flags, epoch: 1 };
+        let endpoint = Endpoint { id: POD, ifindex: 1, pod_mac: [0; 6], host_mac: [0; 6], flags, epoch: 1, netns: NetnsCookie::UNKNOWN };
         for (direction, peer, proto, port) in asked {
             let allowed = policy::allows(&fake, &endpoint, direction, &peer_addr(peer - 300), proto, Port::new(port));
             let expected = rules.iter().any(|r| r.matches(direction, peer, proto, port));
@@ -125,7 +125,7 @@ proptest! {
             let from = Tuple::new(Addr::v4([10, 0, 0, 1]), Port::new(1000 + n as u16), server, Port::new(80), proto::TCP);
             let mut to = from;
             to.src = node;
-            let owner = Owner { flags: Nat::MASQUERADE, backend: 0 };
+            let owner = Owner { flags: Nat::MASQUERADE, backend: 0, set: 0 };
             prop_assert!(nat::source(&fake, &from, &mut to, owner, 1).is_ok());
             prop_assert!((61000..=61999).contains(&to.sport.get()));
             prop_assert!(seen.insert(to.sport));
@@ -241,6 +241,7 @@ fn a_port_is_free_again_when_its_flow_has_expired() {
             Owner {
                 flags: 0,
                 backend: 0,
+                set: 0,
             },
             now,
         )
@@ -269,6 +270,7 @@ fn without_a_configuration_nothing_is_masqueraded() {
         Owner {
             flags: 0,
             backend: 0,
+            set: 0,
         },
         1,
     );

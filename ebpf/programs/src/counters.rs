@@ -5,6 +5,7 @@ use aya_ebpf::{
     maps::{Array, PerCpuArray},
 };
 use xebec_ebpf_abi::{Config, DropCount, DropReason, forward};
+use xebec_ebpf_logic::reject::Budget;
 
 #[map]
 static CONFIG: Array<Config> = Array::pinned(1, 0);
@@ -12,6 +13,17 @@ static CONFIG: Array<Config> = Array::pinned(1, 0);
 static DROPS: PerCpuArray<DropCount> = PerCpuArray::pinned(DropReason::COUNT, 0);
 #[map]
 static FORWARDS: PerCpuArray<DropCount> = PerCpuArray::pinned(forward::COUNT, 0);
+
+/// ICMP errors each CPU may still send.
+#[map]
+static ICMP_BUDGET: PerCpuArray<Budget> = PerCpuArray::with_max_entries(1, 0);
+
+#[inline(always)]
+pub fn with_budget<R>(f: impl FnOnce(&mut Budget) -> R) -> Option<R> {
+    let budget = ICMP_BUDGET.get_ptr_mut(0)?;
+    // SAFETY: the entry is this CPU's, and BPF programs do not migrate while they run.
+    Some(f(unsafe { &mut *budget }))
+}
 
 #[inline(always)]
 pub fn config() -> Option<Config> {

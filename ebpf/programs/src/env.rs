@@ -7,11 +7,11 @@ use aya_ebpf::{
 };
 use xebec_ebpf_abi::{
     Addr, Affinity, AffinityKey, Announced, AnnouncedKey, Backend, BackendSet, Config, DropReason,
-    Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, MemberKey, Nat,
-    NodeAddr, PolicyKey, PolicyVerdict, Remote, Rings, SlotKey, SockFrontend, SockKey,
-    SourceRangeKey, Tuple, Uplink,
+    Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, Given, GivenKey,
+    MemberKey, Nat, NodeAddr, PolicyKey, PolicyVerdict, Remote, Rings, SlotKey, SockFrontend,
+    SockKey, SourceRangeKey, Tuple, Uplink,
 };
-use xebec_ebpf_logic::Env;
+use xebec_ebpf_logic::{Env, Stored, nat::Scratch, reject::Budget};
 
 pub struct Kernel;
 
@@ -99,6 +99,16 @@ impl Env for Kernel {
     }
 
     #[inline(always)]
+    fn given(&self, key: &GivenKey) -> Option<Given> {
+        services::given(key)
+    }
+
+    #[inline(always)]
+    fn set_given(&self, key: &GivenKey, value: &Given) {
+        services::set_given(key, value);
+    }
+
+    #[inline(always)]
     fn endpoint(&self, addr: &Addr) -> Option<Endpoint> {
         pods::endpoint(addr)
     }
@@ -159,8 +169,23 @@ impl Env for Kernel {
     }
 
     #[inline(always)]
-    fn set_nat(&self, key: &Tuple, value: &Nat, only_new: bool) -> bool {
+    fn set_nat(&self, key: &Tuple, value: &Nat, only_new: bool) -> Stored {
         nat::set_nat(key, value, only_new)
+    }
+
+    #[inline(always)]
+    fn remove_nat(&self, key: &Tuple) {
+        nat::remove_nat(key);
+    }
+
+    #[inline(always)]
+    fn with_scratch<R>(&self, f: impl FnOnce(&mut Scratch) -> R) -> Option<R> {
+        nat::with_scratch(f)
+    }
+
+    #[inline(always)]
+    fn with_budget<R>(&self, f: impl FnOnce(&mut Budget) -> R) -> Option<R> {
+        counters::with_budget(f)
     }
 
     #[inline(always)]

@@ -4,16 +4,20 @@ use crate::env::lpm_key;
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST},
     macros::map,
-    maps::{HashMap, LpmTrie, LruHashMap},
+    maps::{HashMap, LpmTrie, PerCpuArray},
 };
 use xebec_ebpf_abi::{Addr, Nat, Tuple, Uplink};
+use xebec_ebpf_logic::{Stored, nat::Scratch};
 
 #[map]
 static UPLINKS: HashMap<u32, Uplink> = HashMap::pinned(256, BPF_F_NO_PREALLOC);
 #[map]
 static NO_MASQUERADE: LpmTrie<Addr, u32> = LpmTrie::pinned(4096, 0);
 #[map]
-static NAT: LruHashMap<Tuple, Nat> = LruHashMap::pinned(262_144, 0);
+static NAT: HashMap<Tuple, Nat> = HashMap::pinned(524_288, BPF_F_NO_PREALLOC);
+/// See `Scratch`.
+#[map]
+static NAT_SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
 // SAFETY of the `get`s: see services.rs.
 
@@ -35,7 +39,26 @@ pub fn with_nat<R>(key: &Tuple, f: impl FnOnce(&mut Nat) -> R) -> Option<R> {
 }
 
 #[inline(always)]
-pub fn set_nat(key: &Tuple, value: &Nat, only_new: bool) -> bool {
+pub fn set_nat(key: &Tuple, value: &Nat, only_new: bool) -> Stored {
+    const EEXIST: i64 = -17;
     let flags = if only_new { BPF_NOEXIST } else { BPF_ANY };
-    NAT.insert(key, value, u64::from(flags)).is_ok()
+    match NAT.insert(key, value, u64::from(flags)) {
+        Ok(()) => Stored::Written,
+        Err(code) if i64::from(code) == EEXIST => Stored::Exists,
+        Err(_) => Stored::Full,
+    }
+}
+
+#[inline(always)]
+pub fn with_scratch<R>(f: impl FnOnce(&mut Scratch) -> R) -> Option<R> {
+    let scratch = NAT_SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: programs that translate packets run with bottom halves off and do not nest: nobody else on
+    // this CPU has the entry, and no caller holds it while another does. Any bytes are a Scratch.
+    Some(f(unsafe { &mut *scratch }))
+}
+
+#[inline(always)]
+pub fn remove_nat(key: &Tuple) {
+    // User space may have been quicker.
+    let _ = NAT.remove(key);
 }

@@ -17,7 +17,7 @@ static IPCACHE: LpmTrie<Addr, Remote> = LpmTrie::pinned(524_288, 0);
 #[map]
 static POLICY: LpmTrie<PolicyKey, PolicyVerdict> = LpmTrie::pinned(524_288, 0);
 #[map]
-static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::pinned(131_072, 0);
+static FLOWS: HashMap<FlowKey, Flow> = HashMap::pinned(524_288, BPF_F_NO_PREALLOC);
 #[map]
 static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts> = LruHashMap::pinned(8192, 0);
 

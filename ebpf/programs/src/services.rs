@@ -7,8 +7,8 @@ use aya_ebpf::{
     maps::{HashMap, LpmTrie, LruHashMap},
 };
 use xebec_ebpf_abi::{
-    Addr, Affinity, AffinityKey, Backend, BackendSet, Frontend, FrontendKey, MemberKey, NodeAddr,
-    SlotKey, SockFrontend, SockKey, SourceRangeKey,
+    Addr, Affinity, AffinityKey, Backend, BackendSet, Frontend, FrontendKey, Given, GivenKey,
+    MemberKey, NodeAddr, SlotKey, SockFrontend, SockKey, SourceRangeKey,
 };
 
 #[map]
@@ -29,6 +29,8 @@ static NODE_ADDRS: HashMap<Addr, NodeAddr> = HashMap::pinned(1024, BPF_F_NO_PREA
 static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::pinned(65536, 0);
 #[map]
 static SOCK_REVERSE: LruHashMap<SockKey, SockFrontend> = LruHashMap::pinned(131_072, 0);
+#[map]
+static GIVEN: LruHashMap<GivenKey, Given> = LruHashMap::pinned(65536, 0);
 
 // SAFETY of every `get` below: the value is copied at once; without preallocation an entry that is
 // deleted meanwhile lives until the program ends, and in an LRU map at worst another flow's value is
@@ -94,4 +96,15 @@ pub fn set_sock_frontend(key: &SockKey, value: &SockFrontend) -> bool {
 pub fn remove_sock_frontend(key: &SockKey) {
     // Most sockets have no entry.
     let _ = SOCK_REVERSE.remove(key);
+}
+
+#[inline(always)]
+pub fn given(key: &GivenKey) -> Option<Given> {
+    unsafe { GIVEN.get(key) }.copied()
+}
+
+#[inline(always)]
+pub fn set_given(key: &GivenKey, value: &Given) {
+    // Without the entry the socket stays with its backend, as it would anywhere else.
+    let _ = GIVEN.insert(key, value, 0);
 }

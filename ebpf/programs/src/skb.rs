@@ -6,7 +6,7 @@ use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::generated::{
         bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_peer,
-        bpf_skb_load_bytes, bpf_skb_store_bytes,
+        bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
     },
     macros::{classifier, map},
     maps::PerCpuArray,
@@ -18,6 +18,7 @@ use xebec_ebpf_logic::{
     packet::Plain,
     parse::Headers,
     pod::{self, Verdict},
+    reject::Resize,
     uplink,
 };
 
@@ -147,5 +148,20 @@ impl Packet for Skb {
         }
         // SAFETY: the helper checks the offset.
         unsafe { bpf_l4_csum_replace(self.0.cast(), offset, 0, u64::from(diff), flags) == 0 }
+    }
+}
+
+impl Resize for Skb {
+    #[inline(always)]
+    fn set_len(&self, len: u32) -> bool {
+        // SAFETY: the helper checks the length.
+        unsafe { bpf_skb_change_tail(self.0.cast(), len, 0) == 0 }
+    }
+
+    #[inline(always)]
+    fn make_room(&self, bytes: u32) -> bool {
+        const BEHIND_LINK_HEADER: u32 = 1;
+        // SAFETY: the helper checks the length.
+        unsafe { bpf_skb_adjust_room(self.0.cast(), bytes as i32, BEHIND_LINK_HEADER, 0) == 0 }
     }
 }

@@ -8,10 +8,10 @@ use aya_ebpf::{
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use xebec_ebpf_abi::{Addr, Port};
+use xebec_ebpf_abi::{Addr, DropReason, Port};
 use xebec_ebpf_logic::{
     parse::{Family, V4, V6},
-    socket::{self, Action, Socket},
+    socket::{self, Action, Place, Socket},
 };
 
 /// See the abi crate: 0 on kernels without `bpf_set_retval`.
@@ -23,6 +23,8 @@ const REFUSE: i32 = 0;
 /// What connect(2) says when nobody listens: clients of Services without endpoints know it, and so do
 /// the kernel's own clients, which retry EPERM for ever.
 const ECONNREFUSED: i32 = 111;
+/// What bind(2) says of a port that is in use: programs know it, name the port, or try another one.
+const EADDRINUSE: i32 = 98;
 
 /// The address in a context, which the two families keep in different fields.
 trait Hook: Family {
@@ -71,6 +73,7 @@ impl Hook for V6 {
 #[inline(always)]
 fn run<H: Hook>(
     ctx: &SockAddrContext,
+    place: Place,
     decide: impl FnOnce(&Kernel, &Socket, Addr, Port) -> Action,
 ) -> i32 {
     let raw = ctx.sock_addr;
@@ -84,6 +87,9 @@ fn run<H: Hook>(
         let port = core::ptr::read_volatile(&raw const (*raw).user_port) as u16;
         (socket, H::read(raw), Port::from_raw(port))
     };
+    if !socket::serves(&Kernel, place, socket.netns) {
+        return PERMIT;
+    }
     match decide(&Kernel, &socket, addr, port) {
         Action::Pass => PERMIT,
         Action::Rewrite(addr, port) => {
@@ -97,73 +103,60 @@ fn run<H: Hook>(
         Action::Refuse(reason) => {
             counters::dropped(reason, 0);
             if SET_RETVAL.load() != 0 {
+                let errno = match reason {
+                    DropReason::PortReserved => EADDRINUSE,
+                    _ => ECONNREFUSED,
+                };
                 // SAFETY: a helper that takes a number.
-                unsafe { bpf_set_retval(-ECONNREFUSED) };
+                unsafe { bpf_set_retval(-errno) };
             }
             REFUSE
         }
     }
 }
 
-#[cgroup_sock_addr(connect4)]
-pub fn connect4(ctx: SockAddrContext) -> i32 {
-    run::<V4>(&ctx, |kernel, socket, addr, port| {
-        socket::connect(kernel, socket, addr, port)
-    })
+/// The programs of both places: one for each hook, in each.
+macro_rules! hooks {
+    ($($hook:ident: $family:ty, $node:ident, $root:ident => $run:ident $(($decide:path))?;)*) => {$(
+        #[cgroup_sock_addr($hook)]
+        pub fn $node(ctx: SockAddrContext) -> i32 {
+            $run::<$family>(&ctx, Place::Node $(, |kernel, socket, addr, port| $decide(kernel, socket, addr, port))?)
+        }
+
+        #[cgroup_sock_addr($hook)]
+        pub fn $root(ctx: SockAddrContext) -> i32 {
+            $run::<$family>(&ctx, Place::Root $(, |kernel, socket, addr, port| $decide(kernel, socket, addr, port))?)
+        }
+    )*};
 }
 
-#[cgroup_sock_addr(connect6)]
-pub fn connect6(ctx: SockAddrContext) -> i32 {
-    run::<V6>(&ctx, |kernel, socket, addr, port| {
-        socket::connect(kernel, socket, addr, port)
-    })
-}
-
-#[cgroup_sock_addr(sendmsg4)]
-pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
-    run::<V4>(&ctx, |kernel, socket, addr, port| {
-        socket::send(kernel, socket, addr, port)
-    })
-}
-
-#[cgroup_sock_addr(sendmsg6)]
-pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
-    run::<V6>(&ctx, |kernel, socket, addr, port| {
-        socket::send(kernel, socket, addr, port)
-    })
-}
-
-#[cgroup_sock_addr(recvmsg4)]
-pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
-    answer::<V4>(&ctx)
-}
-
-#[cgroup_sock_addr(recvmsg6)]
-pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
-    answer::<V6>(&ctx)
-}
-
-#[cgroup_sock_addr(getpeername4)]
-pub fn getpeername4(ctx: SockAddrContext) -> i32 {
-    answer::<V4>(&ctx)
-}
-
-#[cgroup_sock_addr(getpeername6)]
-pub fn getpeername6(ctx: SockAddrContext) -> i32 {
-    answer::<V6>(&ctx)
+hooks! {
+    connect4: V4, connect4, root_connect4 => run(socket::connect);
+    connect6: V6, connect6, root_connect6 => run(socket::connect);
+    sendmsg4: V4, sendmsg4, root_sendmsg4 => run(socket::send);
+    sendmsg6: V6, sendmsg6, root_sendmsg6 => run(socket::send);
+    bind4: V4, bind4, root_bind4 => run(socket::bind);
+    bind6: V6, bind6, root_bind6 => run(socket::bind);
+    recvmsg4: V4, recvmsg4, root_recvmsg4 => answer;
+    recvmsg6: V6, recvmsg6, root_recvmsg6 => answer;
+    getpeername4: V4, getpeername4, root_getpeername4 => answer;
+    getpeername6: V6, getpeername6, root_getpeername6 => answer;
 }
 
 /// These hooks may only permit.
 #[inline(always)]
-fn answer<H: Hook>(ctx: &SockAddrContext) -> i32 {
+fn answer<H: Hook>(ctx: &SockAddrContext, place: Place) -> i32 {
     let raw = ctx.sock_addr;
     // SAFETY: the context of the running program; helpers take it as it is.
     unsafe {
         let socket = Socket {
             cookie: bpf_get_socket_cookie(ctx.as_ptr()),
-            netns: 0,
+            netns: bpf_get_netns_cookie(ctx.as_ptr()),
             proto: core::ptr::read_volatile(&raw const (*raw).protocol) as u8,
         };
+        if !socket::serves(&Kernel, place, socket.netns) {
+            return PERMIT;
+        }
         let port = Port::from_raw(core::ptr::read_volatile(&raw const (*raw).user_port) as u16);
         if let Action::Rewrite(addr, port) = socket::peer(&Kernel, &socket, H::read(raw), port) {
             H::write(raw, addr);

@@ -17,7 +17,7 @@ use crate::bpf::layout::{self, Layouts};
 use crate::bpf::loader::{self, Hook, Pins, Programs};
 use crate::bpf::maps::Connections;
 use crate::bpf::replica::Replica;
-use crate::bpf::{gc, mount};
+use crate::bpf::{gc, links, mount};
 use crate::cni::{conflist, server};
 use crate::device::announce;
 use crate::device::netlink::Netlink;
@@ -32,8 +32,6 @@ use crate::{Config, Device, Error, MapFill, ProxyHealth, Status, fabric, inspect
 const GATHER: Duration = Duration::from_millis(5);
 /// How soon a failed round is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-/// How often expired connections are swept.
-const SWEEP: Duration = Duration::from_secs(30);
 /// How often the maps are read again and put right.
 const VERIFY: Duration = Duration::from_secs(300);
 
@@ -78,7 +76,9 @@ impl Dataplane {
         let (pins, layouts) = (Pins::new(&config.pin_dir, config.layout.number), Layouts::new(&config.state_dir));
         let others_run = layouts.prepare(&config.layout, &pins)?;
         let (programs, mut maps, connections) = Programs::load(pins.clone())?;
-        maps.configure(facts()?)?;
+        // One of the two sets of hooks serves the node's own sockets at any time: see `abi::Config`.
+        let at_root = programs.is_at_root(&links::cgroup_root(&config.cgroup));
+        maps.configure(facts(at_root)?)?;
         let mut engine = Engine::new(&config.node_name, config.maglev_size, programs, maps)?;
         if others_run {
             engine.start_above_other_layouts();
@@ -143,7 +143,7 @@ impl Dataplane {
         let questions = server::bind(&inspect::path(&self.config.cni_socket))?;
         tasks.spawn(inspect::serve(self.clone(), questions, cancel.clone()));
         tasks.spawn(crate::keeper::keep(self.clone(), cancel.clone()));
-        let mut sweep = tokio::time::interval(SWEEP);
+        let mut sweep = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
         let mut verify = tokio::time::interval_at(tokio::time::Instant::now() + VERIFY, VERIFY);
         let mut settled = true;
         let mut rested = tokio::time::Instant::now();
@@ -160,8 +160,10 @@ impl Dataplane {
                     }
                 }
                 () = tokio::time::sleep(RETRY), if !settled => {}
-                _ = sweep.tick() => {
+                () = &mut sweep => {
                     tasks.spawn(self.clone().sweep());
+                    let interval = self.engine.lock().sweep_interval();
+                    sweep.as_mut().reset(tokio::time::Instant::now() + interval);
                     continue;
                 }
                 Some(_) = tasks.join_next() => continue,
@@ -281,11 +283,11 @@ impl Dataplane {
 
     /// Deletes connections that count no more. Many map reads: off the runtime's threads, outside the engine's lock.
     async fn sweep(self: Arc<Self>) {
-        let Some((endpoints, backends)) = self.engine.lock().alive() else {
+        let Some(endpoints) = self.engine.lock().alive() else {
             return;
         };
         let connections = self.connections.clone();
-        let sweep = move || gc::sweep(&mut connections.lock(), gc::now(), &endpoints, &backends);
+        let sweep = move || gc::sweep(&mut connections.lock(), gc::now(), &endpoints);
         match tokio::task::spawn_blocking(sweep).await {
             Ok(swept) => self.engine.lock().swept = swept,
             Err(error) => tracing::error!(%error, "the connection maps could not be swept"),
@@ -434,10 +436,15 @@ fn forward_v6(sysctls: &Sysctls) -> Result<(), Error> {
 }
 
 /// What programs must know before they are attached.
-fn facts() -> Result<abi::Config, Error> {
+fn facts(at_root: bool) -> Result<abi::Config, Error> {
     let cookie = loader::netns_cookie().map_err(Error::netlink("read the cookie of the network namespace (kernel 5.14 or later)"))?;
     let (min, max) = nat_ports();
-    Ok(abi::Config { node_netns_cookie: cookie, nat_port_min: min, nat_port_max: max, flags: 0 })
+    Ok(abi::Config {
+        node_netns_cookie: cookie,
+        nat_port_min: min,
+        nat_port_max: max,
+        flags: if at_root { abi::Config::AT_ROOT } else { 0 },
+    })
 }
 
 /// Ports for translated sources: above the range the node's own sockets take theirs from, else below it and
@@ -466,6 +473,14 @@ fn nat_ports() -> (u16, u16) {
 /// Attaches everything and sees that sockets are seen.
 fn attach(engine: &mut Engine, config: &Config, pod_devices: &[(String, u32)]) -> Result<(), Error> {
     engine.attach_all(&config.cgroup, pod_devices)?;
+    let root = links::cgroup_root(&config.cgroup);
+    if root != config.cgroup {
+        let attached = engine.programs.attach_root_sockets(&root);
+        if let Err(error) = &attached {
+            tracing::warn!(%error, cgroup = %config.cgroup.display(), "Services are reached only by processes of the node below this cgroup");
+        }
+        engine.maps.configure(facts(attached.is_ok())?)?;
+    }
     if config.verify_hooks {
         selftest::run(&mut engine.maps, &config.cgroup)?;
     }

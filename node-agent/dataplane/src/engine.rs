@@ -345,11 +345,15 @@ impl Engine {
         errors
     }
 
-    /// Endpoints and backends that connections may belong to; none before the full sync, when they may only be
-    /// unknown.
-    pub fn alive(&self) -> Option<(BTreeSet<u32>, BTreeSet<u32>)> {
-        let backends = || self.state.services.tables.backends.have().keys().copied().collect();
-        self.unsynced().is_empty().then(|| (self.state.policies.endpoint_ids(), backends()))
+    /// Endpoints that connections may belong to; none before the full sync, when they may only be unknown.
+    pub fn alive(&self) -> Option<BTreeSet<u32>> {
+        self.unsynced().is_empty().then(|| self.state.policies.endpoint_ids())
+    }
+
+    /// When connections are to be swept again.
+    pub fn sweep_interval(&self) -> std::time::Duration {
+        use xebec_ebpf_abi::map;
+        gc::interval(self.swept, (self.maps.max_entries(map::FLOWS), self.maps.max_entries(map::NAT)))
     }
 
     /// Entries and places of each map.

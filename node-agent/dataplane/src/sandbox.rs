@@ -33,6 +33,9 @@ pub struct Sandbox {
     pub host_mac: [u8; 6],
     /// Namespace and name of the pod.
     pub pod: Key,
+    /// `SO_NETNS_COOKIE` of its network namespace; 0 in records of before this was kept.
+    #[serde(default)]
+    pub netns_cookie: u64,
     /// The pod when the device was made.
     pub last_seen: PodIn,
 }
@@ -51,6 +54,7 @@ impl Sandbox {
             pod_mac: self.pod_mac,
             host_mac: self.host_mac,
             ips: self.ips.clone(),
+            netns_cookie: self.netns_cookie,
             pod: self.pod.clone(),
             last_seen: self.last_seen.clone(),
         }

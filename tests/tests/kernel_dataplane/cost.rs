@@ -30,7 +30,7 @@ fn of_established_flows() {
         say("to_uplink, nothing to do", dp.cost(prog::TO_UPLINK, &packet::tcp((node, 50000), (peer, 80), ACK)));
         // A translation to itself costs what any other does.
         let tuple = Tuple::new(peer.into(), Port::new(80), node.into(), Port::new(61000), packet::TCP);
-        dp.put(map::NAT, tuple, Nat { expires: u64::MAX, to: tuple, flags: 0, state: 0, backend: 1 });
+        dp.put(map::NAT, tuple, Nat::new(tuple, 0, 1, 0, u64::MAX));
         say("from_uplink, translated", dp.cost(prog::FROM_UPLINK, &packet::tcp((peer, 80), (node, 61000), ACK)));
     }
 }
@@ -41,7 +41,15 @@ fn node_with(pod: IpAddr, node: IpAddr) -> Dataplane {
     let own = Addr::from(node);
     dp.put(map::NODE_ADDRS, own, NodeAddr { flags: NodeAddr::NODEPORT });
     dp.put(map::UPLINKS, 1u32, Uplink { v4: own, v6: own, flags: 0 });
-    let endpoint = Endpoint { id: 1, ifindex: 1, pod_mac: [2; 6], host_mac: [4; 6], flags: Endpoint::ISOLATE_INGRESS, epoch: 1 };
+    let endpoint = Endpoint {
+        id: 1,
+        ifindex: 1,
+        pod_mac: [2; 6],
+        host_mac: [4; 6],
+        flags: Endpoint::ISOLATE_INGRESS,
+        epoch: 1,
+        netns: xebec_ebpf_abi::NetnsCookie::UNKNOWN,
+    };
     dp.put(map::ENDPOINTS, Addr::from(pod), endpoint);
     dp
 }

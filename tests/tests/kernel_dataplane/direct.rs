@@ -7,7 +7,7 @@ use crate::{
 };
 use std::net::IpAddr;
 use xebec_ebpf_abi::{
-    Addr, Backend, BackendSet, Config, DropReason, Endpoint, Frontend, FrontendKey, NodeAddr, PolicyKey, PolicyVerdict, Port, Remote,
+    Addr, Backend, BackendSet, Config, DropReason, Endpoint, Frontend, FrontendKey, MemberKey, NodeAddr, PolicyKey, PolicyVerdict, Port, Remote,
     SlotKey, SourceRangeKey, Uplink, direction, forward, map, prog,
 };
 
@@ -49,7 +49,8 @@ const IDENTITY: u32 = 300;
 
 /// Both pods are behind ifindex 1, the only one a program can be run with here.
 fn endpoint(dp: &mut Dataplane, addr: IpAddr, id: u32, flags: u32) {
-    let endpoint = Endpoint { id, ifindex: 1, pod_mac: POD_MAC, host_mac: HOST_MAC, flags, epoch: 1 };
+    let endpoint =
+        Endpoint { id, ifindex: 1, pod_mac: POD_MAC, host_mac: HOST_MAC, flags, epoch: 1, netns: xebec_ebpf_abi::NetnsCookie::UNKNOWN };
     dp.put(map::ENDPOINTS, Addr::from(addr), endpoint);
     let addr = Addr::from(addr);
     dp.put_prefix(map::IPCACHE, 128, addr, Remote { identity: IDENTITY + id, flags: 0 });
@@ -73,6 +74,7 @@ fn node(net: &Net, flags: u32, backend: IpAddr) -> Dataplane {
     }
     dp.put(map::BACKENDS, 1u32, Backend::new(backend.into(), Port::new(8080), Backend::LOCAL));
     dp.put(map::BACKEND_SLOTS, SlotKey { set: 1, slot: 0 }, 1u32);
+    dp.put(map::SET_MEMBERS, MemberKey { set: 1, backend: 1 }, 0u32);
     dp.put(map::BACKEND_SETS, 1u32, BackendSet { count: 1, flags: 0 });
     dp
 }
@@ -131,14 +133,6 @@ fn policy_looks_at_the_backend_not_at_the_service() {
         let out = run(&dp, prog::FROM_POD, &request, UNSPEC);
         assert_eq!(out.tuple(), ((net.pod, 1000), (net.other, 8080)));
     }
-}
-
-#[test]
-fn a_service_without_endpoints_drops_a_pods_packets() {
-    let net = &nets()[0];
-    let mut dp = node(net, 0, net.remote);
-    dp.put(map::BACKEND_SETS, 1u32, BackendSet { count: 0, flags: 0 });
-    dropped(&dp, prog::FROM_POD, &packet::udp((net.pod, 1), (net.vip, 80)), DropReason::NoBackend);
 }
 
 #[test]
@@ -210,8 +204,15 @@ fn a_pod_reaches_itself_through_its_service_whatever_its_policies() {
             exchange(&dp, SYN, SYN | ACK);
             exchange(&dp, ACK, ACK);
             // A change of policy does not concern it.
-            let entry =
-                Endpoint { id: POD, ifindex: 1, pod_mac: POD_MAC, host_mac: HOST_MAC, flags: Endpoint::DIRECT | isolated, epoch: 2 };
+            let entry = Endpoint {
+                id: POD,
+                ifindex: 1,
+                pod_mac: POD_MAC,
+                host_mac: HOST_MAC,
+                flags: Endpoint::DIRECT | isolated,
+                epoch: 2,
+                netns: xebec_ebpf_abi::NetnsCookie::UNKNOWN,
+            };
             dp.put(map::ENDPOINTS, Addr::from(net.pod), entry);
             exchange(&dp, ACK, ACK);
             exchange(&dp, FIN | ACK, FIN | ACK);

@@ -56,7 +56,7 @@ impl Dataplane {
         loader.default_map_pin_directory(pins.0.path());
         configure(&mut loader);
         let mut ebpf = loader.load(OBJECT).expect("the object is loaded");
-        for name in prog::SOCKET {
+        for name in prog::SOCKET.iter().chain(prog::ROOT_SOCKET) {
             let program: &mut CgroupSockAddr = ebpf.program_mut(name).expect(name).try_into().expect("a sock_addr program");
             program.load().unwrap_or_else(|e| panic!("{name} is refused: {e:?}"));
         }

@@ -10,6 +10,7 @@ mod maglev;
 mod masquerade;
 mod packet;
 mod pods;
+mod reject;
 mod socket;
 mod uplink;
 mod wire;

@@ -6,8 +6,8 @@ use crate::{
 };
 use std::net::IpAddr;
 use xebec_ebpf_abi::{
-    Addr, DropReason, Endpoint, Flow, FlowKey, PolicyKey, PolicyVerdict, Port, Remote, direction, forward, identity, map, port_prefixes,
-    prog,
+    Addr, DropReason, Endpoint, Flow, FlowKey, NetnsCookie, PolicyKey, PolicyVerdict, Port, Remote, direction, forward, identity, map,
+    port_prefixes, prog,
 };
 
 struct Net {
@@ -28,7 +28,7 @@ const POD: u32 = 7;
 const PEER: u32 = 300;
 
 fn endpoint(flags: u32, epoch: u32) -> Endpoint {
-    Endpoint { id: POD, ifindex: 1, pod_mac: [2; 6], host_mac: [4; 6], flags, epoch }
+    Endpoint { id: POD, ifindex: 1, pod_mac: [2; 6], host_mac: [4; 6], flags, epoch, netns: NetnsCookie::UNKNOWN }
 }
 
 fn node(net: &Net, flags: u32) -> Dataplane {

@@ -191,6 +191,7 @@ impl World {
                 host_mac: self.node.mac(HOST_SIDE[i]),
                 flags,
                 epoch: 1,
+                netns: xebec_ebpf_abi::NetnsCookie::UNKNOWN,
             };
             dp.put(map::ENDPOINTS, Addr::from(self.net.pods[i]), endpoint);
         }
@@ -229,6 +230,7 @@ impl World {
         let flags = if local { Backend::LOCAL } else { 0 };
         self.dp.put(map::BACKENDS, set, Backend::new(backend.into(), Port::new(target), flags));
         self.dp.put(map::BACKEND_SLOTS, SlotKey { set, slot: 0 }, set);
+        self.dp.put(map::SET_MEMBERS, xebec_ebpf_abi::MemberKey { set, backend: set }, 0u32);
         self.dp.put(map::BACKEND_SETS, set, BackendSet { count: 1, flags: 0 });
     }
 

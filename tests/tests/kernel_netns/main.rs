@@ -4,6 +4,7 @@
 mod api;
 mod cni;
 mod fabric;
+mod host;
 mod net;
 mod node;
 mod policies;
@@ -11,5 +12,6 @@ mod policy_race;
 mod restart;
 mod seeing;
 mod services;
+mod steer;
 mod tiers;
 mod upgrade;

@@ -224,6 +224,19 @@ impl Node {
         self.outside.run(|| command.spawn()).expect("a process outside")
     }
 
+    /// Runs with this process where it was before the test: sockets made meanwhile belong to no cgroup of the node.
+    pub fn in_home_cgroup<T>(&self, f: impl FnOnce() -> T) -> T {
+        move_to(&self.home);
+        let result = f();
+        move_to(&format!("xebec-netns-{}", std::process::id()));
+        result
+    }
+
+    /// Where cgroup2 is mounted.
+    pub fn cgroup_root(&self) -> PathBuf {
+        cgroup2()
+    }
+
     pub fn pin_dir_is_gone(&self) -> bool {
         !self.config.pin_dir.exists()
     }

@@ -6,7 +6,9 @@ use std::{
     collections::HashMap,
 };
 use xebec_ebpf_abi::*;
-use xebec_ebpf_logic::{Env, Packet, checksum, packet::Plain};
+use xebec_ebpf_logic::{
+    Env, Packet, Stored, checksum, nat::Scratch, packet::Plain, reject::Budget,
+};
 
 #[derive(Default)]
 pub struct Fake {
@@ -24,6 +26,7 @@ pub struct Fake {
     pub places: RefCell<HashMap<u32, Vec<u32>>>,
     pub affinities: RefCell<HashMap<AffinityKey, Affinity>>,
     pub socks: RefCell<HashMap<SockKey, SockFrontend>>,
+    pub given: RefCell<HashMap<GivenKey, Given>>,
     pub endpoints: RefCell<HashMap<Addr, Endpoint>>,
     /// Prefix, its length, what it is.
     pub remotes: RefCell<Vec<(Addr, u32, Remote)>>,
@@ -33,6 +36,12 @@ pub struct Fake {
     pub uplinks: RefCell<HashMap<u32, Uplink>>,
     pub announced: RefCell<HashMap<AnnouncedKey, Announced>>,
     pub nat: RefCell<HashMap<Tuple, Nat>>,
+    /// How many entries `nat` takes; 0: any number.
+    pub nat_places: Cell<usize>,
+    pub budget: Cell<Budget>,
+    /// Runs once, after the first new entry of `nat`: another CPU.
+    #[allow(clippy::type_complexity)]
+    pub between: RefCell<Option<Box<dyn FnOnce(&Fake)>>>,
     pub drops: RefCell<HashMap<u32, u64>>,
     pub forwards: RefCell<HashMap<u32, u64>>,
     /// Runs before each read of a backend set: somebody who changes maps at the same time.
@@ -130,6 +139,12 @@ impl Env for Fake {
     fn remove_sock_frontend(&self, key: &SockKey) {
         self.socks.borrow_mut().remove(key);
     }
+    fn given(&self, key: &GivenKey) -> Option<Given> {
+        self.given.borrow().get(key).copied()
+    }
+    fn set_given(&self, key: &GivenKey, value: &Given) {
+        self.given.borrow_mut().insert(*key, *value);
+    }
     fn endpoint(&self, addr: &Addr) -> Option<Endpoint> {
         self.endpoints.borrow().get(addr).copied()
     }
@@ -167,13 +182,35 @@ impl Env for Fake {
     fn with_nat<R>(&self, key: &Tuple, f: impl FnOnce(&mut Nat) -> R) -> Option<R> {
         self.nat.borrow_mut().get_mut(key).map(f)
     }
-    fn set_nat(&self, key: &Tuple, value: &Nat, only_new: bool) -> bool {
+    fn set_nat(&self, key: &Tuple, value: &Nat, only_new: bool) -> Stored {
         let mut nat = self.nat.borrow_mut();
-        if only_new && nat.contains_key(key) {
-            return false;
+        let exists = nat.contains_key(key);
+        if only_new && exists {
+            return Stored::Exists;
+        }
+        if !exists && self.nat_places.get() != 0 && nat.len() >= self.nat_places.get() {
+            return Stored::Full;
         }
         nat.insert(*key, *value);
-        true
+        drop(nat);
+        let between = self.between.borrow_mut().take();
+        if let Some(other) = between {
+            other(self);
+        }
+        Stored::Written
+    }
+    fn remove_nat(&self, key: &Tuple) {
+        self.nat.borrow_mut().remove(key);
+    }
+    fn with_scratch<R>(&self, f: impl FnOnce(&mut Scratch) -> R) -> Option<R> {
+        let mut scratch = Scratch::EMPTY;
+        Some(f(&mut scratch))
+    }
+    fn with_budget<R>(&self, f: impl FnOnce(&mut Budget) -> R) -> Option<R> {
+        let mut budget = self.budget.get();
+        let result = f(&mut budget);
+        self.budget.set(budget);
+        Some(result)
     }
     fn dropped(&self, reason: DropReason, _: u32) {
         *self.drops.borrow_mut().entry(reason as u32).or_default() += 1;

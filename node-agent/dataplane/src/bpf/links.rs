@@ -5,11 +5,12 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use aya::programs::links::{CgroupAttachMode, FdLink, LinkOrder};
 use aya::programs::tc::{SchedClassifier, TcAttachOptions, TcAttachType};
 use aya::programs::{CgroupSockAddr, ProgramError};
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 /// What a link is attached to, as far as it tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +77,17 @@ fn replace(program: BorrowedFd<'_>, target: Target, pin: &Path) -> Result<bool, 
     // Its cgroup or device is gone, or the program is of another type: the pin is of no more use.
     std::fs::remove_file(pin).map_err(|e| AttachError::System("remove the stale link pin", e))?;
     Ok(false)
+}
+
+/// The root of the hierarchy a cgroup directory is in, as far up as it can be seen.
+pub fn cgroup_root(cgroup: &Path) -> PathBuf {
+    let is_cgroup = |dir: &Path| statfs(dir).is_ok_and(|s| s.filesystem_type() == CGROUP2_SUPER_MAGIC);
+    cgroup.ancestors().take_while(|dir| is_cgroup(dir)).last().unwrap_or(cgroup).to_owned()
+}
+
+/// Whether a live link is pinned there, on this cgroup directory.
+pub fn is_attached_to(pin: &Path, cgroup: &Path) -> bool {
+    std::fs::metadata(cgroup).is_ok_and(|m| is_attached(pin, Target::Cgroup(m.ino())))
 }
 
 /// Whether a live link is pinned there.

@@ -1,6 +1,6 @@
 //! Loads the embedded object on top of what is pinned, and attaches its programs.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::programs::tc::{SchedClassifier, TcAttachType};
@@ -132,9 +132,23 @@ impl Programs {
         Ok((Programs { ebpf, pins }, maps, connections))
     }
 
-    /// Attaches every socket hook to the cgroup directory.
+    /// Whether the hooks for the node's own processes are attached at the root of the hierarchy, all of them.
+    pub fn is_at_root(&self, root: &Path) -> bool {
+        prog::ROOT_SOCKET.iter().all(|name| links::is_attached_to(&self.pins.link(name), root))
+    }
+
+    /// Attaches every socket hook to the node's cgroup directory.
     pub fn attach_sockets(&mut self, cgroup: &Path) -> Result<(), Error> {
-        for name in prog::SOCKET {
+        self.attach_hooks(prog::SOCKET, cgroup)
+    }
+
+    /// Attaches those for the node's own processes to the root of the hierarchy: they may be in any cgroup.
+    pub fn attach_root_sockets(&mut self, root: &Path) -> Result<(), Error> {
+        self.attach_hooks(prog::ROOT_SOCKET, root)
+    }
+
+    fn attach_hooks(&mut self, names: &[&str], cgroup: &Path) -> Result<(), Error> {
+        for name in names {
             let pin = self.pins.link(name);
             let program: &mut CgroupSockAddr = self.program(name)?;
             links::attach_cgroup(program, cgroup, &pin).map_err(|e| Error::Attach {
@@ -229,7 +243,14 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 /// `SO_NETNS_COOKIE` of the calling thread's network namespace.
 pub fn netns_cookie() -> std::io::Result<u64> {
     const SO_NETNS_COOKIE: libc::c_int = 71;
-    let socket = std::net::UdpSocket::bind("127.0.0.1:0").or_else(|_| std::net::UdpSocket::bind("[::1]:0"))?;
+    // Not bound to anything: loopback may be down.
+    // SAFETY: no memory is passed.
+    let socket = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if socket < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: a descriptor that was just opened and that nobody else owns.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
     let (mut cookie, mut len) = (0u64, size_of::<u64>() as libc::socklen_t);
     // SAFETY: the kernel writes at most `len` bytes to a live u64; the descriptor is open.
     let code = unsafe {

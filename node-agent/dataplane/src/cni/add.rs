@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::protocol::{CniError, PodRef, Request, result};
 use crate::Dataplane;
+use crate::bpf::loader;
 use crate::compile::input::{self, PodIn};
 use crate::device::{netns, pod};
 use crate::ipam::IpamError;
@@ -43,6 +44,12 @@ impl Dataplane {
                 return Err(CniError::environment(format!("CNI_NETNS {}: {e}", request.netns)));
             }
         }
+        let inside = netns_path.to_owned();
+        let cookie = tokio::task::spawn_blocking(move || netns::within(&inside, loader::netns_cookie)).await;
+        let netns_cookie = cookie
+            .map_err(std::io::Error::other)
+            .and_then(|cookie| cookie)
+            .map_err(|e| CniError::environment(format!("CNI_NETNS {}: {e}", request.netns)))?;
         let (ips, endpoint) = {
             let mut engine = self.engine.lock();
             let ips = engine.ipam.lease(&owner).map_err(|e| match e {
@@ -61,6 +68,7 @@ impl Dataplane {
             pod_mac: pod::random_mac(),
             host_mac: pod::random_mac(),
             pod: pod_ref.key,
+            netns_cookie,
             last_seen: seen,
         };
         match self.set_up(&sandbox).await {

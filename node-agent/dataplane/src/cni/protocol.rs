@@ -195,6 +195,7 @@ mod tests {
             pod_mac: [2, 0, 0, 0, 0, 1],
             host_mac: [2, 0, 0, 0, 0, 0xff],
             pod: Key::new("ns", "p"),
+            netns_cookie: 0,
             last_seen: Default::default(),
         };
         let now = result("1.0.0", &sandbox);

@@ -146,6 +146,9 @@ fn port_spec<'a>(
         // As kube-proxy: whoever routes packets for the ClusterIP to this node is served.
         let key = FrontendKey::new(addr(ip), number, port.proto);
         frontends.push(FrontendSpec { key, internal: internal_role, external: internal_role, flags: Frontend::EXTERNAL });
+        // What is sent to another port of the address is refused.
+        let key = FrontendKey::address(addr(ip));
+        frontends.push(FrontendSpec { key, internal: internal_role, external: internal_role, flags: 0 });
     }
     let mut outside = |key, flags| {
         let flags = Frontend::EXTERNAL | flags;

@@ -154,6 +154,7 @@ pub(super) fn add_endpoints(state: &mut State, world: &World) {
             ifindex: 10 + pod as u32,
             pod_mac: [2; 6],
             host_mac: [6; 6],
+            netns_cookie: 0,
             ips: vec![pod_ip(pod)],
             pod: key(pod),
             last_seen: pod_in(pod, world.labels[pod]),

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use xebec_ebpf_abi::{Addr, Endpoint, PolicyKey, PolicyVerdict, Remote, direction, identity};
+use xebec_ebpf_abi::{Addr, Endpoint, NetnsCookie, PolicyKey, PolicyVerdict, Remote, direction, identity};
 
 use super::cluster::{ClusterPeer, ClusterPolicy};
 use super::cluster_resolve::{self, ResolvedCluster, Way};
@@ -32,6 +32,8 @@ pub struct LocalEndpoint {
     pub host_mac: [u8; 6],
     /// Its addresses.
     pub ips: Vec<IpAddr>,
+    /// `SO_NETNS_COOKIE` of its network namespace, 0 if not known.
+    pub netns_cookie: u64,
     /// Namespace and name of the pod.
     pub pod: Key,
     /// The pod as last seen: policy stays in force while its object is gone and the device is not.
@@ -554,7 +556,8 @@ impl Policies {
         }
         let e = &local.endpoint;
         for ip in &e.ips {
-            let value = Endpoint { id, ifindex: e.ifindex, pod_mac: e.pod_mac, host_mac: e.host_mac, flags, epoch: local.epoch };
+            let netns = NetnsCookie::new(e.netns_cookie);
+            let value = Endpoint { id, ifindex: e.ifindex, pod_mac: e.pod_mac, host_mac: e.host_mac, flags, epoch: local.epoch, netns };
             self.tables.endpoints.set(addr(*ip), value);
         }
     }

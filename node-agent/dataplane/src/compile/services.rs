@@ -283,7 +283,7 @@ impl Services {
     fn numbers_for(&mut self, before: Option<PortIds>, spec: &PortSpec) -> PortIds {
         let mut ids = before.unwrap_or_default();
         let Services { numbers: n, tables, .. } = self;
-        for frontend in &spec.frontends {
+        for frontend in spec.frontends.iter().filter(|f| f.key != FrontendKey::address(f.key.addr)) {
             let Some(found) = tables.frontends.have().get(&frontend.key) else {
                 continue;
             };
@@ -330,7 +330,8 @@ impl Services {
                     self.hold_backend(*key);
                 }
             }
-            self.want_set(id, set, spec.affinity.is_some());
+            // Affinity counts, and so does a UDP flow, only while its backend is a member.
+            self.want_set(id, set, spec.affinity.is_some() || spec.id.1 == xebec_ebpf_abi::proto::UDP);
             if spec.has_ring(role) {
                 self.want_ring(id, set, spec);
             } else {
@@ -355,13 +356,17 @@ impl Services {
         };
         let mut frontends = Vec::new();
         for f in &spec.frontends {
-            let value = Frontend {
+            let mut value = Frontend {
                 service: ids.service,
                 internal: set_of(f.internal),
                 external: set_of(f.external),
                 flags: f.flags | if spec.affinity.is_some() { Frontend::AFFINITY } else { 0 },
                 affinity_timeout: spec.affinity.unwrap_or(0),
             };
+            if f.key == FrontendKey::address(f.key.addr) {
+                // All ports of the Service share it.
+                value = Frontend { service: 0, internal: 0, external: 0, flags: 0, affinity_timeout: 0 };
+            }
             self.claims.entry(f.key).or_default().insert(owner.clone(), value);
             self.resolve(&f.key);
             frontends.push(f.key);

@@ -1,0 +1,55 @@
+//! Connected UDP sockets whose backend has gone. A UDP socket is connected once, and nothing tells it
+//! that its backend has left the Service: its packets are sent to another backend where they leave the
+//! pod, and the answers come back from the address the socket knows. No socket is closed, no error
+//! is sent.
+
+use crate::env::Env;
+use crate::parse::Headers;
+use crate::service;
+use xebec_ebpf_abi::{Endpoint, FrontendKey, GivenKey, MemberKey, proto};
+
+/// The packet goes where the socket sends it.
+pub const STAYS: u32 = 0;
+/// It is for the Service in `headers.to`, as if no backend had been chosen.
+pub const ELSEWHERE: u32 = 1;
+/// The Service is no more, nor is the backend.
+pub const GONE: u32 = 2;
+
+/// It is for a Service, which may be newer than the flow.
+pub const SERVICE: u32 = 3;
+
+/// Whether a packet of a pod is for a backend that was given to a socket and has gone since. Asked with
+/// every packet, so no event can be missed. `headers.to` is the packet's tuple when called.
+#[inline(never)]
+pub fn check<E: Env>(env: &E, endpoint: &Endpoint, headers: &mut Headers) -> u32 {
+    let tuple = &headers.tuple;
+    if tuple.proto() != proto::UDP || !endpoint.netns.is_known() {
+        return STAYS;
+    }
+    let key = GivenKey::new(endpoint.netns, tuple.dst, tuple.dport);
+    let Some(given) = env.given(&key) else {
+        let service = FrontendKey::new(tuple.dst, tuple.dport, proto::UDP);
+        return if env.frontend(&service).is_some() {
+            SERVICE
+        } else {
+            STAYS
+        };
+    };
+    let Some(frontend) = service::find(env, given.addr, given.port, proto::UDP, false) else {
+        // Another Service may have given out the same backend to another socket.
+        let lives = env
+            .backend(given.backend)
+            .is_some_and(|b| b.addr == tuple.dst && b.port == tuple.dport);
+        return if lives { STAYS } else { GONE };
+    };
+    let member = MemberKey {
+        set: frontend.internal,
+        backend: given.backend,
+    };
+    if env.is_member(&member) {
+        return STAYS;
+    }
+    headers.to.dst = given.addr;
+    headers.to.dport = given.port;
+    ELSEWHERE
+}
