@@ -88,6 +88,9 @@ pub struct Headers {
     pub tuple: Tuple,
     /// What the tuple is to become, once that is decided.
     pub to: Tuple,
+    /// The Service that is asked for, where packets leave a pod: their destination, unless `steer` says
+    /// otherwise.
+    pub asked: (Addr, Port),
     /// The backend that was chosen for a new flow.
     pub backend: Chosen,
     pub src: Addr,
@@ -321,6 +324,7 @@ impl Headers {
     pub const EMPTY: Headers = Headers {
         tuple: NO_TUPLE,
         to: NO_TUPLE,
+        asked: (Addr::ANY, NONE),
         backend: Chosen::NONE,
         src: Addr::ANY,
         dst: Addr::ANY,

@@ -160,7 +160,7 @@ fn leaving<E: Env, P: Packet>(
     let endpoint = own(env, &headers.src, ifindex).ok_or(DropReason::SpoofedSource)?;
     conntrack::fragment(env, headers)?;
     let mut state = conntrack::admit(env, &endpoint, headers, direction::EGRESS, KNOWN_ONLY)?;
-    headers.to = headers.tuple;
+    headers.asked = (headers.tuple.dst, headers.tuple.dport);
     let steered = steer::check(env, &endpoint, headers);
     if steered == steer::GONE {
         return Err(DropReason::BackendGone);
@@ -218,8 +218,7 @@ pub fn apply<P: Packet>(packet: P, headers: &mut Headers) -> Result<(), DropReas
 }
 
 /// Says in `headers.to` what a packet of a pod has to become, because its flow does, or (`may_be_new`)
-/// because it is for a Service that the socket hooks have not seen. `headers.to` is what it is for: its
-/// own tuple, or with a Service in place of a backend that has gone.
+/// because it is for a Service (`headers.asked`) that the socket hooks have not seen.
 #[inline(never)]
 fn translate<E: Env>(
     env: &E,
@@ -231,12 +230,9 @@ fn translate<E: Env>(
     // A masqueraded flow is one that left when its destination was no Service yet.
     let known = nat::lookup(env, headers, now);
     if known.is_none_or(|flags| flags & Nat::MASQUERADE != 0) {
-        if known.is_some() && headers.to.src != headers.tuple.src {
-            headers.to = headers.tuple;
-        }
+        headers.to = headers.tuple;
         let has_ports = matches!(headers.kind, Kind::Tcp | Kind::Ports);
         if !may_be_new || !has_ports || headers.fragment == Fragment::Later {
-            headers.to = headers.tuple;
             return Ok(());
         }
         choose(env, headers, now)?;
@@ -262,15 +258,15 @@ fn translate<E: Env>(
 /// Finds the Service the packet is for, and a backend, and remembers the translation to it.
 #[inline(always)]
 fn choose<E: Env>(env: &E, headers: &mut Headers, now: u64) -> Result<(), DropReason> {
-    let (asked, proto) = (&headers.to, headers.tuple.proto());
-    let Some(frontend) = service::find(env, asked.dst, asked.dport, proto, false) else {
-        return if env.frontend(&FrontendKey::address(asked.dst)).is_some() {
+    let ((addr, port), proto) = (headers.asked, headers.tuple.proto());
+    let Some(frontend) = service::find(env, addr, port, proto, false) else {
+        return if env.frontend(&FrontendKey::address(addr)).is_some() {
             Err(DropReason::NoServicePort)
         } else {
             Ok(())
         };
     };
-    if !service::admits(env, &frontend, &from.src) {
+    if !service::admits(env, &frontend, &headers.tuple.src) {
         return Err(DropReason::SourceRange);
     }
     let set = frontend.internal;

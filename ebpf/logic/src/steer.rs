@@ -10,7 +10,7 @@ use xebec_ebpf_abi::{Endpoint, FrontendKey, GivenKey, MemberKey, proto};
 
 /// The packet goes where the socket sends it.
 pub const STAYS: u32 = 0;
-/// It is for the Service in `headers.to`, as if no backend had been chosen.
+/// It is for the Service in `headers.asked`, as if no backend had been chosen.
 pub const ELSEWHERE: u32 = 1;
 /// The Service is no more, nor is the backend.
 pub const GONE: u32 = 2;
@@ -19,7 +19,7 @@ pub const GONE: u32 = 2;
 pub const SERVICE: u32 = 3;
 
 /// Whether a packet of a pod is for a backend that was given to a socket and has gone since. Asked with
-/// every packet, so no event can be missed. `headers.to` is the packet's tuple when called.
+/// every packet, so no event can be missed.
 #[inline(never)]
 pub fn check<E: Env>(env: &E, endpoint: &Endpoint, headers: &mut Headers) -> u32 {
     let tuple = &headers.tuple;
@@ -49,7 +49,6 @@ pub fn check<E: Env>(env: &E, endpoint: &Endpoint, headers: &mut Headers) -> u32
     if env.is_member(&member) {
         return STAYS;
     }
-    headers.to.dst = given.addr;
-    headers.to.dport = given.port;
+    headers.asked = (given.addr, given.port);
     ELSEWHERE
 }
