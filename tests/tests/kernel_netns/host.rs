@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::net::Netns;
-use crate::node::{NODE_IP, Node, ask_on, at, eventually, serve};
+use crate::node::{Node, ask_on, at, eventually, serve};
 
 const CLUSTER_IP: &str = "10.96.0.10";
 
@@ -38,12 +38,13 @@ fn processes_of_the_node_reach_services_from_any_cgroup_and_others_are_not_touch
             sent.is_ok() && socket.recv_from(&mut buffer).is_ok_and(|(_, from)| from == dns)
         });
     }
-    // Another network namespace with a way to the pod: its connects are not rewritten, or they would arrive.
-    node.outside.ip(&format!("route add default via {NODE_IP}"));
-    let direct = at(server.ip, 8080);
-    let reached = node.in_home_cgroup(|| node.outside.run(|| TcpStream::connect_timeout(&direct, Duration::from_secs(2))));
-    assert!(reached.is_ok(), "the pod is reached by its own address: {reached:?}");
-    assert!(tcp(&node, &node.outside).is_err(), "the Service's address is none of its own");
+    // Another network namespace that has the pod's address itself: a connect that was rewritten would arrive.
+    let stranger = Netns::new();
+    stranger.ip(&format!("addr add {}/32 dev lo", server.ip));
+    serve(&stranger, "stranger", 8080);
+    let own = node.in_home_cgroup(|| stranger.run(|| TcpStream::connect_timeout(&at(server.ip, 8080), Duration::from_secs(2))));
+    assert!(own.is_ok(), "its own server: {own:?}");
+    assert!(tcp(&node, &stranger).is_err(), "the Service's address is none of its own");
     // With the pins the hooks go.
     node.stop(true);
     assert!(tcp(&node, &node.netns).is_ok(), "without an agent");
