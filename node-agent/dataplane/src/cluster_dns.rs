@@ -133,6 +133,7 @@ mod tests {
         policies.set_endpoint(LocalEndpoint {
             id: 7,
             ifindex: 7,
+            netns_cookie: 0,
             pod_mac: [2; 6],
             host_mac: [4; 6],
             ips: vec!["10.244.0.7".parse().unwrap()],

@@ -223,7 +223,15 @@ mod tests {
 
     #[test]
     fn a_pod_with_two_addresses_is_isolated_once() {
-        let entry = |id, flags| Endpoint { id, ifindex: 1, pod_mac: [0; 6], host_mac: [0; 6], flags, epoch: 0, netns: xebec_ebpf_abi::NetnsCookie::UNKNOWN };
+        let entry = |id, flags| Endpoint {
+            id,
+            ifindex: 1,
+            pod_mac: [0; 6],
+            host_mac: [0; 6],
+            flags,
+            epoch: 0,
+            netns: xebec_ebpf_abi::NetnsCookie::UNKNOWN,
+        };
         let both = Endpoint::ISOLATE_INGRESS | Endpoint::ISOLATE_EGRESS;
         let entries = [entry(1, both), entry(1, both), entry(2, Endpoint::ISOLATE_EGRESS), entry(3, 0)];
         assert_eq!(isolated(entries.iter()), [1, 2]);

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use xebec_ebpf_abi::*;
-use xebec_ebpf_logic::Env;
+use xebec_ebpf_logic::nat::Scratch;
+use xebec_ebpf_logic::reject::Budget;
+use xebec_ebpf_logic::{Env, Stored};
 
 use super::sets::SetStep;
 use super::state::{Contents, Op, State};
@@ -148,6 +150,10 @@ impl Env for Kernel {
         false
     }
     fn remove_sock_frontend(&self, _: &SockKey) {}
+    fn given(&self, _: &GivenKey) -> Option<Given> {
+        None
+    }
+    fn set_given(&self, _: &GivenKey, _: &Given) {}
     fn endpoint(&self, addr: &Addr) -> Option<Endpoint> {
         self.0.endpoints.get(addr).copied()
     }
@@ -183,8 +189,15 @@ impl Env for Kernel {
     fn with_nat<R>(&self, _: &Tuple, _: impl FnOnce(&mut Nat) -> R) -> Option<R> {
         None
     }
-    fn set_nat(&self, _: &Tuple, _: &Nat, _: bool) -> bool {
-        false
+    fn set_nat(&self, _: &Tuple, _: &Nat, _: bool) -> Stored {
+        Stored::Full
+    }
+    fn remove_nat(&self, _: &Tuple) {}
+    fn with_scratch<R>(&self, _: impl FnOnce(&mut Scratch) -> R) -> Option<R> {
+        None
+    }
+    fn with_budget<R>(&self, _: impl FnOnce(&mut Budget) -> R) -> Option<R> {
+        None
     }
     fn dropped(&self, _: DropReason, _: u32) {}
     fn forwarded(&self, _: u32, _: u32) {}

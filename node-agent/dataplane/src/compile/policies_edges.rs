@@ -38,6 +38,7 @@ impl Node {
         node.state.policies.set_endpoint(LocalEndpoint {
             id: 1,
             ifindex: 9,
+            netns_cookie: 0,
             pod_mac: [2; 6],
             host_mac: [4; 6],
             ips: vec![ip(POD)],

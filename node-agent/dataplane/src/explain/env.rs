@@ -4,10 +4,12 @@ use std::cell::RefCell;
 
 use xebec_ebpf_abi::{
     Addr, Affinity, AffinityKey, Announced, AnnouncedKey, Backend, BackendSet, Config, DropReason, Endpoint, Flow, FlowKey, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, MemberKey, Nat, NodeAddr, Places, PlacesKey, PolicyKey, PolicyVerdict, Remote, Rings, SlotKey,
-    SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink, map,
+    FragmentPorts, Frontend, FrontendKey, Given, GivenKey, MemberKey, Nat, NodeAddr, Places, PlacesKey, PolicyKey, PolicyVerdict, Remote,
+    Rings, SlotKey, SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink, map,
 };
-use xebec_ebpf_logic::Env;
+use xebec_ebpf_logic::nat::Scratch;
+use xebec_ebpf_logic::reject::Budget;
+use xebec_ebpf_logic::{Env, Stored};
 
 use crate::bpf::gc;
 use crate::bpf::replica::Replica;
@@ -89,6 +91,12 @@ impl Env for Live<'_> {
 
     fn remove_sock_frontend(&self, _: &SockKey) {}
 
+    fn given(&self, key: &GivenKey) -> Option<Given> {
+        self.replica.get(map::GIVEN, key)
+    }
+
+    fn set_given(&self, _: &GivenKey, _: &Given) {}
+
     fn endpoint(&self, addr: &Addr) -> Option<Endpoint> {
         self.replica.get(map::ENDPOINTS, addr)
     }
@@ -137,8 +145,18 @@ impl Env for Live<'_> {
         self.replica.nat(key).map(|mut copy| f(&mut copy))
     }
 
-    fn set_nat(&self, _: &Tuple, _: &Nat, _: bool) -> bool {
-        true
+    fn set_nat(&self, _: &Tuple, _: &Nat, _: bool) -> Stored {
+        Stored::Written
+    }
+
+    fn remove_nat(&self, _: &Tuple) {}
+
+    fn with_scratch<R>(&self, f: impl FnOnce(&mut Scratch) -> R) -> Option<R> {
+        Some(f(&mut Scratch::EMPTY.clone()))
+    }
+
+    fn with_budget<R>(&self, f: impl FnOnce(&mut Budget) -> R) -> Option<R> {
+        Some(f(&mut Budget::default()))
     }
 
     fn dropped(&self, _: DropReason, _: u32) {}
