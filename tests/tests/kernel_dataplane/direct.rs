@@ -7,8 +7,8 @@ use crate::{
 };
 use std::net::IpAddr;
 use xebec_ebpf_abi::{
-    Addr, Backend, BackendSet, Config, DropReason, Endpoint, Frontend, FrontendKey, MemberKey, NodeAddr, PolicyKey, PolicyVerdict, Port, Remote,
-    SlotKey, SourceRangeKey, Uplink, direction, forward, map, prog,
+    Addr, Backend, BackendSet, Config, DropReason, Endpoint, Frontend, FrontendKey, MemberKey, NodeAddr, PolicyKey, PolicyVerdict, Port,
+    Remote, SlotKey, SourceRangeKey, Uplink, direction, forward, map, prog,
 };
 
 struct Net {

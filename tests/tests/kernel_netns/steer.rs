@@ -37,6 +37,14 @@ fn ask(socket: &UdpSocket, to: Option<SocketAddr>) -> Option<(String, SocketAddr
     }
 }
 
+/// Until then a socket is connected to the Service's own address.
+fn until_known(netns: &Netns, vip: SocketAddr) {
+    eventually("the Service is known", || {
+        let probe = socket(netns);
+        probe.connect(vip).is_ok() && probe.send(b"x").is_ok() && probe.recv(&mut [0; 64]).is_ok()
+    });
+}
+
 fn is_answered_by(socket: &UdpSocket, to: Option<SocketAddr>, from: SocketAddr, name: &str) {
     eventually(&format!("{name} answers"), || {
         ask(socket, to).is_some_and(|(who, source)| {
@@ -56,10 +64,13 @@ fn a_connected_socket_follows_its_service_through_every_change_of_backends() {
     let service = |pods: &[&crate::node::Pod]| node.service("dns", CLUSTER_IP, 53, "UDP", 5353, pods, &json!({}));
     let vip = at(CLUSTER_IP, 53);
     service(&[&a]);
+    // Connected before the agent knows the Service: its packets are for the Service all the same.
+    let early = socket(&other.netns);
+    early.connect(vip).expect("connects");
+    until_known(&client.netns, vip);
+    is_answered_by(&early, None, vip, "a");
     let connected = socket(&client.netns);
-    eventually("the Service is known", || {
-        client.netns.run(|| connected.connect(vip)).is_ok() && connected.peer_addr().is_ok_and(|p| p == vip)
-    });
+    connected.connect(vip).expect("connects");
     is_answered_by(&connected, None, vip, "a");
     // Another pod talks to one of the backends itself: that is no business of the Service.
     let direct = socket(&other.netns);
@@ -98,7 +109,7 @@ fn unconnected_sockets_and_clients_the_hooks_do_not_see_get_another_backend() {
     let (vip, node_port) = (at(CLUSTER_IP, 53), at(NODE_IP, 30053));
     service(&[&a]);
     let unconnected = socket(&client.netns);
-    eventually("the Service is known", || unconnected.send_to(b"x", vip).is_ok() && ask(&unconnected, Some(vip)).is_some());
+    until_known(&client.netns, vip);
     // Sockets of no cgroup of the node: their packets carry the Service's address.
     let (unseen, outside) = node.in_home_cgroup(|| (socket(&client.netns), socket(&node.outside)));
     for (socket, to) in [(&unconnected, vip), (&unseen, vip), (&outside, node_port)] {
