@@ -24,8 +24,10 @@ pub async fn run(args: DownArgs) -> Result<()> {
     note("health responder", xebec_agent::proxy_health::end(&place.run_dir).await.map_err(Into::into));
     note("parts", end_parts(place));
     let mut cgroups = vec![place.parts()?.cgroup, place.parent()?.child("kubepods")];
-    // Shims stay in the cgroup of the containerd that started them.
-    cgroups.push(Cgroup::new("/system.slice/xebec-containerd.service")?);
+    // Shims stay in the cgroup of the containerd that started them, what answers health checks in the agent's.
+    for unit in ["xebec-containerd.service", "xebec-agent.service"] {
+        cgroups.push(Cgroup::new(&format!("/system.slice/{unit}"))?);
+    }
     for cgroup in &cgroups {
         note("processes", cgroup.kill().map_err(Into::into));
     }

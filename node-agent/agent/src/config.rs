@@ -140,7 +140,7 @@ impl Config {
     /// # Errors
     /// If the root of this host's cgroup2 hierarchy cannot be found.
     pub fn dataplane(&self) -> Result<xebec_dataplane::Config, Error> {
-        let cgroup = host_root::cgroup2()?.join(self.cgroup_parent.trim_start_matches('/'));
+        let cgroup = host_root::cgroup2(self.dataplane_only)?.join(self.cgroup_parent.trim_start_matches('/'));
         std::fs::create_dir_all(&cgroup).map_err(Error::io("create", &cgroup))?;
         let defaults = xebec_dataplane::Config::new(
             &self.node_name,
@@ -157,7 +157,7 @@ impl Config {
             cluster_cidrs: self.cluster_cidrs.clone(),
             // In a container it takes more to find the right cgroup.
             verify_hooks: self.dataplane_only,
-            host_root: host_root::find(),
+            host_root: host_root::find().filter(|_| self.dataplane_only),
             maglev_size: self.maglev_size.unwrap_or(defaults.maglev_size),
             ..defaults
         })

@@ -14,11 +14,13 @@ pub(crate) fn find() -> Option<PathBuf> {
     (other != own).then(|| PathBuf::from(format!("/proc/{pid}/root")))
 }
 
-/// The root of the host's cgroup2 hierarchy. In a container `/sys/fs/cgroup` may show the container's own part only; socket
-/// hooks attached there would see nobody else's sockets.
-pub(crate) fn cgroup2() -> Result<PathBuf, Error> {
+/// The root of the cgroup2 hierarchy that this node's pods are below.
+///
+/// In a container `/sys/fs/cgroup` may show the container's own part only. That is where the pods are too when they are
+/// run from within it; where a kubelet outside runs them (`pods_outside`), socket hooks there would see nobody's sockets.
+pub(crate) fn cgroup2(pods_outside: bool) -> Result<PathBuf, Error> {
     let mut partial = None;
-    let host = find().and_then(|root| Some((root.parent()?.join("mounts"), root)));
+    let host = find().filter(|_| pods_outside).and_then(|root| Some((root.parent()?.join("mounts"), root)));
     for (mounts, prefix) in host.into_iter().chain([("/proc/self/mounts".into(), "/".into())]) {
         let Ok(text) = std::fs::read_to_string(mounts) else { continue };
         for mount in mounted(&text) {
@@ -31,6 +33,7 @@ pub(crate) fn cgroup2() -> Result<PathBuf, Error> {
         }
     }
     Err(Error::Config(match partial {
+        Some(mount) if !pods_outside => return Ok(mount),
         Some(mount) => format!(
             "the cgroup2 hierarchy at {} is only a container's part of it, and the host's cannot be seen; socket hooks must be attached at the host's root. Run with hostPID and CAP_SYS_PTRACE, or mount the host's /sys/fs/cgroup",
             mount.display()
