@@ -7,6 +7,8 @@ mod kubelet;
 mod load;
 mod traces;
 
+use std::time::{Duration, Instant};
+
 use cluster::Cluster;
 use load::Load;
 use serde_json::json;
@@ -80,7 +82,15 @@ fn the_daemonset_makes_a_node_s_network_and_takes_it_away() {
     cluster.kubectl_with(&["delete", "--wait=false", "-f", "-"], WEB);
     cluster.kubectl_with(&["delete", "-f", "-"], &cluster.manifest);
     until("the agent's pod is gone", || cluster.agent_pod().is_none());
-    until("nothing is left", || Traces::of(&cluster).difference(&before).is_empty());
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let left = Traces::of(&cluster).difference(&before);
+        if left.is_empty() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "left: {left:#?}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
 }
 
 fn pods_talk_as_services_and_policies_say(cluster: &Cluster) {
