@@ -54,6 +54,8 @@ spec:
 #[test]
 fn the_daemonset_makes_a_node_s_network_and_takes_it_away() {
     let cluster = Cluster::up("only");
+    // An address is tentative at first, which is no doing of ours.
+    until("the node's addresses stay", || !cluster.in_netns("ip -o address").iter().any(|line| line.contains("tentative")));
     let before = Traces::of(&cluster);
     cluster.mount_bpffs();
     cluster.import_image();
