@@ -52,9 +52,9 @@
 //!   names it, and never changed: a change makes a new one.
 //! - `AFFINITY`: LRU hash, bpf, [`AffinityKey`] → [`Affinity`].
 //! - `SOCK_REVERSE`: LRU hash, bpf, [`SockKey`] → [`SockFrontend`]. What a socket thinks it talks to.
-//! - `GIVEN`: LRU hash, bpf, [`GivenKey`] → [`Given`]. Backends that connected UDP sockets were given:
-//!   the socket keeps sending there when the backend has gone, and [`prog::FROM_POD`] sends its
-//!   packets to another one.
+//! - `GIVEN`: LRU hash, bpf, [`SockKey`] → [`Given`]. Backends that connected UDP sockets were given:
+//!   the socket keeps sending there when the backend has gone, and [`prog::FROM_POD`], which sees packets of
+//!   pods' sockets with the socket they come from, sends them to another one.
 //!
 //! Order of writes so that no reader sees half an update. Add: `BACKENDS`, then the slot at index
 //! `count` (and `SET_MEMBERS`), then `BACKEND_SETS` with `count + 1`, then `FRONTENDS` if new.
@@ -153,7 +153,7 @@ pub use service::{
     Affinity, AffinityKey, Backend, BackendSet, Frontend, FrontendKey, MemberKey, NodeAddr,
     SlotKey, SockFrontend, SockKey, SourceRangeKey,
 };
-pub use steer::{Given, GivenKey, NetnsCookie};
+pub use steer::{Given, NetnsCookie};
 
 /// Facts about the node that programs need. See `CONFIG` in the crate's doc.
 #[repr(C)]
@@ -173,7 +173,7 @@ impl Config {
     /// [`prog::ROOT_SOCKET`] are attached and serve the node's network namespace.
     pub const AT_ROOT: u32 = 1;
     /// Bytes that user space finds in a map written by another layout differ here: bump on change.
-    pub const LAYOUT: u32 = 3;
+    pub const LAYOUT: u32 = 4;
     /// Default of `nat_port_min`: above the kernel's default ephemeral range.
     pub const NAT_PORT_MIN: u16 = 61000;
     /// Default of `nat_port_max`.

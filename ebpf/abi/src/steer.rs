@@ -22,28 +22,6 @@ impl NetnsCookie {
     }
 }
 
-/// A network namespace and a backend that a socket in it was connected to.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct GivenKey {
-    pub netns: NetnsCookie,
-    pub addr: Addr,
-    pub port: Port,
-    pad: u16,
-}
-
-impl GivenKey {
-    #[inline(always)]
-    pub const fn new(netns: NetnsCookie, addr: Addr, port: Port) -> GivenKey {
-        GivenKey {
-            netns,
-            addr,
-            port,
-            pad: 0,
-        }
-    }
-}
-
 /// The Service the backend was given for.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,4 +46,4 @@ impl Given {
     }
 }
 
-crate::wire! { NetnsCookie = 8, GivenKey = 28, Given = 24 }
+crate::wire! { NetnsCookie = 8, Given = 24 }

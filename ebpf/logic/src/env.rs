@@ -4,9 +4,9 @@ use crate::nat::Scratch;
 use crate::reject::Budget;
 use xebec_ebpf_abi::{
     Addr, Affinity, AffinityKey, Announced, AnnouncedKey, Backend, BackendSet, Config, DropReason,
-    Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, Given, GivenKey,
-    MemberKey, Nat, NodeAddr, PolicyKey, PolicyVerdict, Remote, Rings, SlotKey, SockFrontend,
-    SockKey, SourceRangeKey, Tuple, Uplink,
+    Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, Given, MemberKey,
+    Nat, NodeAddr, PolicyKey, PolicyVerdict, Remote, Rings, SlotKey, SockFrontend, SockKey,
+    SourceRangeKey, Tuple, Uplink,
 };
 
 /// What became of a write.
@@ -41,8 +41,9 @@ pub trait Env {
     /// False when the map took no entry.
     fn set_sock_frontend(&self, key: &SockKey, value: &SockFrontend) -> bool;
     fn remove_sock_frontend(&self, key: &SockKey);
-    fn given(&self, key: &GivenKey) -> Option<Given>;
-    fn set_given(&self, key: &GivenKey, value: &Given);
+    fn given(&self, key: &SockKey) -> Option<Given>;
+    fn set_given(&self, key: &SockKey, value: &Given);
+    fn remove_given(&self, key: &SockKey);
 
     fn endpoint(&self, addr: &Addr) -> Option<Endpoint>;
     fn remote(&self, addr: &Addr) -> Option<Remote>;

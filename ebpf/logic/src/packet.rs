@@ -15,6 +15,12 @@ pub trait Packet: Copy {
         self.len() == 0
     }
 
+    /// The cookie of the socket that sent it, if that is a socket of this machine and the packet has come from
+    /// it without passing through a network stack on its way; else 0.
+    fn socket(&self) -> u64 {
+        0
+    }
+
     /// Reads a header; `None` past the end.
     fn load<T: Plain>(&self, offset: u32) -> Option<T>;
 

@@ -93,6 +93,11 @@ pub struct Headers {
     pub asked: (Addr, Port),
     /// The backend that was chosen for a new flow.
     pub backend: Chosen,
+    /// The set it was chosen of where packets leave a pod, as long as that is not remembered; 0: nothing is
+    /// to be remembered.
+    pub chosen_of: u32,
+    /// Bits of `Headers::*`: what was found out about the packet.
+    pub notes: u32,
     pub src: Addr,
     pub dst: Addr,
     pub proto: u8,
@@ -320,12 +325,17 @@ fn transport<F: Family, P: Packet>(
 }
 
 impl Headers {
+    /// In `notes`: the pod talks to itself through a Service, and that is not remembered yet.
+    pub const TO_ITSELF: u32 = 1;
+
     /// Of no packet; [`parse`] fills it.
     pub const EMPTY: Headers = Headers {
         tuple: NO_TUPLE,
         to: NO_TUPLE,
         asked: (Addr::ANY, NONE),
         backend: Chosen::NONE,
+        chosen_of: 0,
+        notes: 0,
         src: Addr::ANY,
         dst: Addr::ANY,
         proto: 0,

@@ -161,7 +161,7 @@ fn leaving<E: Env, P: Packet>(
     conntrack::fragment(env, headers)?;
     let mut state = conntrack::admit(env, &endpoint, headers, direction::EGRESS, KNOWN_ONLY)?;
     headers.asked = (headers.tuple.dst, headers.tuple.dport);
-    let steered = steer::check(env, &endpoint, headers);
+    let steered = steer::check(env, packet.socket(), headers);
     if steered == steer::GONE {
         return Err(DropReason::BackendGone);
     }
@@ -173,18 +173,29 @@ fn leaving<E: Env, P: Packet>(
     }
     let itself = headers.src;
     let mut mark = 0;
-    match translate(env, &endpoint, headers, state == UNKNOWN) {
+    match translate(env, headers, state == UNKNOWN) {
         // The socket has been told that it is connected: it waits.
         Err(DropReason::NoBackend | DropReason::NoLocalBackend) if steered == steer::ELSEWHERE => {
             return Err(DropReason::BackendGone);
         }
         outcome => outcome?,
     }
+    if headers.chosen_of != 0 {
+        let owner = Owner {
+            flags: 0,
+            backend: headers.backend.id,
+            set: headers.chosen_of,
+        };
+        nat::remember(env, &headers.tuple, &mut headers.to, owner, env.now())?;
+    }
+    if headers.notes & Headers::TO_ITSELF != 0 {
+        both_sides(env, &endpoint, headers)?;
+    }
     if headers.to != headers.tuple {
         apply(packet, headers)?;
         mark = Flow::TRANSLATED;
     }
-    // To itself no policy applies, and `translate` has remembered the flow.
+    // To itself no policy applies, and `both_sides` has remembered the flow.
     if state == UNKNOWN && (mark == 0 || headers.dst != itself) {
         conntrack::admit(env, &endpoint, headers, direction::EGRESS, mark)?;
     }
@@ -218,14 +229,11 @@ pub fn apply<P: Packet>(packet: P, headers: &mut Headers) -> Result<(), DropReas
 }
 
 /// Says in `headers.to` what a packet of a pod has to become, because its flow does, or (`may_be_new`)
-/// because it is for a Service (`headers.asked`) that the socket hooks have not seen.
+/// because it is for a Service (`headers.asked`) that the socket hooks have not seen. What is new is left
+/// for the caller to remember (`headers.chosen_of`, `Headers::TO_ITSELF`), so that what this function needs
+/// of the stack is free again by then.
 #[inline(never)]
-fn translate<E: Env>(
-    env: &E,
-    endpoint: &Endpoint,
-    headers: &mut Headers,
-    may_be_new: bool,
-) -> Result<(), DropReason> {
+fn translate<E: Env>(env: &E, headers: &mut Headers, may_be_new: bool) -> Result<(), DropReason> {
     let now = env.now();
     // A masqueraded flow is one that left when its destination was no Service yet.
     let known = nat::lookup(env, headers, now);
@@ -235,29 +243,35 @@ fn translate<E: Env>(
         if !may_be_new || !has_ports || headers.fragment == Fragment::Later {
             return Ok(());
         }
-        choose(env, headers, now)?;
+        choose(env, headers)?;
     }
-    let (from, to) = (&headers.tuple, &headers.to);
-    if may_be_new && to.dst == from.src && headers.kind != Kind::IcmpError {
-        // Both sides of the conversation are the pod, each with the Service as its peer.
-        let proto = from.proto();
-        let expires = now + conntrack::TIMEOUT_NEW;
-        let state = Flow::TRANSLATED | Flow::SELF;
-        let asks = FlowKey::new(endpoint.id, from.sport, from.dst, from.dport, proto);
-        let hears = FlowKey::new(endpoint.id, to.dport, to.src, to.sport, proto);
-        let mut flow = Flow::new(direction::EGRESS, state, endpoint.epoch, expires);
-        let kept = env.set_flow(&asks, &flow);
-        flow.direction = direction::INGRESS;
-        if !kept || !env.set_flow(&hears, &flow) {
-            return Err(DropReason::FlowTableFull);
-        }
+    if may_be_new && headers.to.dst == headers.tuple.src && headers.kind != Kind::IcmpError {
+        headers.notes |= Headers::TO_ITSELF;
     }
     Ok(())
 }
 
-/// Finds the Service the packet is for, and a backend, and remembers the translation to it.
+/// Remembers a flow of a pod with itself: both sides are the pod, each with the Service as its peer.
+#[inline(never)]
+fn both_sides<E: Env>(env: &E, endpoint: &Endpoint, headers: &Headers) -> Result<(), DropReason> {
+    let (from, to) = (&headers.tuple, &headers.to);
+    let proto = from.proto();
+    let expires = env.now() + conntrack::TIMEOUT_NEW;
+    let state = Flow::TRANSLATED | Flow::SELF;
+    let asks = FlowKey::new(endpoint.id, from.sport, from.dst, from.dport, proto);
+    let mut flow = Flow::new(direction::EGRESS, state, endpoint.epoch, expires);
+    let kept = env.set_flow(&asks, &flow);
+    let hears = FlowKey::new(endpoint.id, to.dport, to.src, to.sport, proto);
+    flow.direction = direction::INGRESS;
+    if !kept || !env.set_flow(&hears, &flow) {
+        return Err(DropReason::FlowTableFull);
+    }
+    Ok(())
+}
+
+/// Finds the Service the packet is for, and a backend. The translation is then still to be remembered.
 #[inline(always)]
-fn choose<E: Env>(env: &E, headers: &mut Headers, now: u64) -> Result<(), DropReason> {
+fn choose<E: Env>(env: &E, headers: &mut Headers) -> Result<(), DropReason> {
     let ((addr, port), proto) = (headers.asked, headers.tuple.proto());
     let Some(frontend) = service::find(env, addr, port, proto, false) else {
         return if env.frontend(&FrontendKey::address(addr)).is_some() {
@@ -283,10 +297,6 @@ fn choose<E: Env>(env: &E, headers: &mut Headers, now: u64) -> Result<(), DropRe
         // A backend that came back to its address.
         return Ok(());
     }
-    let owner = Owner {
-        flags: 0,
-        backend: headers.backend.id,
-        set,
-    };
-    nat::remember(env, from, to, owner, now)
+    headers.chosen_of = set;
+    Ok(())
 }

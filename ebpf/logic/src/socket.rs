@@ -4,8 +4,8 @@
 use crate::env::Env;
 use crate::service::{self, Chosen};
 use xebec_ebpf_abi::{
-    Addr, AffinityKey, Config, DropReason, Frontend, FrontendKey, Given, GivenKey, NetnsCookie,
-    NodeAddr, Port, SockFrontend, SockKey, forward, proto,
+    Addr, AffinityKey, Config, DropReason, Frontend, FrontendKey, Given, NodeAddr, Port,
+    SockFrontend, SockKey, forward, proto,
 };
 
 /// The socket that asks.
@@ -88,7 +88,9 @@ pub fn connect<E: Env>(env: &E, socket: &Socket, addr: Addr, port: Port) -> Acti
     let action = translate(env, socket, addr, port, true);
     if action == Action::Pass && socket.proto == proto::UDP {
         // The socket may have talked to a Service of the same backend before.
-        env.remove_sock_frontend(&SockKey::new(socket.cookie, addr, port));
+        let before = SockKey::new(socket.cookie, addr, port);
+        env.remove_sock_frontend(&before);
+        env.remove_given(&before);
     }
     action
 }
@@ -135,9 +137,9 @@ fn translate<E: Env>(env: &E, socket: &Socket, addr: Addr, port: Port, connects:
             if connects && socket.proto == proto::UDP {
                 // What `steer` needs when the backend goes. A datagram without a connection is given
                 // one when it is sent.
-                let netns = NetnsCookie::new(socket.netns);
+                let backend = &chosen.backend;
                 env.set_given(
-                    &GivenKey::new(netns, chosen.backend.addr, chosen.backend.port),
+                    &SockKey::new(socket.cookie, backend.addr, backend.port),
                     &Given::new(addr, port, chosen.id),
                 );
             }

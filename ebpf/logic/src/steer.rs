@@ -6,7 +6,7 @@
 use crate::env::Env;
 use crate::parse::Headers;
 use crate::service;
-use xebec_ebpf_abi::{Endpoint, FrontendKey, GivenKey, MemberKey, proto};
+use xebec_ebpf_abi::{FrontendKey, MemberKey, SockKey, proto};
 
 /// The packet goes where the socket sends it.
 pub const STAYS: u32 = 0;
@@ -18,16 +18,16 @@ pub const GONE: u32 = 2;
 /// It is for a Service, which may be newer than the flow.
 pub const SERVICE: u32 = 3;
 
-/// Whether a packet of a pod is for a backend that was given to a socket and has gone since. Asked with
-/// every packet, so no event can be missed.
+/// Whether a packet of a pod is for a backend that was given to its `socket` and has gone since. Asked with
+/// every packet, so no event can be missed; by the socket, so what another one of the pod, or the same
+/// one after another connect, sends to the very same backend is left alone.
 #[inline(never)]
-pub fn check<E: Env>(env: &E, endpoint: &Endpoint, headers: &mut Headers) -> u32 {
+pub fn check<E: Env>(env: &E, socket: u64, headers: &mut Headers) -> u32 {
     let tuple = &headers.tuple;
-    if tuple.proto() != proto::UDP || !endpoint.netns.is_known() {
+    if tuple.proto() != proto::UDP {
         return STAYS;
     }
-    let key = GivenKey::new(endpoint.netns, tuple.dst, tuple.dport);
-    let Some(given) = env.given(&key) else {
+    let Some(given) = env.given(&SockKey::new(socket, tuple.dst, tuple.dport)) else {
         let service = FrontendKey::new(tuple.dst, tuple.dport, proto::UDP);
         return if env.frontend(&service).is_some() {
             SERVICE

@@ -7,9 +7,9 @@ use aya_ebpf::{
 };
 use xebec_ebpf_abi::{
     Addr, Affinity, AffinityKey, Announced, AnnouncedKey, Backend, BackendSet, Config, DropReason,
-    Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, Given, GivenKey,
-    MemberKey, Nat, NodeAddr, PolicyKey, PolicyVerdict, Remote, Rings, SlotKey, SockFrontend,
-    SockKey, SourceRangeKey, Tuple, Uplink,
+    Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, Given, MemberKey,
+    Nat, NodeAddr, PolicyKey, PolicyVerdict, Remote, Rings, SlotKey, SockFrontend, SockKey,
+    SourceRangeKey, Tuple, Uplink,
 };
 use xebec_ebpf_logic::{Env, Stored, nat::Scratch, reject::Budget};
 
@@ -99,13 +99,18 @@ impl Env for Kernel {
     }
 
     #[inline(always)]
-    fn given(&self, key: &GivenKey) -> Option<Given> {
+    fn given(&self, key: &SockKey) -> Option<Given> {
         services::given(key)
     }
 
     #[inline(always)]
-    fn set_given(&self, key: &GivenKey, value: &Given) {
+    fn set_given(&self, key: &SockKey, value: &Given) {
         services::set_given(key, value);
+    }
+
+    #[inline(always)]
+    fn remove_given(&self, key: &SockKey) {
+        services::remove_given(key);
     }
 
     #[inline(always)]

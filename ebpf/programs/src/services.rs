@@ -7,8 +7,8 @@ use aya_ebpf::{
     maps::{HashMap, LpmTrie, LruHashMap},
 };
 use xebec_ebpf_abi::{
-    Addr, Affinity, AffinityKey, Backend, BackendSet, Frontend, FrontendKey, Given, GivenKey,
-    MemberKey, NodeAddr, SlotKey, SockFrontend, SockKey, SourceRangeKey,
+    Addr, Affinity, AffinityKey, Backend, BackendSet, Frontend, FrontendKey, Given, MemberKey,
+    NodeAddr, SlotKey, SockFrontend, SockKey, SourceRangeKey,
 };
 
 #[map]
@@ -30,7 +30,7 @@ static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::pinned(65536, 0
 #[map]
 static SOCK_REVERSE: LruHashMap<SockKey, SockFrontend> = LruHashMap::pinned(131_072, 0);
 #[map]
-static GIVEN: LruHashMap<GivenKey, Given> = LruHashMap::pinned(65536, 0);
+static GIVEN: LruHashMap<SockKey, Given> = LruHashMap::pinned(65536, 0);
 
 // SAFETY of every `get` below: the value is copied at once; without preallocation an entry that is
 // deleted meanwhile lives until the program ends, and in an LRU map at worst another flow's value is
@@ -99,12 +99,18 @@ pub fn remove_sock_frontend(key: &SockKey) {
 }
 
 #[inline(always)]
-pub fn given(key: &GivenKey) -> Option<Given> {
+pub fn given(key: &SockKey) -> Option<Given> {
     unsafe { GIVEN.get(key) }.copied()
 }
 
 #[inline(always)]
-pub fn set_given(key: &GivenKey, value: &Given) {
+pub fn set_given(key: &SockKey, value: &Given) {
     // Without the entry the socket stays with its backend, as it would anywhere else.
     let _ = GIVEN.insert(key, value, 0);
+}
+
+#[inline(always)]
+pub fn remove_given(key: &SockKey) {
+    // Most sockets have no entry.
+    let _ = GIVEN.remove(key);
 }

@@ -5,7 +5,7 @@ use aya_ebpf::{
     EbpfContext,
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::generated::{
-        bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_peer,
+        bpf_get_socket_cookie, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_peer,
         bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
     },
     macros::{classifier, map},
@@ -96,6 +96,12 @@ impl Packet for Skb {
     fn len(&self) -> u32 {
         // SAFETY: the context of the running program.
         unsafe { (*self.0).len }
+    }
+
+    #[inline(always)]
+    fn socket(&self) -> u64 {
+        // SAFETY: the context of the running program.
+        unsafe { bpf_get_socket_cookie(self.0.cast()) }
     }
 
     #[inline(always)]

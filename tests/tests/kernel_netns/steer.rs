@@ -77,10 +77,22 @@ fn a_connected_socket_follows_its_service_through_every_change_of_backends() {
     let backend = at(a.ip, 5353);
     direct.connect(backend).expect("connects");
     is_answered_by(&direct, None, backend, "a");
+    // Nor is it when the same pod does, through another socket, or through one that was the Service's before.
+    let beside = socket(&client.netns);
+    beside.connect(backend).expect("connects");
+    let turned = socket(&client.netns);
+    turned.connect(vip).expect("connects");
+    turned.connect(backend).expect("connects");
+    for socket in [&beside, &turned] {
+        is_answered_by(socket, None, backend, "a");
+    }
 
     service(&[&b]);
     is_answered_by(&connected, None, vip, "b");
-    is_answered_by(&direct, None, backend, "a");
+    for socket in [&direct, &beside, &turned] {
+        // Packets of all of them, not of the first that gets through.
+        (0..5).for_each(|_| assert_eq!(ask(socket, None), Some(("a".to_owned(), backend)), "a itself was asked"));
+    }
     service(&[&a]);
     is_answered_by(&connected, None, vip, "a");
     service(&[]);

@@ -26,7 +26,7 @@ pub struct Fake {
     pub places: RefCell<HashMap<u32, Vec<u32>>>,
     pub affinities: RefCell<HashMap<AffinityKey, Affinity>>,
     pub socks: RefCell<HashMap<SockKey, SockFrontend>>,
-    pub given: RefCell<HashMap<GivenKey, Given>>,
+    pub given: RefCell<HashMap<SockKey, Given>>,
     pub endpoints: RefCell<HashMap<Addr, Endpoint>>,
     /// Prefix, its length, what it is.
     pub remotes: RefCell<Vec<(Addr, u32, Remote)>>,
@@ -139,11 +139,14 @@ impl Env for Fake {
     fn remove_sock_frontend(&self, key: &SockKey) {
         self.socks.borrow_mut().remove(key);
     }
-    fn given(&self, key: &GivenKey) -> Option<Given> {
+    fn given(&self, key: &SockKey) -> Option<Given> {
         self.given.borrow().get(key).copied()
     }
-    fn set_given(&self, key: &GivenKey, value: &Given) {
+    fn set_given(&self, key: &SockKey, value: &Given) {
         self.given.borrow_mut().insert(*key, *value);
+    }
+    fn remove_given(&self, key: &SockKey) {
+        self.given.borrow_mut().remove(key);
     }
     fn endpoint(&self, addr: &Addr) -> Option<Endpoint> {
         self.endpoints.borrow().get(addr).copied()

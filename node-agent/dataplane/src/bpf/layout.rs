@@ -19,7 +19,7 @@ use crate::{Error, file};
 
 /// Maps whose keys or values have changed since version 1: whoever changes one raises its number here, and
 /// [`abi::Config::LAYOUT`] with it.
-const VERSIONS: &[(&str, u32)] = &[(abi::map::ENDPOINTS, 2), (abi::map::FLOWS, 2), (abi::map::NAT, 2)];
+const VERSIONS: &[(&str, u32)] = &[(abi::map::ENDPOINTS, 2), (abi::map::FLOWS, 2), (abi::map::GIVEN, 2), (abi::map::NAT, 2)];
 
 /// The layout of an agent's maps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

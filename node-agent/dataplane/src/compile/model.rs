@@ -150,10 +150,11 @@ impl Env for Kernel {
         false
     }
     fn remove_sock_frontend(&self, _: &SockKey) {}
-    fn given(&self, _: &GivenKey) -> Option<Given> {
+    fn given(&self, _: &SockKey) -> Option<Given> {
         None
     }
-    fn set_given(&self, _: &GivenKey, _: &Given) {}
+    fn set_given(&self, _: &SockKey, _: &Given) {}
+    fn remove_given(&self, _: &SockKey) {}
     fn endpoint(&self, addr: &Addr) -> Option<Endpoint> {
         self.0.endpoints.get(addr).copied()
     }

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use xebec_ebpf_abi::{
     Addr, Affinity, AffinityKey, Announced, AnnouncedKey, Backend, BackendSet, Config, DropReason, Endpoint, Flow, FlowKey, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, Given, GivenKey, MemberKey, Nat, NodeAddr, Places, PlacesKey, PolicyKey, PolicyVerdict, Remote,
+    FragmentPorts, Frontend, FrontendKey, Given, MemberKey, Nat, NodeAddr, Places, PlacesKey, PolicyKey, PolicyVerdict, Remote,
     Rings, SlotKey, SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink, map,
 };
 use xebec_ebpf_logic::nat::Scratch;
@@ -91,11 +91,13 @@ impl Env for Live<'_> {
 
     fn remove_sock_frontend(&self, _: &SockKey) {}
 
-    fn given(&self, key: &GivenKey) -> Option<Given> {
+    fn given(&self, key: &SockKey) -> Option<Given> {
         self.replica.get(map::GIVEN, key)
     }
 
-    fn set_given(&self, _: &GivenKey, _: &Given) {}
+    fn set_given(&self, _: &SockKey, _: &Given) {}
+
+    fn remove_given(&self, _: &SockKey) {}
 
     fn endpoint(&self, addr: &Addr) -> Option<Endpoint> {
         self.replica.get(map::ENDPOINTS, addr)
