@@ -89,6 +89,10 @@ pub struct Args {
     /// UDP port of the tunnel.
     #[arg(long, default_value_t = 4789)]
     vxlan_port: u16,
+    /// Where XDP takes what goes to other nodes' pods: nowhere, on every uplink whose driver has it but veths, or on those too
+    /// (their other ends need receive offload on).
+    #[arg(long, value_enum, default_value_t = Xdp::Auto)]
+    xdp: Xdp,
     /// Places of a ring of consistent hashing (a prime below a power of two, 251 to 131071), the same on every node.
     #[arg(long)]
     maglev_table_size: Option<u32>,
@@ -137,6 +141,23 @@ enum Routing {
 /// Where runtimes that are not ours look for CNI configuration.
 pub const CNI_CONF_DIR: &str = "/etc/cni/net.d";
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Xdp {
+    Off,
+    Auto,
+    All,
+}
+
+impl From<Xdp> for xebec_dataplane::Xdp {
+    fn from(xdp: Xdp) -> xebec_dataplane::Xdp {
+        match xdp {
+            Xdp::Off => xebec_dataplane::Xdp::Off,
+            Xdp::Auto => xebec_dataplane::Xdp::Auto,
+            Xdp::All => xebec_dataplane::Xdp::All,
+        }
+    }
+}
+
 /// Runs until SIGTERM.
 pub async fn run(args: Args) -> Result<()> {
     let cancel = signals::cancelled_by_signals()?;
@@ -183,6 +204,7 @@ fn config(args: Args) -> Result<xebec_agent::Config> {
         cluster_cidrs: args.cluster_cidr,
         uplinks: args.uplink,
         routing,
+        xdp: args.xdp.into(),
         maglev_size: args.maglev_table_size,
         max_pods: args.max_pods,
         labels: labels(&args.node_labels)?,

@@ -40,6 +40,8 @@ pub struct Args {
 pub enum Bench {
     /// How quick and how small one node is.
     FirstLight,
+    /// What the BPF programs cost; needs no cluster.
+    Dataplane,
 }
 
 /// Runs the bench in a cluster of its own, which is gone afterwards.
@@ -55,6 +57,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     match args.bench {
         Bench::FirstLight => first_light(args),
+        Bench::Dataplane => sh::run(&mut sh::cmd(workspace::target().join("debug/xebec-bench"), ["packet-cost"])),
     }
 }
 

@@ -101,6 +101,8 @@
 //! - `ANNOUNCED`: hash, user, [`AnnouncedKey`] (load-balancer address, ifindex of an uplink) →
 //!   [`Announced`]. ARP requests and neighbour solicitations for it that come in there are answered
 //!   with the device's hardware address.
+//! - `XDP_DEVICES`: hash, ifindex (`u32`) → [`XdpDevice`]: uplinks whose driver runs [`prog::XDP_UPLINK`]. Without
+//!   an entry that program passes everything on.
 //! - `NO_MASQUERADE`: LPM trie, [`Addr`] prefix → `u32` (1): destinations that see pods' own addresses.
 //!   Packets of local pods (`ENDPOINTS`) to any other address leave with the uplink's address.
 //! - `NAT`: hash, bpf, [`Tuple`] → [`Nat`]. The packet's tuple as it arrives → the tuple it leaves
@@ -124,7 +126,8 @@
 //! namespace to it, so that a socket below both is asked about once. The
 //! others are `classifier` programs. [`prog::FROM_POD`] goes to the ingress hook of a pod's host-side
 //! veth (packets leaving the pod), [`prog::TO_POD`] to its egress hook, [`prog::FROM_UPLINK`] and
-//! [`prog::TO_UPLINK`] to ingress and egress of each uplink. A program that has nothing to say
+//! [`prog::TO_UPLINK`] to ingress and egress of each uplink. [`prog::XDP_UPLINK`] is an `xdp` program for the drivers
+//! of uplinks: it turns round what goes between outside and backends elsewhere, and passes all else to tc. A program that has nothing to say
 //! returns `TC_ACT_UNSPEC` (= `TCX_NEXT`), so others behind it still run.
 //!
 //! # Globals (read-only data, set before load)
@@ -144,7 +147,7 @@ mod steer;
 pub use addr::{Addr, Port, Tuple};
 pub use announce::{Announced, AnnouncedKey};
 pub use drop::{DropCount, DropReason, forward};
-pub use nat::{FragmentKey, FragmentPorts, Nat, Uplink};
+pub use nat::{FragmentKey, FragmentPorts, Nat, Uplink, XdpDevice};
 pub use policy::{
     Endpoint, Flow, FlowKey, PolicyKey, PolicyVerdict, Remote, direction, identity, port_prefixes,
 };
@@ -200,6 +203,7 @@ pub mod map {
     pub const FLOWS: &str = "FLOWS";
     pub const UPLINKS: &str = "UPLINKS";
     pub const ANNOUNCED: &str = "ANNOUNCED";
+    pub const XDP_DEVICES: &str = "XDP_DEVICES";
     pub const NO_MASQUERADE: &str = "NO_MASQUERADE";
     pub const NAT: &str = "NAT";
     pub const FRAGMENTS: &str = "FRAGMENTS";
@@ -227,6 +231,7 @@ pub mod map {
         FLOWS,
         UPLINKS,
         ANNOUNCED,
+        XDP_DEVICES,
         NO_MASQUERADE,
         NAT,
         FRAGMENTS,
@@ -252,6 +257,7 @@ pub mod prog {
     pub const TO_POD: &str = "to_pod";
     pub const FROM_UPLINK: &str = "from_uplink";
     pub const TO_UPLINK: &str = "to_uplink";
+    pub const XDP_UPLINK: &str = "xdp_uplink";
 
     /// The `cgroup_sock_addr` programs.
     pub const SOCKET: &[&str] = &[

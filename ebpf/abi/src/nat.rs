@@ -39,6 +39,9 @@ impl Nat {
     pub const REPLY: u16 = 1;
     /// The flow is masquerade, not a Service.
     pub const MASQUERADE: u16 = 2;
+    /// Destination and source change at once, before the stack ([`prog::XDP_UPLINK`](crate::prog::XDP_UPLINK)).
+    /// Where such a packet goes through the stack nevertheless, tc makes the entries of the two halves.
+    pub const BOTH: u16 = 0x100;
 }
 
 /// A device towards other machines.
@@ -51,6 +54,21 @@ pub struct Uplink {
     pub v6: Addr,
     /// Bits, none yet.
     pub flags: u32,
+}
+
+/// A device whose driver runs [`prog::XDP_UPLINK`](crate::prog::XDP_UPLINK).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct XdpDevice {
+    /// Its hardware address: packets for others pass.
+    pub mac: [u8; 6],
+    pad: u16,
+}
+
+impl XdpDevice {
+    pub const fn new(mac: [u8; 6]) -> XdpDevice {
+        XdpDevice { mac, pad: 0 }
+    }
 }
 
 /// Names a datagram that came in pieces.
@@ -84,4 +102,4 @@ pub struct FragmentPorts {
     pub dport: Port,
 }
 
-crate::wire! { Nat = 64, Uplink = 36, FragmentKey = 40, FragmentPorts = 4 }
+crate::wire! { Nat = 64, Uplink = 36, XdpDevice = 8, FragmentKey = 40, FragmentPorts = 4 }

@@ -52,8 +52,9 @@ pub fn fold32(sum: u64) -> u32 {
     ((sum & 0xffff_ffff) + (sum >> 32)) as u32
 }
 
+/// A sum of words of any width as one of 16 bits.
 #[inline(always)]
-fn fold16(sum: u64) -> u16 {
+pub fn fold16(sum: u64) -> u16 {
     let mut sum = sum;
     sum = (sum & 0xffff_ffff) + (sum >> 32);
     sum = (sum & 0xffff) + (sum >> 16);

@@ -23,6 +23,7 @@ pub mod service;
 pub mod socket;
 pub mod steer;
 pub mod uplink;
+pub mod xdp;
 
 pub use env::{Env, Stored};
 pub use packet::Packet;

@@ -141,11 +141,17 @@ plain! {
 }
 
 // SAFETY: an integer.
+unsafe impl Plain for u8 {}
+// SAFETY: an integer.
 unsafe impl Plain for u16 {}
 // SAFETY: an integer.
 unsafe impl Plain for u32 {}
 // SAFETY: integers.
 unsafe impl Plain for [u32; 4] {}
+// SAFETY: integers.
+unsafe impl Plain for [u32; 3] {}
+// SAFETY: integers.
+unsafe impl Plain for [u16; 3] {}
 // SAFETY: integers.
 unsafe impl Plain for [u8; 6] {}
 // SAFETY: as for one.

@@ -9,6 +9,7 @@ use crate::parse::{self, ETH_ARP, ETH_IPV4, ETH_IPV6, Fragment, Headers, Kind, V
 use crate::pod::{self, Verdict};
 use crate::reject::Resize;
 use crate::service;
+use crate::xdp;
 use xebec_ebpf_abi::{Addr, Backend, DropReason, Flow, FlowKey, Frontend, Nat, direction, forward};
 
 /// The packet becomes `Headers::to` and is counted as passed on this way (one of `abi::forward`'s), or
@@ -112,6 +113,9 @@ fn act<E: Env, P: Packet>(
 #[inline(always)]
 fn known<E: Env>(env: &E, headers: &mut Headers, now: u64) -> Option<u32> {
     let flags = nat::lookup(env, headers, now)?;
+    if flags & Nat::BOTH != 0 {
+        xdp::unfold(env, headers, now);
+    }
     Some(if flags & Nat::MASQUERADE != 0 {
         forward::MASQUERADE
     } else if flags & Nat::REPLY != 0 {

@@ -12,6 +12,7 @@ mod rings;
 mod services;
 mod skb;
 mod sock;
+mod xdp;
 
 #[cfg(not(test))]
 #[panic_handler]

@@ -55,6 +55,8 @@ pub struct Config {
     pub uplinks: Vec<String>,
     /// How packets get to pods of other nodes.
     pub routing: xebec_dataplane::Routing,
+    /// Where drivers run the XDP program.
+    pub xdp: xebec_dataplane::Xdp,
     /// Places of a ring of consistent hashing; `None`: the dataplane's default.
     pub maglev_size: Option<u32>,
     pub max_pods: usize,
@@ -95,6 +97,7 @@ impl Config {
             cluster_cidrs: Vec::new(),
             uplinks: Vec::new(),
             routing: xebec_dataplane::Routing::Native,
+            xdp: xebec_dataplane::Xdp::Auto,
             maglev_size: None,
             max_pods: 110,
             labels: BTreeMap::new(),
@@ -158,6 +161,7 @@ impl Config {
             // In a container it takes more to find the right cgroup.
             verify_hooks: self.dataplane_only,
             host_root: host_root::find().filter(|_| self.dataplane_only),
+            xdp: self.xdp,
             maglev_size: self.maglev_size.unwrap_or(defaults.maglev_size),
             ..defaults
         })

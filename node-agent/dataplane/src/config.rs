@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use crate::Error;
 use crate::bpf::layout::Layout;
 use crate::compile::maglev;
+use crate::device::xdp::Xdp;
 
 /// Everything that differs between nodes. Plain data: the agent fills it in once.
 #[derive(Clone, Debug)]
@@ -47,6 +48,8 @@ pub struct Config {
     pub mtu: Option<u32>,
     /// How packets get to pods of other nodes.
     pub routing: Routing,
+    /// Where drivers run the XDP program.
+    pub xdp: Xdp,
     /// Places of a ring of consistent hashing: one of [`maglev::SIZES`], the same on every node.
     pub maglev_size: u32,
 }
@@ -99,6 +102,7 @@ impl Config {
             layout: Layout::default(),
             mtu: None,
             routing: Routing::Native,
+            xdp: Xdp::default(),
             maglev_size: maglev::DEFAULT_SIZE,
         }
     }

@@ -22,6 +22,7 @@ use crate::cni::{conflist, server};
 use crate::device::announce;
 use crate::device::netlink::Netlink;
 use crate::device::sysctl::Sysctls;
+use crate::device::xdp::Mode;
 use crate::device::{pod, uplink, vxlan};
 use crate::engine::Engine;
 use crate::policy_news::{self, News};
@@ -87,6 +88,7 @@ impl Dataplane {
         let records = Records::new(&config.state_dir);
         let (sandboxes, pod_devices) = adopt(&mut engine, &netlink, &records).await?;
         let uplinks = first_uplinks(&config, &engine, &netlink).await?;
+        engine.xdp = config.xdp;
         engine.devices = uplink::detect(&netlink, &uplinks, &config.node_ips).await.map_err(Error::netlink("read devices"))?;
         let held = match others_run {
             true => Some(pod_devices),
@@ -366,12 +368,14 @@ impl Dataplane {
 
 fn device(engine: &Engine, index: u32, uplink: &uplink::UplinkDevice) -> Device {
     let attached = engine.programs.is_attached((&uplink.name, index), Hook::UPLINK);
-    let mode = match (attached, uplink.tunnel) {
-        (true, false) => "tc",
-        (true, true) => "tc, tunnel",
-        (false, _) => "none",
+    let mode = match (attached, uplink.tunnel, engine.modes.get(&index)) {
+        (false, _, _) => "none".to_owned(),
+        (true, true, _) => "tc, tunnel".to_owned(),
+        (true, false, Some(Mode::Native)) => "xdp, tc".to_owned(),
+        (true, false, Some(Mode::Tc(reason))) => format!("tc ({reason})"),
+        (true, false, None) => "tc".to_owned(),
     };
-    Device { name: uplink.name.clone(), index, mtu: uplink.mtu, mode: mode.into() }
+    Device { name: uplink.name.clone(), index, mtu: uplink.mtu, mode }
 }
 
 /// Tells the segment of addresses that have come to this node.

@@ -10,3 +10,4 @@ pub mod settings;
 pub mod sysctl;
 pub mod uplink;
 pub mod vxlan;
+pub mod xdp;

@@ -19,6 +19,7 @@ use crate::compile::input::{Key, NodeIn};
 use crate::compile::policies::LocalEndpoint;
 use crate::compile::state::{Op, State};
 use crate::device::uplink::NodeDevices;
+use crate::device::xdp::{Mode, Xdp};
 use crate::ipam::Ipam;
 use crate::policy_news::PolicyNews;
 use crate::sync::SyncClock;
@@ -66,6 +67,10 @@ pub struct Engine {
     pub ipam: Ipam,
     /// Last given endpoint number.
     pub last_endpoint: u32,
+    /// Where XDP is used.
+    pub xdp: Xdp,
+    /// What is done at each uplink.
+    pub modes: BTreeMap<u32, Mode>,
     /// Devices as last read.
     pub devices: NodeDevices,
     /// The node's object as last seen.
@@ -106,6 +111,8 @@ impl Engine {
             programs,
             ipam: Ipam::default(),
             last_endpoint,
+            xdp: Xdp::default(),
+            modes: BTreeMap::new(),
             devices: NodeDevices::default(),
             node: NodeIn::default(),
             peers: BTreeMap::new(),
@@ -312,7 +319,38 @@ impl Engine {
 
     /// Whether every uplink has its programs: somebody may have taken them off, which the kernel tells nobody.
     pub fn uplinks_attached(&self) -> bool {
-        self.devices.uplinks.iter().all(|(index, uplink)| self.programs.is_attached((&uplink.name, *index), Hook::UPLINK))
+        self.devices.uplinks.iter().all(|(index, uplink)| {
+            let device = (uplink.name.as_str(), *index);
+            let driver = self.modes.get(index) != Some(&Mode::Native) || self.programs.is_xdp_attached(device);
+            driver && self.programs.is_attached(device, Hook::UPLINK)
+        })
+    }
+
+    /// Attaches the XDP program to the drivers that run it; says of each uplink what came of it. Another program there, or a
+    /// driver without XDP, is no failure: tc does all of it.
+    fn attach_drivers(&mut self) -> Result<(), Error> {
+        let (mut modes, mut macs) = (BTreeMap::new(), BTreeMap::new());
+        for (index, uplink) in &self.devices.uplinks {
+            let refused = self.xdp.refuses(&uplink.name, uplink.mac.is_some(), uplink.tunnel);
+            let mode = match (refused, uplink.mac) {
+                (None, Some(mac)) => match self.programs.attach_xdp((&uplink.name, *index)) {
+                    Ok(()) => {
+                        macs.insert(*index, mac);
+                        Mode::Native
+                    }
+                    Err(error) => Mode::Tc(error.to_string()),
+                },
+                (refused, _) => Mode::Tc(refused.unwrap_or_default()),
+            };
+            if self.modes.get(index) != Some(&mode) {
+                tracing::info!(device = %uplink.name, ?mode, "an uplink's packets are taken");
+            }
+            modes.insert(*index, mode);
+        }
+        self.modes = modes;
+        self.maps.set_xdp_devices(&macs)?;
+        let native = self.devices.uplinks.iter().filter(|(index, _)| macs.contains_key(index));
+        self.programs.retain_xdp(&native.map(|(_, uplink)| uplink.name.clone()).collect())
     }
 
     /// Attaches everything: socket hooks, uplinks, the devices of pods. Links that run programs already change to these.
@@ -327,6 +365,13 @@ impl Engine {
 
     /// Attaches the uplink programs where they are due and removes them where they are not.
     pub fn attach_uplinks(&mut self) -> Vec<Error> {
+        // tc's entries for the halves of what drivers pass come from tc: it is there first.
+        let mut errors = self.attach_classifiers();
+        errors.extend(self.attach_drivers().err());
+        errors
+    }
+
+    fn attach_classifiers(&mut self) -> Vec<Error> {
         let mut errors = Vec::new();
         if self.holding {
             return errors;

@@ -33,6 +33,7 @@ mod watch;
 pub use bpf::layout::Layout;
 pub use config::{Config, Routing, Vxlan};
 pub use dataplane::Dataplane;
+pub use device::xdp::Xdp;
 pub use error::Error;
 pub use status::{Device, HealthCheck, MapFill, ProgramSize, ProxyHealth, Status};
 pub use sync::SyncStatus;

@@ -12,6 +12,8 @@ enum Bench {
     FirstLight(Box<first_light::Args>),
     /// How soon the maps follow the API, at scale.
     Sync(dataplane::sync::Args),
+    /// Nanoseconds a packet in the BPF programs.
+    PacketCost,
     /// Do the rest of the command line beside this process: in its network namespace and cgroup.
     Inside {
         pid: u32,
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
             let _ = rustls::crypto::ring::default_provider().install_default();
             tokio::runtime::Runtime::new().map_err(Into::into).and_then(|r| r.block_on(first_light::run(&args)))
         }
+        Bench::PacketCost => dataplane::packet_cost::run(),
         Bench::Sync(args) => dataplane::sync::run(&args),
         Bench::Inside { pid, then } => inside::join(pid).and_then(|()| then.run()).map(|()| true),
         Bench::Traffic(traffic) => traffic.run().map(|()| true),

@@ -3,7 +3,7 @@
 use aya::{
     Ebpf, EbpfLoader, TestRun, TestRunOptions,
     maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, lpm_trie::Key},
-    programs::{CgroupSockAddr, Program, SchedClassifier},
+    programs::{CgroupSockAddr, Program, SchedClassifier, Xdp},
 };
 use nix::mount::{MntFlags, MsFlags};
 use std::path::PathBuf;
@@ -64,6 +64,8 @@ impl Dataplane {
             let program: &mut SchedClassifier = ebpf.program_mut(name).expect(name).try_into().expect("a classifier");
             program.load().unwrap_or_else(|e| panic!("{name} is refused: {e:?}"));
         }
+        let program: &mut Xdp = ebpf.program_mut(prog::XDP_UPLINK).expect("xdp_uplink").try_into().expect("an XDP program");
+        program.load().unwrap_or_else(|e| panic!("{} is refused: {e:?}", prog::XDP_UPLINK));
         Dataplane { ebpf, pins }
     }
 

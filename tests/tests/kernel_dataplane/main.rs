@@ -14,3 +14,4 @@ mod reject;
 mod socket;
 mod uplink;
 mod wire;
+mod xdp;

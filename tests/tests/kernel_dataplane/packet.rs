@@ -205,3 +205,9 @@ pub fn read_ip(ip: &[u8]) -> Read {
 pub fn addr(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
+
+/// The sum of a frame's pseudo header, as a packet has it whose checksum a device is to complete.
+pub fn pseudo_sum(frame: &[u8]) -> [u8; 2] {
+    let read = read_ip(&frame[14..]);
+    (sum(&pseudo(read.src, read.dst, read.proto, read.l4.len())) as u16).to_be_bytes()
+}

@@ -20,10 +20,10 @@ use xebec_ebpf_abi::{
 };
 
 /// A network namespace of the test's own; gone with its last user.
-struct Space(File);
+pub struct Space(pub File);
 
 impl Space {
-    fn new() -> Space {
+    pub fn new() -> Space {
         let file = std::thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
             File::open("/proc/thread-self/ns/net").expect("its file")
@@ -34,7 +34,7 @@ impl Space {
     }
 
     /// Starts `f` on a thread in the namespace.
-    fn spawn<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    pub fn spawn<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
         let file = self.0.try_clone().expect("a descriptor");
         std::thread::spawn(move || {
             setns(file, CloneFlags::CLONE_NEWNET).expect("the namespace is entered");
@@ -42,7 +42,7 @@ impl Space {
         })
     }
 
-    fn run<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> T {
+    pub fn run<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> T {
         match self.spawn(f).join() {
             Ok(value) => value,
             Err(panic) => std::panic::resume_unwind(panic),
@@ -50,7 +50,7 @@ impl Space {
     }
 
     /// `ip ARGS` in the namespace.
-    fn ip(&self, args: &str) -> String {
+    pub fn ip(&self, args: &str) -> String {
         let args: Vec<String> = args.split_whitespace().map(String::from).collect();
         self.run(move || {
             let out = Command::new("ip").args(&args).output().expect("ip runs");
@@ -59,23 +59,23 @@ impl Space {
         })
     }
 
-    fn sysctl(&self, path: &str, value: &str) {
+    pub fn sysctl(&self, path: &str, value: &str) {
         let (path, value) = (format!("/proc/sys/net/{path}"), value.to_owned());
         self.run(move || std::fs::write(&path, value).unwrap_or_else(|e| panic!("{path}: {e}")));
     }
 
-    fn path(&self) -> String {
+    pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
 
-    fn mac(&self, device: &'static str) -> [u8; 6] {
+    pub fn mac(&self, device: &'static str) -> [u8; 6] {
         let text = self.ip(&format!("-br link show dev {device}"));
         let mac = text.split_whitespace().nth(2).expect("a MAC");
         let bytes: Vec<u8> = mac.split(':').map(|b| u8::from_str_radix(b, 16).expect("a byte")).collect();
         bytes.try_into().expect("six bytes")
     }
 
-    fn ifindex(&self, device: &'static str) -> u32 {
+    pub fn ifindex(&self, device: &'static str) -> u32 {
         let name = std::ffi::CString::new(device).expect("a name");
         // SAFETY: the name is a C string that lives through the call.
         self.run(move || unsafe { libc::if_nametoindex(name.as_ptr()) })

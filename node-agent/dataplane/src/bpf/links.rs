@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use aya::programs::links::{CgroupAttachMode, FdLink, LinkOrder};
 use aya::programs::tc::{SchedClassifier, TcAttachOptions, TcAttachType};
-use aya::programs::{CgroupSockAddr, ProgramError};
+use aya::programs::{CgroupSockAddr, ProgramError, Xdp};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 /// What a link is attached to, as far as it tells.
@@ -64,6 +64,29 @@ pub fn attach_tc(program: &mut SchedClassifier, device: (&str, u32), hook: TcAtt
     Ok(())
 }
 
+/// Attaches an XDP program to a device's driver, pinned at `pin`; an existing link gets the new program. A driver that has no
+/// XDP is an error: the kernel's generic XDP would cost more than tc.
+pub fn attach_xdp(program: &Xdp, index: u32, pin: &Path) -> Result<(), AttachError> {
+    let fd = program.fd()?.as_fd();
+    if replace(fd, Target::Device(index), pin)? {
+        return Ok(());
+    }
+    #[repr(C)]
+    struct Attributes {
+        program: u32,
+        target: u32,
+        attach_type: u32,
+        flags: u32,
+    }
+    const BPF_XDP: u32 = 37;
+    const XDP_FLAGS_DRV_MODE: u32 = 4;
+    let mut attributes = Attributes { program: fd.as_raw_fd() as u32, target: index, attach_type: BPF_XDP, flags: XDP_FLAGS_DRV_MODE };
+    let link = bpf(BPF_LINK_CREATE, &mut attributes).map_err(|e| AttachError::System("attach to the driver", e))?;
+    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
+    let link = unsafe { OwnedFd::from_raw_fd(link as i32) };
+    object_pin(link.as_fd(), pin).map_err(|e| AttachError::System("pin the link", e))
+}
+
 /// Whether a link at `pin` is alive on this target and now runs the program. A link that is not is unpinned.
 fn replace(program: BorrowedFd<'_>, target: Target, pin: &Path) -> Result<bool, AttachError> {
     let link = match object_get(pin) {
@@ -98,6 +121,7 @@ pub fn is_attached(pin: &Path, target: Target) -> bool {
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 
 /// `bpf(2)` with an attribute block of our own; the tail is zero, as the kernel wants.
@@ -106,6 +130,17 @@ fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::c_long>
     // plain integers; pointers within are kept alive by the callers below.
     let code = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
     if code < 0 { Err(io::Error::last_os_error()) } else { Ok(code) }
+}
+
+fn object_pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    #[repr(C)]
+    struct Attributes {
+        path: u64,
+        fd: u32,
+        flags: u32,
+    }
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes())?;
+    bpf(BPF_OBJ_PIN, &mut Attributes { path: path.as_ptr() as u64, fd: object.as_raw_fd() as u32, flags: 0 }).map(|_| ())
 }
 
 fn object_get(path: &Path) -> io::Result<OwnedFd> {
@@ -123,15 +158,7 @@ fn object_get(path: &Path) -> io::Result<OwnedFd> {
 
 /// Pins the object that is pinned at `old` at `new` as well.
 pub fn pin_again(old: &Path, new: &Path) -> io::Result<()> {
-    #[repr(C)]
-    struct Attributes {
-        path: u64,
-        fd: u32,
-        flags: u32,
-    }
-    let object = object_get(old)?;
-    let path = std::ffi::CString::new(new.as_os_str().as_bytes())?;
-    bpf(BPF_OBJ_PIN, &mut Attributes { path: path.as_ptr() as u64, fd: object.as_raw_fd() as u32, flags: 0 }).map(|_| ())
+    object_pin(object_get(old)?.as_fd(), new)
 }
 
 fn update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {

@@ -1,10 +1,11 @@
 //! Loads the embedded object on top of what is pinned, and attaches its programs.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::programs::tc::{SchedClassifier, TcAttachType};
-use aya::programs::{CgroupSockAddr, Program};
+use aya::programs::{CgroupSockAddr, Program, Xdp};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use xebec_ebpf_abi::{global, prog};
@@ -123,6 +124,7 @@ impl Programs {
             let loaded = match program {
                 Program::CgroupSockAddr(p) => p.load(),
                 Program::SchedClassifier(p) => p.load(),
+                Program::Xdp(p) => p.load(),
                 _ => continue,
             };
             loaded.map_err(|e| Error::Load { what: format!("program {name}"), reason: chain(&e) })?;
@@ -172,6 +174,35 @@ impl Programs {
             })?;
         }
         Ok(())
+    }
+
+    /// Attaches the XDP program to a device's driver.
+    pub fn attach_xdp(&mut self, device: (&str, u32)) -> Result<(), Error> {
+        let pin = self.xdp_pin(device.0);
+        let program: &mut Xdp = self.program(prog::XDP_UPLINK)?;
+        links::attach_xdp(program, device.1, &pin).map_err(|e| Error::Attach {
+            program: prog::XDP_UPLINK.into(),
+            to: device.0.into(),
+            reason: chain(&e),
+        })
+    }
+
+    /// Whether a device's driver runs the XDP program.
+    pub fn is_xdp_attached(&self, device: (&str, u32)) -> bool {
+        links::is_attached(&self.xdp_pin(device.0), links::Target::Device(device.1))
+    }
+
+    /// Detaches the XDP program from all devices but these.
+    pub fn retain_xdp(&self, devices: &BTreeSet<String>) -> Result<(), Error> {
+        let suffix = format!("-{}", prog::XDP_UPLINK);
+        let keep: BTreeSet<PathBuf> = devices.iter().map(|d| self.xdp_pin(d)).collect();
+        let pins = std::fs::read_dir(self.pins.links()).into_iter().flatten().flatten().map(|e| e.path());
+        let of_xdp = |p: &PathBuf| p.file_name().is_some_and(|n| n.to_string_lossy().ends_with(&suffix));
+        pins.filter(|p| of_xdp(p) && !keep.contains(p)).try_for_each(|p| crate::file::remove(&p))
+    }
+
+    fn xdp_pin(&self, device: &str) -> PathBuf {
+        self.pins.link(&format!("{}-{}", device.replace('.', "_"), prog::XDP_UPLINK))
     }
 
     /// Whether both hooks are attached to the device.

@@ -9,7 +9,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use xebec_ebpf_abi as abi;
 use xebec_ebpf_abi::{
     Addr, Announced, AnnouncedKey, Backend, BackendSet, DropCount, Endpoint, Flow, FlowKey, Frontend, FrontendKey, MemberKey, Nat,
-    NodeAddr, Places, PlacesKey, PolicyKey, PolicyVerdict, Remote, Rings, SlotKey, SourceRangeKey, Tuple, Uplink,
+    NodeAddr, Places, PlacesKey, PolicyKey, PolicyVerdict, Remote, Rings, SlotKey, SourceRangeKey, Tuple, Uplink, XdpDevice,
 };
 
 use super::loader::chain;
@@ -37,6 +37,7 @@ pub struct Maps {
     uplinks: Hash<u32, Uplink>,
     announced: Hash<AnnouncedKey, Announced>,
     no_masquerade: Trie<Addr, u32>,
+    xdp_devices: Hash<u32, XdpDevice>,
     config: Array<MapData, abi::Config>,
     drops: PerCpuArray<MapData, DropCount>,
     forwards: PerCpuArray<MapData, DropCount>,
@@ -94,6 +95,7 @@ impl Maps {
             uplinks: take(ebpf, map::UPLINKS)?,
             announced: take(ebpf, map::ANNOUNCED)?,
             no_masquerade: take(ebpf, map::NO_MASQUERADE)?,
+            xdp_devices: take(ebpf, map::XDP_DEVICES)?,
             config: take(ebpf, map::CONFIG)?,
             drops: take(ebpf, map::DROPS)?,
             forwards: take(ebpf, map::FORWARDS)?,
@@ -160,6 +162,20 @@ impl Maps {
             Op::NoMasquerade(k, v) => ("NO_MASQUERADE", write_prefix(&mut self.no_masquerade, k, v)),
         };
         result.map_err(|e| Error::Map { what: format!("write {op:?} to {name}"), reason: chain(&e) })
+    }
+
+    /// Devices whose drivers run the XDP program, with their hardware addresses.
+    pub fn set_xdp_devices(&mut self, want: &BTreeMap<u32, [u8; 6]>) -> Result<(), Error> {
+        let have: BTreeMap<u32, XdpDevice> = all("XDP_DEVICES", self.xdp_devices.iter())?;
+        let gone = have.keys().filter(|index| !want.contains_key(index)).map(|index| (*index, None));
+        let puts = want.iter().map(|(index, mac)| (*index, Some(XdpDevice::new(*mac))));
+        for (index, value) in gone.chain(puts) {
+            if have.get(&index) != value.as_ref() {
+                write(&mut self.xdp_devices, index, value)
+                    .map_err(|e| Error::Map { what: format!("write device {index} to XDP_DEVICES"), reason: chain(&e) })?;
+            }
+        }
+        Ok(())
     }
 
     fn read_places(&self) -> Result<BTreeMap<u32, rings::Contents>, Error> {

@@ -1,0 +1,260 @@
+//! Packets as drivers see them: the entry at uplinks before the stack.
+
+use crate::env::Kernel;
+use aya_ebpf::{
+    bindings::{
+        BPF_F_NO_PREALLOC, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as Fib, xdp_action, xdp_md,
+    },
+    helpers::generated::{
+        bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_redirect, bpf_xdp_get_buff_len,
+    },
+    macros::{map, xdp},
+    maps::{HashMap, LruHashMap, PerCpuArray},
+    programs::XdpContext,
+};
+use core::mem::MaybeUninit;
+use xebec_ebpf_abi::{Tuple, XdpDevice};
+use xebec_ebpf_logic::{
+    Packet,
+    packet::Plain,
+    parse::{ETH_IPV4, ETH_IPV6, Headers, L3, V4, V6},
+    xdp::{self, Decided, Driver, Hop, Verdict},
+};
+
+#[map]
+static XDP_DEVICES: HashMap<u32, XdpDevice> = HashMap::pinned(256, BPF_F_NO_PREALLOC);
+/// What was decided about flows, for a second. Only a cache: a new program starts with none.
+#[map]
+static DECIDED: LruHashMap<Tuple, Decided> = LruHashMap::with_max_entries(131_072, 0);
+/// Memory that would fill the stack.
+#[map]
+static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+#[repr(C)]
+struct Scratch {
+    headers: Headers,
+    decided: Decided,
+}
+
+/// No action of the kernel's: the packet's flow has to be decided about.
+const UNDECIDED: u32 = u32::MAX;
+
+#[xdp(frags)]
+pub fn xdp_uplink(ctx: XdpContext) -> u32 {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return xdp_action::XDP_PASS;
+    };
+    // SAFETY: drivers run programs with bottom halves off and one at a time: nobody else on this CPU has the
+    // entry. Its parts are written before they are read.
+    let Scratch { headers, decided } = unsafe { &mut *scratch };
+    let action = arrives(ctx.ctx, headers);
+    if action != UNDECIDED {
+        return action;
+    }
+    let len = Frame::new(ctx.ctx).len().wrapping_sub(L3) as u16;
+    if !xdp::decide(&Kernel, &At(ctx.ctx), headers, len, decided) {
+        return xdp_action::XDP_PASS;
+    }
+    match follows(ctx.ctx, headers, decided) {
+        UNDECIDED => xdp_action::XDP_PASS,
+        action => action,
+    }
+}
+
+// Functions of their own: so the stack they need is free again for `decide`, and the verifier does not
+// walk that once for each way through them.
+
+#[inline(never)]
+fn arrives(ctx: *mut xdp_md, headers: &mut Headers) -> u32 {
+    let frame = Frame::new(ctx);
+    action(match frame.ethertype() {
+        ETH_IPV4 => xdp::arrives::<V4, _, _, _>(&Kernel, &At(ctx), frame, headers),
+        ETH_IPV6 => xdp::arrives::<V6, _, _, _>(&Kernel, &At(ctx), frame, headers),
+        _ => Verdict::Pass,
+    })
+}
+
+#[inline(never)]
+fn follows(ctx: *mut xdp_md, headers: &Headers, decided: &mut Decided) -> u32 {
+    let frame = Frame::new(ctx);
+    action(match frame.ethertype() {
+        ETH_IPV4 => xdp::follow::<V4, _, _, _>(&Kernel, &At(ctx), frame, headers, decided),
+        ETH_IPV6 => xdp::follow::<V6, _, _, _>(&Kernel, &At(ctx), frame, headers, decided),
+        _ => Verdict::Pass,
+    })
+}
+
+#[inline(always)]
+fn action(verdict: Verdict) -> u32 {
+    match verdict {
+        Verdict::Pass => xdp_action::XDP_PASS,
+        Verdict::Turn => xdp_action::XDP_TX,
+        // SAFETY: a helper that takes numbers.
+        Verdict::Redirect(ifindex) => unsafe { bpf_redirect(ifindex, 0) as u32 },
+        Verdict::Undecided => UNDECIDED,
+    }
+}
+
+/// Where and when a program runs.
+struct At(*mut xdp_md);
+
+/// A frame in the driver's memory. Headers are read and written in place.
+#[derive(Clone, Copy)]
+struct Frame {
+    ctx: *mut xdp_md,
+    data: usize,
+    end: usize,
+}
+
+impl Frame {
+    #[inline(always)]
+    fn new(ctx: *mut xdp_md) -> Frame {
+        // SAFETY: the context of the running program.
+        let (data, end) = unsafe { ((*ctx).data as usize, (*ctx).data_end as usize) };
+        Frame { ctx, data, end }
+    }
+
+    /// In host order; 0: there is none.
+    #[inline(always)]
+    fn ethertype(&self) -> u16 {
+        self.load::<u16>(12).map_or(0, u16::from_be)
+    }
+
+    /// Where a value lies, if all of it does.
+    #[inline(always)]
+    fn at<T>(&self, offset: u32) -> Option<*mut T> {
+        let at = self.data + offset as usize;
+        if at + size_of::<T>() > self.end {
+            return None;
+        }
+        Some(at as *mut T)
+    }
+}
+
+impl Packet for Frame {
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        // SAFETY: the context of the running program. All of a frame that lies in several pieces counts.
+        unsafe { bpf_xdp_get_buff_len(self.ctx) as u32 }
+    }
+
+    #[inline(always)]
+    fn load<T: Plain>(&self, offset: u32) -> Option<T> {
+        let at = self.at::<T>(offset)?;
+        // SAFETY: within the frame. It may lie at any address: the machine's loads take that, and the verifier
+        // refuses the program where they do not.
+        Some(unsafe { *at })
+    }
+
+    #[inline(always)]
+    fn store<T: Plain>(&self, offset: u32, value: &T) -> bool {
+        let Some(at) = self.at::<T>(offset) else {
+            return false;
+        };
+        // SAFETY: as for `load`; only this program has the frame.
+        unsafe { *at = *value };
+        true
+    }
+
+    #[inline(always)]
+    fn l3_checksum(&self, offset: u32, diff: u32) -> bool {
+        let Some(sum) = self.load::<u16>(offset) else {
+            return false;
+        };
+        self.store(offset, &xebec_ebpf_logic::checksum::apply(sum, diff))
+    }
+
+    #[inline(always)]
+    fn l4_checksum(&self, offset: u32, diff: u32, _pseudo: bool, zero_is_none: bool) -> bool {
+        let Some(old) = self.load::<u16>(offset) else {
+            return false;
+        };
+        if zero_is_none && old == 0 {
+            return true;
+        }
+        let sum = xebec_ebpf_logic::checksum::apply(old, diff);
+        let sum = if zero_is_none && sum == 0 {
+            0xffff
+        } else {
+            sum
+        };
+        self.store(offset, &sum)
+    }
+}
+
+impl Driver for At {
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_ktime_get_coarse_ns() }
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: the context of the running program.
+        unsafe { (*self.0).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn own(&self, ifindex: u32) -> Option<[u16; 3]> {
+        let device = XDP_DEVICES.get_ptr(ifindex)?;
+        // SAFETY: see services.rs; six bytes, at an even address.
+        Some(unsafe { (&raw const (*device).mac).cast::<[u16; 3]>().read() })
+    }
+
+    #[inline(always)]
+    fn with_decided<R>(&self, key: &Tuple, f: impl FnOnce(&Decided) -> R) -> Option<R> {
+        let decided = DECIDED.get_ptr(key)?;
+        // SAFETY: entries are replaced, never written in place; one that is evicted meanwhile may be another flow's
+        // by now, which costs this packet its way, as a lost one.
+        Some(f(unsafe { &*decided }))
+    }
+
+    #[inline(always)]
+    fn set_decided(&self, key: &Tuple, value: &Decided) {
+        // Without the entry the next packet is decided about again.
+        let _ = DECIDED.insert(key, value, 0);
+    }
+
+    #[inline(never)]
+    fn next_hop(&self, tuple: &Tuple, len: u16, decided: &mut Decided) -> Hop {
+        const AF_INET: u8 = 2;
+        const AF_INET6: u8 = 10;
+        // SAFETY: plain numbers, for which zeros are values.
+        let mut fib: Fib = unsafe { MaybeUninit::zeroed().assume_init() };
+        fib.l4_protocol = tuple.proto();
+        fib.sport = tuple.sport.raw();
+        fib.dport = tuple.dport.raw();
+        fib.__bindgen_anon_1.tot_len = len;
+        fib.ifindex = self.ifindex();
+        if tuple.src.is_v4() {
+            fib.family = AF_INET;
+            fib.__bindgen_anon_3.ipv4_src = tuple.src.words()[3];
+            fib.__bindgen_anon_4.ipv4_dst = tuple.dst.words()[3];
+        } else {
+            fib.family = AF_INET6;
+            fib.__bindgen_anon_3.ipv6_src = tuple.src.words();
+            fib.__bindgen_anon_4.ipv6_dst = tuple.dst.words();
+        }
+        // SAFETY: the context of the running program, and a parameter block of the size told.
+        let found =
+            unsafe { bpf_fib_lookup(self.0.cast(), &raw mut fib, size_of::<Fib>() as i32, 0) };
+        // Where the packet is too big it is the device it came in on: the helper has not got to the next one.
+        decided.ifindex = fib.ifindex;
+        match found as u32 {
+            BPF_FIB_LKUP_RET_SUCCESS => {}
+            BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED => return Hop::Device,
+            _ => return Hop::None,
+        }
+        // SAFETY: on success the helper leaves the route's MTU here.
+        decided.mtu = unsafe { fib.__bindgen_anon_1.mtu_result };
+        let (d, s) = (fib.dmac, fib.smac);
+        decided.link = [
+            u32::from_ne_bytes([d[0], d[1], d[2], d[3]]),
+            u32::from_ne_bytes([d[4], d[5], s[0], s[1]]),
+            u32::from_ne_bytes([s[2], s[3], s[4], s[5]]),
+        ];
+        Hop::Known
+    }
+}
