@@ -1,5 +1,6 @@
 //! Programs, maps and links in the kernel.
 
+mod batch;
 pub mod gc;
 pub mod layout;
 pub mod links;

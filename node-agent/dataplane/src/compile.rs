@@ -15,6 +15,7 @@ pub mod rules;
 pub mod selector;
 pub mod services;
 pub mod sets;
+mod slices;
 pub mod state;
 pub mod tiers;
 

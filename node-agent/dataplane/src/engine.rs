@@ -95,6 +95,17 @@ pub struct Engine {
     reconciled: bool,
 }
 
+/// What became of the writes of a round.
+#[derive(Default)]
+struct Round {
+    written: usize,
+    failures: usize,
+    /// The first.
+    errors: Vec<String>,
+    /// Sets of which a write has failed.
+    failed_sets: BTreeSet<u32>,
+}
+
 impl Engine {
     /// With what the maps hold as the actual side.
     pub fn new(node_name: &str, ring_size: u32, programs: Programs, maps: Maps) -> Result<Engine, Error> {
@@ -231,40 +242,21 @@ impl Engine {
             return false;
         }
         self.state.services.now = gc::now();
-        let ops = self.state.plan();
-        let mut failed_sets: BTreeSet<u32> = BTreeSet::new();
-        let mut errors: Vec<String> = Vec::new();
-        let (mut written, mut failures) = (0usize, 0usize);
-        for op in &ops {
-            // A set's count must not grow over a slot that could not be written.
-            let set = match op {
-                Op::Set(id, _) => Some(*id),
-                Op::Slot(key, _) => Some(key.set),
-                Op::Member(key, _) => Some(key.set),
-                _ => None,
-            };
-            if set.is_some_and(|s| failed_sets.contains(&s)) {
-                continue;
-            }
-            match self.maps.apply(op) {
-                Ok(()) => {
-                    self.state.written(op.clone());
-                    written += 1;
-                }
-                Err(error) => {
-                    failed_sets.extend(set);
-                    failures += 1;
-                    if errors.len() < 5 {
-                        errors.push(error.to_string());
-                    }
-                }
+        let mut round = Round::default();
+        loop {
+            let ops = self.state.plan();
+            self.write(&ops, &mut round);
+            if !self.state.is_behind() {
+                break;
             }
         }
+        self.state.settle();
+        let Round { written, failures, mut errors, .. } = round;
         if failures > errors.len() {
             errors.push(format!("and {} more writes", failures - errors.len()));
         }
-        if !ops.is_empty() {
-            tracing::debug!(writes = ops.len(), failures, "maps reconciled");
+        if written + failures > 0 {
+            tracing::debug!(written, failures, "maps reconciled");
         }
         self.sync.round(Instant::now(), written, failures);
         if errors != self.errors {
@@ -275,6 +267,37 @@ impl Engine {
         self.errors = errors;
         self.reconciled |= self.errors.is_empty();
         self.errors.is_empty()
+    }
+
+    fn write(&mut self, ops: &[Op], round: &mut Round) {
+        let mut rest = ops;
+        while let Some(op) = rest.first() {
+            // A set's count must not grow over a slot that could not be written.
+            let failed = |op: &Op| op.set().is_some_and(|set| round.failed_sets.contains(&set));
+            if failed(op) {
+                rest = &rest[1..];
+                continue;
+            }
+            let batch = if round.failed_sets.is_empty() { rest } else { rest.split(failed).next().unwrap_or_default() };
+            let done = match self.maps.apply_together(batch) {
+                0 => match self.maps.apply(op) {
+                    Ok(()) => 1,
+                    Err(error) => {
+                        round.failed_sets.extend(op.set());
+                        round.failures += 1;
+                        if round.errors.len() < 5 {
+                            round.errors.push(error.to_string());
+                        }
+                        rest = &rest[1..];
+                        continue;
+                    }
+                },
+                done => done,
+            };
+            rest[..done].iter().for_each(|op| self.state.written(op));
+            round.written += done;
+            rest = &rest[done..];
+        }
     }
 
     /// Reads the maps again: what someone else changed is put right with the next round.

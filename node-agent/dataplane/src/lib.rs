@@ -24,6 +24,7 @@ mod metrics;
 mod policy_news;
 mod sandbox;
 mod selftest;
+mod sorted;
 mod status;
 mod sync;
 mod table;

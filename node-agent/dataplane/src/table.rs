@@ -7,10 +7,12 @@
 use std::collections::BTreeMap;
 use std::iter::Peekable;
 
+use crate::sorted::Sorted;
+
 /// Desired and actual contents.
 #[derive(Clone, Debug)]
 pub struct Table<K, V> {
-    want: BTreeMap<K, V>,
+    want: Sorted<K, V>,
     /// What the kernel holds, at the keys where that is not what it shall hold.
     differs: BTreeMap<K, Option<V>>,
     /// How many entries the kernel holds.
@@ -19,7 +21,7 @@ pub struct Table<K, V> {
 
 impl<K, V> Default for Table<K, V> {
     fn default() -> Self {
-        Table { want: BTreeMap::new(), differs: BTreeMap::new(), held: 0 }
+        Table { want: Sorted::default(), differs: BTreeMap::new(), held: 0 }
     }
 }
 
@@ -93,7 +95,7 @@ impl<K: Ord + Copy, V: PartialEq + Clone> Table<K, V> {
     }
 
     /// Desired entries.
-    pub fn want(&self) -> &BTreeMap<K, V> {
+    pub fn want(&self) -> &Sorted<K, V> {
         &self.want
     }
 

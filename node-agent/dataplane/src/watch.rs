@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use futures::TryStreamExt;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Resource};
@@ -17,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::Dataplane;
 use crate::cluster_dns;
 use crate::compile::cluster::{self, ClusterNetworkPolicy};
-use crate::compile::input::{self, Key};
+use crate::compile::input::{self, Key, WatchedSlice};
 use crate::compile::rules;
 use crate::engine::{Engine, Watch};
 
@@ -39,14 +38,14 @@ pub fn start(dataplane: &Arc<Dataplane>, cancel: &CancellationToken, tasks: &mut
             keys: |e| e.state.services.service_keys(),
         },
     ));
-    tasks.spawn(follow::<EndpointSlice>(
+    tasks.spawn(follow::<WatchedSlice>(
         dataplane.clone(),
         cancel.clone(),
         Api::all(client.clone()),
         slices,
         Feed {
             watch: Watch::EndpointSlices,
-            set: |e, key, slice| e.state.services.set_slice(key, slice.and_then(|s| input::slice(&s))),
+            set: |e, key, slice| e.state.services.set_slice(key, slice.and_then(input::slice)),
             keys: |e| e.state.services.slice_keys(),
         },
     ));

@@ -4,6 +4,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use xebec_ebpf_abi::{Flow, FlowKey, Nat, Tuple};
+
+use super::batch;
+use super::loader::chain;
 use super::maps::Connections;
 
 /// How long ago an entry must have expired. The programs take expired ones over; what they have just written is
@@ -44,8 +48,11 @@ pub fn sweep(maps: &mut Connections, now: u64, endpoints: &BTreeSet<u32>) -> Swe
     let mut swept = Swept::default();
     let over = |expires: u64| expires + GRACE < now;
     let mut gone = Vec::new();
-    for (key, flow) in maps.flows.iter().flatten() {
+    let each = |key: FlowKey, flow: Flow| {
         if over(flow.expires) || !endpoints.contains(&key.endpoint) { gone.push(key) } else { swept.flows += 1 }
+    };
+    if let Err(error) = batch::scan(&maps.flows, each) {
+        tracing::warn!(error = %chain(&error), "flows cannot be read; the next sweep tries again");
     }
     for key in &gone {
         // The program may have renewed it since; deleting then costs one policy lookup.
@@ -55,8 +62,9 @@ pub fn sweep(maps: &mut Connections, now: u64, endpoints: &BTreeSet<u32>) -> Swe
         }
     }
     let mut gone = Vec::new();
-    for (tuple, nat) in maps.nat.iter().flatten() {
-        if over(nat.expires) { gone.push(tuple) } else { swept.nat += 1 }
+    let each = |tuple: Tuple, nat: Nat| if over(nat.expires) { gone.push(tuple) } else { swept.nat += 1 };
+    if let Err(error) = batch::scan(&maps.nat, each) {
+        tracing::warn!(error = %chain(&error), "translations cannot be read; the next sweep tries again");
     }
     for tuple in gone {
         let still = maps.nat.get(&tuple, 0).is_ok_and(|n| over(n.expires));

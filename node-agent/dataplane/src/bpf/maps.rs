@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use aya::Ebpf;
 use aya::Pod;
 use aya::maps::lpm_trie::{Key as LpmKey, LpmTrie};
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuArray};
 use xebec_ebpf_abi as abi;
 use xebec_ebpf_abi::{
     Addr, Announced, AnnouncedKey, Backend, BackendSet, DropCount, Endpoint, Flow, FlowKey, Frontend, FrontendKey, MemberKey, Nat,
     NodeAddr, Places, PlacesKey, PolicyKey, PolicyVerdict, Remote, Rings, SlotKey, SourceRangeKey, Tuple, Uplink, XdpDevice,
 };
 
+use super::batch;
 use super::loader::chain;
 use crate::Error;
 use crate::compile::rings;
@@ -116,27 +117,27 @@ impl Maps {
     /// Everything the maps hold.
     pub fn read(&self) -> Result<Contents, Error> {
         let mut found = Contents {
-            frontends: all("FRONTENDS", self.frontends.iter())?,
-            backends: all("BACKENDS", self.backends.iter())?,
-            rings: all("RINGS", self.rings.iter())?,
+            frontends: all("FRONTENDS", &self.frontends)?,
+            backends: all("BACKENDS", &self.backends)?,
+            rings: all("RINGS", &self.rings)?,
             ring_places: self.read_places()?,
             source_ranges: prefixes("SOURCE_RANGES", &self.source_ranges)?,
-            node_addrs: all("NODE_ADDRS", self.node_addrs.iter())?,
-            endpoints: all("ENDPOINTS", self.endpoints.iter())?,
+            node_addrs: all("NODE_ADDRS", &self.node_addrs)?,
+            endpoints: all("ENDPOINTS", &self.endpoints)?,
             ipcache: prefixes("IPCACHE", &self.ipcache)?,
             policy: prefixes("POLICY", &self.policy)?,
-            uplinks: all("UPLINKS", self.uplinks.iter())?,
-            announced: all("ANNOUNCED", self.announced.iter())?,
+            uplinks: all("UPLINKS", &self.uplinks)?,
+            announced: all("ANNOUNCED", &self.announced)?,
             no_masquerade: prefixes("NO_MASQUERADE", &self.no_masquerade)?,
             ..Contents::default()
         };
-        for (id, header) in all("BACKEND_SETS", self.sets.iter())? {
+        for (id, header) in all("BACKEND_SETS", &self.sets)? {
             found.sets.entry(id).or_default().header = Some(header);
         }
-        for (key, backend) in all("BACKEND_SLOTS", self.slots.iter())? {
+        for (key, backend) in all("BACKEND_SLOTS", &self.slots)? {
             found.sets.entry(key.set).or_default().slots.insert(key.slot, backend);
         }
-        for (key, slot) in all("SET_MEMBERS", self.members.iter())? {
+        for (key, slot) in all("SET_MEMBERS", &self.members)? {
             found.sets.entry(key.set).or_default().members.insert(key.backend, slot);
         }
         Ok(found)
@@ -166,7 +167,7 @@ impl Maps {
 
     /// Devices whose drivers run the XDP program, with their hardware addresses.
     pub fn set_xdp_devices(&mut self, want: &BTreeMap<u32, [u8; 6]>) -> Result<(), Error> {
-        let have: BTreeMap<u32, XdpDevice> = all("XDP_DEVICES", self.xdp_devices.iter())?;
+        let have: BTreeMap<u32, XdpDevice> = all("XDP_DEVICES", &self.xdp_devices)?;
         let gone = have.keys().filter(|index| !want.contains_key(index)).map(|index| (*index, None));
         let puts = want.iter().map(|(index, mac)| (*index, Some(XdpDevice::new(*mac))));
         for (index, value) in gone.chain(puts) {
@@ -178,14 +179,43 @@ impl Maps {
         Ok(())
     }
 
-    fn read_places(&self) -> Result<BTreeMap<u32, rings::Contents>, Error> {
-        let mut error = None;
-        let parts = self.ring_places.iter().map_while(|part| part.map_err(|e| error = Some(e)).ok());
-        let found = rings::group(parts);
-        match error {
-            Some(e) => Err(Error::Map { what: "read RING_PLACES".into(), reason: chain(&e) }),
-            None => Ok(found),
+    /// Writes operations from the front that are of one map and one kind, in as few calls as the kernel takes them. Returns
+    /// how many are written; the next one is for [`Maps::apply`], which tells why.
+    pub fn apply_together(&self, ops: &[Op]) -> usize {
+        macro_rules! together {
+            ($map:expr, $op:path) => {
+                batch::write($map.map(), ops.iter().map_while(|op| if let $op(k, v) = op { Some((*k, *v)) } else { None }))
+            };
         }
+        macro_rules! prefixes {
+            ($map:expr, $op:path) => {
+                batch::write(
+                    $map.map(),
+                    ops.iter().map_while(|op| if let $op(k, v) = op { Some((LpmKey::new(k.0, k.1), *v)) } else { None }),
+                )
+            };
+        }
+        match ops.first() {
+            Some(Op::Frontend(..)) => together!(self.frontends, Op::Frontend),
+            Some(Op::Set(..)) => together!(self.sets, Op::Set),
+            Some(Op::Slot(..)) => together!(self.slots, Op::Slot),
+            Some(Op::Member(..)) => together!(self.members, Op::Member),
+            Some(Op::Backend(..)) => together!(self.backends, Op::Backend),
+            Some(Op::Rings(..)) => together!(self.rings, Op::Rings),
+            Some(Op::Endpoint(..)) => together!(self.endpoints, Op::Endpoint),
+            Some(Op::SourceRange(..)) => prefixes!(self.source_ranges, Op::SourceRange),
+            Some(Op::Ipcache(..)) => prefixes!(self.ipcache, Op::Ipcache),
+            Some(Op::Policy(..)) => prefixes!(self.policy, Op::Policy),
+            // A ring is written by itself; the others are few.
+            Some(Op::Ring(..) | Op::NodeAddr(..) | Op::Uplink(..) | Op::Announced(..) | Op::NoMasquerade(..)) | None => 0,
+        }
+    }
+
+    fn read_places(&self) -> Result<BTreeMap<u32, rings::Contents>, Error> {
+        let mut found = BTreeMap::new();
+        let read = batch::scan(&self.ring_places, |key, places| rings::add_part(&mut found, key, &places));
+        read.map_err(|e| Error::Map { what: "read RING_PLACES".into(), reason: chain(&e) })?;
+        Ok(found)
     }
 
     /// Writes all parts of a ring, or deletes them.
@@ -223,12 +253,13 @@ fn sum(map: &PerCpuArray<MapData, DropCount>) -> Vec<DropCount> {
     map.iter().map(|values| values.map_or(zero, |v| v.iter().fold(zero, add))).collect()
 }
 
-fn all<K: Ord, V>(name: &str, entries: impl Iterator<Item = Result<(K, V), MapError>>) -> Result<BTreeMap<K, V>, Error> {
-    entries.collect::<Result<_, _>>().map_err(|e| Error::Map { what: format!("read {name}"), reason: chain(&e) })
+fn all<K: Pod + Ord, V: Pod>(name: &str, map: &Hash<K, V>) -> Result<BTreeMap<K, V>, Error> {
+    batch::read(map).map_err(|e| Error::Map { what: format!("read {name}"), reason: chain(&e) })
 }
 
 fn prefixes<K: Pod + Ord, V: Pod>(name: &str, map: &Trie<K, V>) -> Result<BTreeMap<(u32, K), V>, Error> {
-    all(name, map.iter().map(|e| e.map(|(k, v)| ((k.prefix_len(), k.data()), v))))
+    let found = map.iter().map(|e| e.map(|(k, v)| ((k.prefix_len(), k.data()), v))).collect::<Result<_, _>>();
+    found.map_err(|e| Error::Map { what: format!("read {name}"), reason: chain(&e) })
 }
 
 fn write<K: Pod, V: Pod>(map: &mut Hash<K, V>, key: K, value: Option<V>) -> Result<(), MapError> {

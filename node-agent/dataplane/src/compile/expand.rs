@@ -141,17 +141,24 @@ fn port_spec<'a>(
     let number = Port::new(port.port);
     let internal_role = if service.internal_local { Role::Local } else { Role::Cluster };
     let external_role = if service.external_local { Role::Local } else { Role::Cluster };
+    let (inside_ring, outside_ring) = match service.algorithm {
+        // A ring takes as much room as thousands of slots: addresses that are not meant for the outside have none unasked.
+        Algorithm::Unset => (0, Frontend::RING),
+        Algorithm::Random => (0, 0),
+        Algorithm::Maglev => (Frontend::RING | Frontend::RING_INSIDE, Frontend::RING | Frontend::RING_INSIDE),
+    };
     let mut frontends = Vec::new();
     for ip in of_family(&service.cluster_ips) {
         // As kube-proxy: whoever routes packets for the ClusterIP to this node is served.
         let key = FrontendKey::new(addr(ip), number, port.proto);
-        frontends.push(FrontendSpec { key, internal: internal_role, external: internal_role, flags: Frontend::EXTERNAL });
+        let flags = Frontend::EXTERNAL | inside_ring;
+        frontends.push(FrontendSpec { key, internal: internal_role, external: internal_role, flags });
         // What is sent to another port of the address is refused.
         let key = FrontendKey::address(addr(ip));
         frontends.push(FrontendSpec { key, internal: internal_role, external: internal_role, flags: 0 });
     }
     let mut outside = |key, flags| {
-        let flags = Frontend::EXTERNAL | flags;
+        let flags = Frontend::EXTERNAL | outside_ring | flags;
         frontends.push(FrontendSpec { key, internal: Role::Cluster, external: external_role, flags });
     };
     for ip in external_ips {
@@ -164,22 +171,13 @@ fn port_spec<'a>(
     if let Some(node_port) = port.node_port.map(Port::new) {
         outside(FrontendKey::node_port(v4, node_port, port.proto), 0);
     }
-    for frontend in &mut frontends {
-        let outside = frontend.flags & Frontend::EXTERNAL != 0;
-        frontend.flags |= match service.algorithm {
-            Algorithm::Unset if outside => Frontend::RING,
-            Algorithm::Unset | Algorithm::Random => 0,
-            Algorithm::Maglev if outside => Frontend::RING | Frontend::RING_INSIDE,
-            Algorithm::Maglev => Frontend::RING_INSIDE,
-        };
-    }
     PortSpec {
         id: (port.name.clone(), port.proto, port.port, v4),
         cluster,
         local: uses_local.then_some(local),
         frontends,
         draining: endpoints.iter().filter(|c| c.endpoint.serving && c.endpoint.terminating).map(|c| c.key).collect(),
-        weights: endpoints.iter().map(|c| (c.key, c.endpoint.weight)).filter(|(_, w)| *w != maglev::DEFAULT_WEIGHT).collect(),
+        weights: endpoints.iter().map(|c| (c.key, u32::from(c.endpoint.weight))).filter(|(_, w)| *w != maglev::DEFAULT_WEIGHT).collect(),
         affinity: service.affinity,
         source_ranges,
     }
@@ -266,8 +264,8 @@ impl Topology {
     fn admits(self, e: &EndpointIn, node: &NodeFacts) -> bool {
         match self {
             Topology::Any => true,
-            Topology::SameZone => node.zone.as_ref().is_some_and(|z| e.for_zones.contains(z)),
-            Topology::SameNode => e.for_nodes.contains(&node.name),
+            Topology::SameZone => node.zone.as_ref().is_some_and(|z| e.for_zones().contains(z)),
+            Topology::SameNode => e.for_nodes().contains(&node.name),
         }
     }
 }
@@ -277,8 +275,8 @@ fn topology(endpoints: &[Candidate], node: &NodeFacts) -> Topology {
     let ready = || endpoints.iter().map(|c| c.endpoint).filter(|e| e.ready);
     let (mut all_nodes, mut all_zones) = (ready().next().is_some(), node.zone.is_some());
     for e in ready() {
-        all_nodes &= !e.for_nodes.is_empty();
-        all_zones &= !e.for_zones.is_empty();
+        all_nodes &= !e.for_nodes().is_empty();
+        all_zones &= !e.for_zones().is_empty();
     }
     if all_nodes && ready().any(|e| Topology::SameNode.admits(e, node)) {
         Topology::SameNode

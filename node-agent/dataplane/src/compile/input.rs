@@ -6,11 +6,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::{Deserialize, Serialize};
 use xebec_ebpf_abi::proto;
 
-use super::maglev;
+pub use super::slices::{EndpointIn, SliceIn, WatchedSlice, slice};
 
 /// Namespace and name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -54,13 +53,13 @@ pub fn protocol(name: Option<&str>) -> Option<u8> {
 }
 
 /// A port number of the API; 0 and what does not fit are none.
-pub fn port(number: i32) -> Option<u16> {
+pub(super) fn port(number: i32) -> Option<u16> {
     u16::try_from(number).ok().filter(|p| *p != 0)
 }
 
 /// An address that can be another host's. What can not is refused by an API server's validation; should one
 /// come through all the same, it must not take loopback or every address of a node from their owners.
-fn unicast(text: &str) -> Option<IpAddr> {
+pub(super) fn unicast(text: &str) -> Option<IpAddr> {
     let ip = text.parse::<IpAddr>().ok()?.to_canonical();
     (!ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast()).then_some(ip)
 }
@@ -70,7 +69,7 @@ fn ips(list: Option<&Vec<String>>) -> Vec<IpAddr> {
 }
 
 /// What a proxy is not meant to serve, by its labels (kube-proxy does not even ask the API for it).
-fn is_left_alone(labels: Option<&Labels>) -> bool {
+pub(super) fn is_left_alone(labels: Option<&Labels>) -> bool {
     const LABELS: [&str; 2] = ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"];
     labels.is_some_and(|labels| LABELS.iter().any(|l| labels.contains_key(*l)))
 }
@@ -97,7 +96,7 @@ pub struct ServiceIn {
 /// How a Service's backends are chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Algorithm {
-    /// Consistent hashing for packets from outside, at random for sockets.
+    /// Consistent hashing for packets from outside to addresses that are meant for it, else at random.
     #[default]
     Unset,
     /// At random; packets by a hash over the backends' number.
@@ -108,8 +107,6 @@ pub enum Algorithm {
 
 /// Annotation of a Service: `random` or `maglev`.
 pub const ALGORITHM: &str = "xebec.dev/lb-algorithm";
-/// Annotation of an EndpointSlice: the weight of its endpoints on rings, 1 to 100.
-pub const WEIGHT: &str = "xebec.dev/weight";
 
 fn algorithm(annotations: Option<&Labels>) -> Algorithm {
     match annotations.and_then(|a| a.get(ALGORITHM)).map(String::as_str) {
@@ -195,70 +192,6 @@ pub fn service(service: &Service) -> Option<ServiceIn> {
         health_check: spec.health_check_node_port.filter(|_| kind == "LoadBalancer" && external_local).and_then(port),
         algorithm: algorithm(service.metadata.annotations.as_ref()),
     })
-}
-
-/// An EndpointSlice of a Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SliceIn {
-    /// The Service it belongs to.
-    pub service: Key,
-    /// Name, protocol and number; a port without a number stands for all and is left out.
-    pub ports: Vec<(String, u8, u16)>,
-    pub endpoints: Vec<EndpointIn>,
-}
-
-/// One endpoint of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EndpointIn {
-    pub address: IpAddr,
-    pub ready: bool,
-    pub serving: bool,
-    pub terminating: bool,
-    pub node: Option<String>,
-    /// Its share where weights count.
-    pub weight: u32,
-    pub for_zones: Vec<String>,
-    pub for_nodes: Vec<String>,
-}
-
-/// Reduces an EndpointSlice; none when it belongs to no Service of ours or names hosts instead of addresses.
-/// Endpoints of another family than the slice says are left out.
-pub fn slice(slice: &EndpointSlice) -> Option<SliceIn> {
-    let labels = slice.metadata.labels.as_ref();
-    let name = labels?.get("kubernetes.io/service-name").filter(|n| !n.is_empty())?;
-    let v4 = match slice.address_type.as_str() {
-        "IPv4" => true,
-        "IPv6" => false,
-        _ => return None,
-    };
-    if is_left_alone(labels) {
-        return None;
-    }
-    let ports = slice
-        .ports
-        .iter()
-        .flatten()
-        .filter_map(|p| Some((p.name.clone().unwrap_or_default(), protocol(p.protocol.as_deref())?, port(p.port?)?)));
-    let weight = slice.metadata.annotations.as_ref().and_then(|a| a.get(WEIGHT)?.parse().ok());
-    let weight = weight.unwrap_or(maglev::DEFAULT_WEIGHT).clamp(1, maglev::MAX_WEIGHT);
-    let endpoints = slice.endpoints.iter().flatten().filter_map(|e| {
-        // Further addresses of an endpoint have no defined meaning; kube-proxy takes the first too.
-        let address = unicast(e.addresses.first()?).filter(|ip| ip.is_ipv4() == v4)?;
-        let conditions = e.conditions.clone().unwrap_or_default();
-        let ready = conditions.ready.unwrap_or(true);
-        let hints = e.hints.clone().unwrap_or_default();
-        Some(EndpointIn {
-            address,
-            ready,
-            serving: conditions.serving.unwrap_or(true),
-            terminating: conditions.terminating.unwrap_or(false),
-            node: e.node_name.clone(),
-            weight,
-            for_zones: hints.for_zones.into_iter().flatten().map(|z| z.name).collect(),
-            for_nodes: hints.for_nodes.into_iter().flatten().map(|n| n.name).collect(),
-        })
-    });
-    Some(SliceIn { service: Key::new(slice.metadata.namespace.as_deref()?, name), ports: ports.collect(), endpoints: endpoints.collect() })
 }
 
 /// A pod as a policy subject or peer.

@@ -54,13 +54,20 @@ impl Kernel {
 
     /// Plans and applies; `after` sees the maps as packets would, after each write.
     pub fn follow(&mut self, state: &mut State, mut after: impl FnMut(&Kernel)) -> Vec<Op> {
-        let ops = state.plan();
-        for op in &ops {
-            self.apply(op.clone());
-            state.written(op.clone());
-            after(self);
+        let mut all = Vec::new();
+        loop {
+            let ops = state.plan();
+            for op in &ops {
+                self.apply(op.clone());
+                state.written(op);
+                after(self);
+            }
+            all.extend(ops);
+            if !state.is_behind() {
+                state.settle();
+                return all;
+            }
         }
-        ops
     }
 
     /// A copy of the contents, as a starting agent reads it.

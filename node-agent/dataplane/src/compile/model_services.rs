@@ -296,7 +296,7 @@ fn feed(state: &mut State, world: &World) {
         state.services.set_service(Key::new("ns", &format!("s{n}")), service.and_then(|s| input::service(&s)));
         for i in 0..3 {
             let slice = world.slices.get(&(n, i)).map(|s| serde_json::from_value(s.object(n, i)).expect("an EndpointSlice"));
-            state.services.set_slice(Key::new("ns", &format!("s{n}-{i}")), slice.and_then(|s| input::slice(&s)));
+            state.services.set_slice(Key::new("ns", &format!("s{n}-{i}")), slice.and_then(input::slice));
         }
     }
 }
@@ -434,7 +434,7 @@ fn conditions_by_hand() {
             "metadata": {"namespace": "ns", "name": "s-1", "labels": {"kubernetes.io/service-name": "s"}}, "addressType": "IPv4",
             "ports": [{"name": "", "port": 8080}], "endpoints": [endpoint(1, NODE, a), endpoint(2, "there", b)]}));
         state.services.set_service(Key::new("ns", "s"), input::service(&service.expect("a Service")));
-        state.services.set_slice(Key::new("ns", "s-1"), input::slice(&slice.expect("an EndpointSlice")));
+        state.services.set_slice(Key::new("ns", "s-1"), input::slice(slice.expect("an EndpointSlice")));
         kernel.follow(&mut state, consistent);
         let pod = Client::Pod(ip("10.244.0.200"));
         let client = Client::Outside(ip("198.18.0.9"));
@@ -457,7 +457,7 @@ fn health_checks_count_ready_endpoints_of_this_node() {
             "ports": [{"name": "a", "port": 8080}, {"name": "b", "port": 8081}], "endpoints": endpoints});
         let service = serde_json::from_value(service).expect("a Service");
         state.services.set_service(Key::new("ns", "s"), input::service(&service));
-        state.services.set_slice(Key::new("ns", "s-1"), input::slice(&serde_json::from_value(slice).expect("an EndpointSlice")));
+        state.services.set_slice(Key::new("ns", "s-1"), input::slice(serde_json::from_value(slice).expect("an EndpointSlice")));
         state.services.health_checks().iter().map(|h| (h.port, h.local_endpoints)).collect::<Vec<_>>()
     };
     let endpoint = |n: u8, node: &str, ready: bool, terminating: bool| {

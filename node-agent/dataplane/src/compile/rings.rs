@@ -189,13 +189,9 @@ impl RingTables {
     }
 }
 
-/// Groups the parts of `RING_PLACES` by ring.
-pub fn group(parts: impl Iterator<Item = (PlacesKey, Places)>) -> BTreeMap<u32, Contents> {
-    let mut rings: BTreeMap<u32, Contents> = BTreeMap::new();
-    for (key, places) in parts {
-        rings.entry(key.ring).or_default().add(key.part, &places);
-    }
-    rings
+/// Counts a part of `RING_PLACES` in at its ring.
+pub fn add_part(rings: &mut BTreeMap<u32, Contents>, key: PlacesKey, places: &Places) {
+    rings.entry(key.ring).or_default().add(key.part, places);
 }
 
 #[cfg(test)]

@@ -1,10 +1,12 @@
 //! Services to map entries: gives out numbers, keeps what each Service wants, recompiles only what changed.
 
 pub mod names;
+mod pool;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use xebec_ebpf_abi::{Backend, BackendSet, Frontend, FrontendKey, SourceRangeKey};
 
@@ -14,13 +16,15 @@ use super::maglev::{self, Member};
 use super::rings::RingTables;
 use super::sets::Set;
 use crate::HealthCheck;
+use crate::sorted::Sorted;
 use crate::table::Table;
+use pool::Pool;
 
 /// Who wants a frontend. The order decides who gets an address that two want.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Owner {
     /// A Service.
-    Service(Key),
+    Service(Arc<Key>),
     /// A local sandbox with host ports, by the number of its endpoint. Numbers rise: the sandbox that was made
     /// last has the port, and one that is gone leaves it to whoever is left.
     Sandbox(Reverse<u32>),
@@ -60,29 +64,37 @@ struct PortIds {
 #[derive(Default)]
 struct Installed {
     ids: PortIds,
-    frontends: Vec<FrontendKey>,
-    backends: BTreeSet<BackendKey>,
-    source_ranges: Vec<(u32, SourceRangeKey)>,
+    frontends: Box<[FrontendKey]>,
+    /// Their numbers.
+    backends: Box<[u32]>,
+    source_ranges: Box<[(u32, SourceRangeKey)]>,
 }
 
 type PortId = (String, u8, u16, bool);
+
+/// Services that are compiled at a time: what is to be written is kept until it is.
+const PORTION: usize = 500;
 
 /// Compiles Services, EndpointSlices and host ports.
 #[derive(Default)]
 pub struct Services {
     node: NodeFacts,
-    services: BTreeMap<Key, ServiceIn>,
+    services: BTreeMap<Arc<Key>, ServiceIn>,
     /// Those with a health check port.
-    checked: BTreeSet<Key>,
+    checked: BTreeSet<Arc<Key>>,
     /// Those whose addresses nodes answer for.
-    announced: BTreeSet<Key>,
-    slices: BTreeMap<Key, SliceIn>,
-    slices_of: BTreeMap<Key, BTreeSet<Key>>,
+    announced: BTreeSet<Arc<Key>>,
+    slices: BTreeMap<Arc<Key>, SliceIn>,
+    /// In the order of their names.
+    slices_of: BTreeMap<Arc<Key>, Vec<Arc<Key>>>,
+    node_names: Pool,
     host_ports: BTreeMap<u32, (Vec<HostPortIn>, Vec<IpAddr>)>,
     dirty: BTreeSet<Owner>,
-    installed: BTreeMap<Owner, BTreeMap<PortId, Installed>>,
-    claims: BTreeMap<FrontendKey, BTreeMap<Owner, Frontend>>,
-    backends: BTreeMap<BackendKey, (u32, usize)>,
+    installed: BTreeMap<Owner, Box<[(PortId, Installed)]>>,
+    /// In the order of the owners.
+    claims: Sorted<FrontendKey, Vec<(Owner, Frontend)>>,
+    /// Number and users.
+    backends: Sorted<BackendKey, (u32, u32)>,
     numbers: Numbers,
     /// What the maps shall hold.
     pub tables: ServiceTables,
@@ -106,6 +118,10 @@ struct Numbers {
     found: BTreeMap<BackendKey, u32>,
 }
 
+fn backend_key(b: &Backend) -> BackendKey {
+    BackendKey { addr: b.addr, port: b.port, local: b.flags & Backend::LOCAL != 0 }
+}
+
 fn fresh(next: &mut u32, taken: impl Fn(u32) -> bool) -> u32 {
     loop {
         *next = next.wrapping_add(1).max(1);
@@ -120,8 +136,7 @@ impl Services {
     /// they stand for, so that a restart of the agent changes nothing.
     pub fn adopt_loaded(&mut self) {
         let backends = self.tables.backends.have();
-        self.numbers.found =
-            backends.iter().map(|(id, b)| (BackendKey { addr: b.addr, port: b.port, local: b.flags & Backend::LOCAL != 0 }, *id)).collect();
+        self.numbers.found = backends.iter().map(|(id, b)| (backend_key(b), *id)).collect();
         // A number that a ring still leads to must not become another backend's.
         let on_rings = self.tables.rings.highest_backend();
         self.numbers.next_backend = backends.keys().last().copied().unwrap_or(0).max(on_rings);
@@ -137,9 +152,17 @@ impl Services {
         }
     }
 
+    /// One copy of a Service's name for all who keep it.
+    fn name_of(&self, key: Key) -> Arc<Key> {
+        let known = self.services.get_key_value(&key).map(|(name, _)| name);
+        let known = known.or_else(|| self.slices_of.get_key_value(&key).map(|(name, _)| name)).cloned();
+        known.unwrap_or_else(|| Arc::new(key))
+    }
+
     /// A Service was added, changed, or (none) removed.
     pub fn set_service(&mut self, key: Key, service: Option<ServiceIn>) {
-        let mark = |holds: bool, set: &mut BTreeSet<Key>| if holds { set.insert(key.clone()) } else { set.remove(&key) };
+        let key = self.name_of(key);
+        let mark = |holds: bool, set: &mut BTreeSet<Arc<Key>>| if holds { set.insert(key.clone()) } else { set.remove(&key) };
         mark(service.as_ref().is_some_and(|s| s.health_check.is_some()), &mut self.checked);
         mark(service.as_ref().is_some_and(|s| !s.announced.is_empty()), &mut self.announced);
         let changed = match service {
@@ -163,16 +186,25 @@ impl Services {
         }
         if let Some(old) = self.slices.remove(&key) {
             if let Some(of) = self.slices_of.get_mut(&old.service) {
-                of.remove(&key);
+                of.retain(|slice| **slice != key);
                 if of.is_empty() {
                     self.slices_of.remove(&old.service);
                 }
             }
             self.dirty.insert(Owner::Service(old.service));
         }
-        if let Some(slice) = slice {
-            self.slices_of.entry(slice.service.clone()).or_default().insert(key.clone());
-            self.dirty.insert(Owner::Service(slice.service.clone()));
+        if let Some(mut slice) = slice {
+            let service = self.name_of(Key::clone(&slice.service));
+            slice.service = service.clone();
+            for name in slice.endpoints.iter_mut().filter_map(|e| e.node.as_mut()) {
+                self.node_names.share(name);
+            }
+            let key = Arc::new(key);
+            let of = self.slices_of.entry(service.clone()).or_default();
+            if let Err(at) = of.binary_search(&key) {
+                of.insert(at, key.clone());
+            }
+            self.dirty.insert(Owner::Service(service));
             self.slices.insert(key, slice);
         }
     }
@@ -192,12 +224,12 @@ impl Services {
 
     /// Names of the Services, for a full replacement.
     pub fn service_keys(&self) -> Vec<Key> {
-        self.services.keys().cloned().collect()
+        self.services.keys().map(|key| Key::clone(key)).collect()
     }
 
     /// Names of the EndpointSlices, for a full replacement.
     pub fn slice_keys(&self) -> Vec<Key> {
-        self.slices.keys().cloned().collect()
+        self.slices.keys().map(|key| Key::clone(key)).collect()
     }
 
     /// Services with a health check port, and how many ready endpoints they have on this node.
@@ -219,17 +251,25 @@ impl Services {
         let of = self.announced.iter().filter_map(|key| Some((key, self.services.get(key)?)));
         let with_endpoints = |key: &Key| {
             let slices = self.slices_of.get(key).into_iter().flatten().filter_map(|k| self.slices.get(k));
-            slices.flat_map(|s| s.endpoints.iter().filter(|e| e.ready)).filter_map(|e| e.node.clone()).collect()
+            slices.flat_map(|s| s.endpoints.iter().filter(|e| e.ready)).filter_map(|e| Some(e.node.as_deref()?.to_owned())).collect()
         };
         of.map(|(key, s)| Announcement { addresses: s.announced.clone(), only: s.external_local.then(|| with_endpoints(key)) }).collect()
     }
 
-    /// Brings the desired side of the tables up to date with what changed.
+    /// Brings the desired side of the tables up to date with what changed, or with as much of it as is good at a time.
     pub fn compile(&mut self) {
-        for owner in std::mem::take(&mut self.dirty) {
+        for _ in 0..PORTION {
+            let Some(owner) = self.dirty.pop_first() else {
+                return;
+            };
             let specs = self.specs(&owner);
             self.install(owner, specs);
         }
+    }
+
+    /// Whether there is more to compile.
+    pub fn is_behind(&self) -> bool {
+        !self.dirty.is_empty()
     }
 
     fn specs(&self, owner: &Owner) -> Vec<PortSpec> {
@@ -249,7 +289,7 @@ impl Services {
     }
 
     fn install(&mut self, owner: Owner, specs: Vec<PortSpec>) {
-        let mut old = self.installed.remove(&owner).unwrap_or_default();
+        let mut old: BTreeMap<PortId, Installed> = self.installed.remove(&owner).into_iter().flatten().collect();
         let mut now: BTreeMap<PortId, Installed> = BTreeMap::new();
         let mut replaced = Vec::new();
         for spec in specs {
@@ -275,7 +315,7 @@ impl Services {
             self.numbers.services.remove(&gone.ids.service);
         }
         if !now.is_empty() {
-            self.installed.insert(owner, now);
+            self.installed.insert(owner, now.into_iter().collect());
         }
     }
 
@@ -318,18 +358,15 @@ impl Services {
     }
 
     fn install_port(&mut self, owner: &Owner, ids: PortIds, spec: &PortSpec) -> Installed {
-        let mut backends: BTreeSet<BackendKey> = BTreeSet::new();
+        let mut held: BTreeSet<BackendKey> = BTreeSet::new();
+        let mut backends = Vec::new();
         for (role, id) in [(Role::Cluster, ids.cluster), (Role::Local, ids.local)] {
             let Some(set) = spec.set(role) else {
                 self.tables.sets.unset(&id);
                 self.drop_ring(id);
                 continue;
             };
-            for key in &set.backends {
-                if backends.insert(*key) {
-                    self.hold_backend(*key);
-                }
-            }
+            backends.extend(set.backends.iter().filter(|key| held.insert(**key)).map(|key| self.hold_backend(*key)));
             // Affinity counts, and so does a UDP flow, only while its backend is a member.
             self.want_set(id, set, spec.affinity.is_some() || spec.id.1 == xebec_ebpf_abi::proto::UDP);
             if spec.has_ring(role) {
@@ -338,11 +375,7 @@ impl Services {
                 self.drop_ring(id);
             }
         }
-        for key in &spec.draining {
-            if backends.insert(*key) {
-                self.hold_backend(*key);
-            }
-        }
+        backends.extend(spec.draining.iter().filter(|key| held.insert(**key)).map(|key| self.hold_backend(*key)));
         let mut source_ranges = Vec::new();
         for range in &spec.source_ranges {
             let addr = expand::addr(range.network());
@@ -367,47 +400,58 @@ impl Services {
                 // All ports of the Service share it.
                 value = Frontend { service: 0, internal: 0, external: 0, flags: 0, affinity_timeout: 0 };
             }
-            self.claims.entry(f.key).or_default().insert(owner.clone(), value);
-            self.resolve(&f.key);
+            self.claim(f.key, owner, value);
             frontends.push(f.key);
         }
-        Installed { ids, frontends, backends, source_ranges }
+        Installed { ids, frontends: frontends.into(), backends: backends.into(), source_ranges: source_ranges.into() }
+    }
+
+    fn claim(&mut self, key: FrontendKey, owner: &Owner, value: Frontend) {
+        match self.claims.get_mut(&key) {
+            Some(claims) => match claims.binary_search_by(|(other, _)| other.cmp(owner)) {
+                Ok(at) => claims[at].1 = value,
+                Err(at) => claims.insert(at, (owner.clone(), value)),
+            },
+            None => drop(self.claims.insert(key, vec![(owner.clone(), value)])),
+        }
+        self.resolve(&key);
     }
 
     /// Ends what a port held before and no port of its owner holds now.
     fn drop_port(&mut self, owner: &Owner, before: &Installed, now: &BTreeMap<PortId, Installed>) {
-        for key in &before.frontends {
+        for key in before.frontends.iter() {
             if now.values().any(|n| n.frontends.contains(key)) {
                 continue;
             }
-            if let Some(owners) = self.claims.get_mut(key) {
-                owners.remove(owner);
-                if owners.is_empty() {
+            if let Some(claims) = self.claims.get_mut(key) {
+                claims.retain(|(other, _)| other != owner);
+                if claims.is_empty() {
                     self.claims.remove(key);
                 }
             }
             self.resolve(key);
         }
-        for key in &before.source_ranges {
+        for key in before.source_ranges.iter() {
             if !now.values().any(|n| n.source_ranges.contains(key)) {
                 self.tables.source_ranges.unset(key);
             }
         }
-        for key in &before.backends {
-            self.release_backend(key);
+        for id in before.backends.iter() {
+            self.release_backend(*id);
         }
     }
 
     /// The first owner in order has the frontend.
     fn resolve(&mut self, key: &FrontendKey) {
-        let winner = self.claims.get(key).and_then(|owners| owners.values().next().copied());
+        let winner = self.claims.get(key).and_then(|claims| claims.first()).map(|(_, value)| *value);
         self.tables.frontends.put(*key, winner);
     }
 
-    fn hold_backend(&mut self, key: BackendKey) {
-        if let Some((_, users)) = self.backends.get_mut(&key) {
+    /// Counts a user of a backend; returns its number.
+    fn hold_backend(&mut self, key: BackendKey) -> u32 {
+        if let Some((id, users)) = self.backends.get_mut(&key) {
             *users += 1;
-            return;
+            return *id;
         }
         let id = match self.numbers.found.remove(&key) {
             Some(id) if self.tables.backends.want().get(&id).is_none() => id,
@@ -419,14 +463,17 @@ impl Services {
         self.backends.insert(key, (id, 1));
         let flags = if key.local { Backend::LOCAL } else { 0 };
         self.tables.backends.set(id, Backend::new(key.addr, key.port, flags));
+        id
     }
 
-    fn release_backend(&mut self, key: &BackendKey) {
-        if let Some((id, users)) = self.backends.get_mut(key) {
+    fn release_backend(&mut self, id: u32) {
+        let Some(key) = self.tables.backends.want().get(&id).map(backend_key) else {
+            return;
+        };
+        if let Some((_, users)) = self.backends.get_mut(&key) {
             *users -= 1;
             if *users == 0 {
-                let id = *id;
-                self.backends.remove(key);
+                self.backends.remove(&key);
                 self.tables.backends.unset(&id);
             }
         }
@@ -440,8 +487,9 @@ impl Services {
         let members: Vec<Member> = if self.ring_size > 0 { set.backends.iter().filter_map(member).collect() } else { Vec::new() };
         if self.tables.rings.want(id, members, self.ring_size, self.now) {
             self.without_ring.remove(&id);
-        } else if self.without_ring.insert(id) {
-            tracing::warn!(set = id, "the map of rings is full: a Service's backends are chosen without consistent hashing");
+        } else if self.without_ring.insert(id) && self.without_ring.len() == 1 {
+            // Once, not for each: there may be thousands.
+            tracing::warn!(set = id, "the map of rings is full: backends of Services are chosen without consistent hashing");
         }
     }
 

@@ -1,7 +1,7 @@
 //! A backend set in three maps (`BACKEND_SETS`, `BACKEND_SLOTS`, `SET_MEMBERS`) and the order in which a change
 //! of it is written so that no reader sees a slot without a backend.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use xebec_ebpf_abi::{BackendSet, MemberKey, SlotKey};
 
@@ -11,9 +11,77 @@ pub struct Set {
     /// Entry of `BACKEND_SETS`.
     pub header: Option<BackendSet>,
     /// Slot to backend.
-    pub slots: BTreeMap<u32, u32>,
+    pub slots: Pairs,
     /// Backend to slot; empty unless the set is asked for membership.
-    pub members: BTreeMap<u32, u32>,
+    pub members: Pairs,
+}
+
+/// A small map from number to number, without a tree's cost: there are many sets, most of few backends.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pairs(Vec<(u32, u32)>);
+
+impl Pairs {
+    fn find(&self, key: u32) -> Result<usize, usize> {
+        match self.0.last() {
+            // Slots come in order.
+            Some((last, _)) if *last < key => Err(self.0.len()),
+            _ => self.0.binary_search_by_key(&key, |(k, _)| *k),
+        }
+    }
+
+    /// What is at a key.
+    pub fn get(&self, key: &u32) -> Option<&u32> {
+        self.find(*key).ok().map(|at| &self.0[at].1)
+    }
+
+    /// Whether something is.
+    pub fn contains_key(&self, key: &u32) -> bool {
+        self.find(*key).is_ok()
+    }
+
+    /// Sets a pair.
+    pub fn insert(&mut self, key: u32, value: u32) {
+        match self.find(key) {
+            Ok(at) => self.0[at].1 = value,
+            Err(at) => self.0.insert(at, (key, value)),
+        }
+    }
+
+    fn remove(&mut self, key: u32) {
+        if let Ok(at) = self.find(key) {
+            self.0.remove(at);
+        }
+    }
+
+    /// All pairs in the order of their keys.
+    pub fn iter(&self) -> impl Iterator<Item = (&u32, &u32)> + Clone {
+        self.0.iter().map(|(k, v)| (k, v))
+    }
+
+    /// Their keys.
+    pub fn keys(&self) -> impl Iterator<Item = &u32> + Clone {
+        self.0.iter().map(|(k, _)| k)
+    }
+
+    /// Their values.
+    pub fn values(&self) -> impl Iterator<Item = &u32> + Clone {
+        self.0.iter().map(|(_, v)| v)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl FromIterator<(u32, u32)> for Pairs {
+    fn from_iter<I: IntoIterator<Item = (u32, u32)>>(pairs: I) -> Pairs {
+        let mut pairs: Vec<(u32, u32)> = pairs.into_iter().collect();
+        pairs.sort_unstable();
+        pairs.dedup_by_key(|(key, _)| *key);
+        pairs.shrink_to_fit();
+        Pairs(pairs)
+    }
 }
 
 /// One write.
@@ -37,6 +105,17 @@ impl SetStep {
         }
     }
 
+    /// Writes of one phase may be done for many sets before any of the next: each set still has its own order.
+    pub fn phase(&self) -> u8 {
+        match self {
+            SetStep::Member(_, Some(_)) => 0,
+            SetStep::Slot(_, Some(_)) => 1,
+            SetStep::Header(..) => 2,
+            SetStep::Slot(_, None) => 3,
+            SetStep::Member(_, None) => 4,
+        }
+    }
+
     /// Does to a value what the write does to the maps.
     pub fn apply(&self, to: &mut Set) {
         match *self {
@@ -45,13 +124,13 @@ impl SetStep {
                 to.slots.insert(key.slot, backend);
             }
             SetStep::Slot(key, None) => {
-                to.slots.remove(&key.slot);
+                to.slots.remove(key.slot);
             }
             SetStep::Member(key, Some(slot)) => {
                 to.members.insert(key.backend, slot);
             }
             SetStep::Member(key, None) => {
-                to.members.remove(&key.backend);
+                to.members.remove(key.backend);
             }
         }
     }
@@ -60,24 +139,18 @@ impl SetStep {
 impl Set {
     /// A set of these backends. Those that `old` has too keep their slots, as far as the count allows: a
     /// change moves as few as it can.
-    pub fn build(old: &BTreeMap<u32, u32>, backends: &BTreeSet<u32>, flags: u32, with_members: bool) -> Set {
+    pub fn build(old: &Pairs, backends: &BTreeSet<u32>, flags: u32, with_members: bool) -> Set {
         let count = backends.len() as u32;
-        let mut slots: BTreeMap<u32, u32> = BTreeMap::new();
+        let mut slots: Vec<Option<u32>> = vec![None; backends.len()];
         let mut placed = BTreeSet::new();
-        for (slot, backend) in old.range(..count) {
+        for (slot, backend) in old.iter().take_while(|(slot, _)| **slot < count) {
             if backends.contains(backend) && placed.insert(*backend) {
-                slots.insert(*slot, *backend);
+                slots[*slot as usize] = Some(*backend);
             }
         }
-        let mut rest = backends.iter().filter(|b| !placed.contains(b));
-        for slot in 0..count {
-            if !slots.contains_key(&slot)
-                && let Some(backend) = rest.next()
-            {
-                slots.insert(slot, *backend);
-            }
-        }
-        let members = if with_members { slots.iter().map(|(s, b)| (*b, *s)).collect() } else { BTreeMap::new() };
+        let mut rest = backends.iter().filter(|b| !placed.contains(b)).copied();
+        let slots: Pairs = (0..count).zip(slots).filter_map(|(slot, kept)| Some((slot, kept.or_else(|| rest.next())?))).collect();
+        let members = if with_members { slots.iter().map(|(s, b)| (*b, *s)).collect() } else { Pairs::default() };
         Set { header: Some(BackendSet { count, flags }), slots, members }
     }
 
@@ -121,11 +194,13 @@ mod tests {
                 let want = Set::build(&have.slots, &backends, 0, members);
                 prop_assert_eq!(want.slots.values().copied().collect::<BTreeSet<_>>(), backends.clone());
                 prop_assert_eq!(want.slots.keys().copied().collect::<Vec<_>>(), (0..backends.len() as u32).collect::<Vec<_>>());
-                for (slot, backend) in have.slots.range(..backends.len() as u32) {
+                for (slot, backend) in have.slots.iter().filter(|(slot, _)| **slot < backends.len() as u32) {
                     if backends.contains(backend) { prop_assert_eq!(want.slots.get(slot), Some(backend)); }
                 }
                 let old: BTreeSet<u32> = have.slots.values().copied().collect();
-                for step in Set::steps(7, &have.clone(), &want) {
+                let steps = Set::steps(7, &have.clone(), &want);
+                prop_assert!(steps.is_sorted_by_key(SetStep::phase), "done by phases, a set has the same order");
+                for step in steps {
                     prop_assert_eq!(step.set(), 7);
                     step.apply(&mut have);
                     for slot in 0..have.header.map_or(0, |h| h.count) {

@@ -38,6 +38,18 @@ pub enum Op {
     NoMasquerade((u32, Addr), Option<u32>),
 }
 
+impl Op {
+    /// The backend set it writes a part of.
+    pub fn set(&self) -> Option<u32> {
+        match self {
+            Op::Set(id, _) => Some(*id),
+            Op::Slot(key, _) => Some(key.set),
+            Op::Member(key, _) => Some(key.set),
+            _ => None,
+        }
+    }
+}
+
 /// Contents of all maps user space writes, as read from the kernel.
 #[derive(Default)]
 #[expect(missing_docs, reason = "each field is the map of the same name")]
@@ -68,6 +80,8 @@ pub struct State {
     uplinks: Table<u32, Uplink>,
     announced: Table<AnnouncedKey, Announced>,
     no_masquerade: Table<(u32, Addr), u32>,
+    /// Sets of which writes have succeeded since the last [`State::settle`], as the kernel has them now.
+    touched: BTreeMap<u32, Set>,
 }
 
 impl State {
@@ -78,6 +92,7 @@ impl State {
 
     /// Takes what the maps hold as the actual side.
     pub fn load(&mut self, found: Contents) {
+        self.touched.clear();
         let s = &mut self.services.tables;
         s.frontends.load(found.frontends);
         s.sets.load(found.sets);
@@ -155,8 +170,16 @@ impl State {
         ])
     }
 
-    /// The writes that are due, in an order safe for readers (see the ABI's crate documentation).
+    /// Whether [`State::plan`] has left Services for the next call.
+    pub fn is_behind(&self) -> bool {
+        self.services.is_behind()
+    }
+
+    /// The writes that are due, in an order safe for readers (see the ABI's crate documentation). Of many Services it takes
+    /// some at a time, so that what is not yet written never piles up; nothing of Services is deleted before the last of
+    /// them: what one of them wants may be there already.
     pub fn plan(&mut self) -> Vec<Op> {
+        self.settle();
         self.services.compile();
         self.policies.compile();
         let mut ops = Vec::new();
@@ -226,59 +249,65 @@ impl State {
         let (rings, gone_rings) = tables.rings.rings.changes();
         let (of_sets, gone_of_sets) = tables.rings.sets.changes();
         let empty = Set::default();
-        let set_ops = |id: u32, want: &Set| {
-            let have = tables.sets.have().get(&id).unwrap_or(&empty);
-            Set::steps(id, have, want).into_iter().map(|step| match step {
+        let held = |id: u32| tables.sets.have().get(&id).unwrap_or(&empty);
+        let by_phase = |mut steps: Vec<SetStep>| {
+            steps.sort_by_key(SetStep::phase);
+            steps.into_iter().map(|step| match step {
                 SetStep::Header(k, v) => Op::Set(k, v),
                 SetStep::Slot(k, v) => Op::Slot(k, v),
                 SetStep::Member(k, v) => Op::Member(k, v),
             })
         };
         ops.extend(backends.into_iter().map(|(k, v)| Op::Backend(k, Some(v))));
-        for (id, want) in &sets {
-            ops.extend(set_ops(*id, want));
-        }
+        ops.extend(by_phase(sets.iter().flat_map(|(id, want)| Set::steps(*id, held(*id), want)).collect()));
         ops.extend(rings.into_iter().map(|(k, v)| Op::Ring(k, Some(v))));
         ops.extend(of_sets.into_iter().map(|(k, v)| Op::Rings(k, Some(v))));
         ops.extend(ranges.into_iter().map(|(k, v)| Op::SourceRange(k, Some(v))));
         ops.extend(frontends.into_iter().map(|(k, v)| Op::Frontend(k, Some(v))));
+        if self.is_behind() {
+            return;
+        }
         ops.extend(gone_frontends.into_iter().map(|k| Op::Frontend(k, None)));
         ops.extend(gone_ranges.into_iter().map(|k| Op::SourceRange(k, None)));
         ops.extend(gone_of_sets.into_iter().map(|k| Op::Rings(k, None)));
         ops.extend(gone_rings.into_iter().map(|k| Op::Ring(k, None)));
-        for id in gone_sets {
-            ops.extend(set_ops(id, &empty));
-        }
+        ops.extend(by_phase(gone_sets.into_iter().flat_map(|id| Set::steps(id, held(id), &empty)).collect()));
         ops.extend(gone_backends.into_iter().map(|k| Op::Backend(k, None)));
     }
 
-    /// A write succeeded.
-    pub fn written(&mut self, op: Op) {
+    /// A write succeeded. Sets count as written with [`State::settle`].
+    pub fn written(&mut self, op: &Op) {
         let s = &mut self.services.tables;
         let p = &mut self.policies.tables;
         match op {
-            Op::Frontend(k, v) => s.frontends.written(k, v),
-            Op::Set(id, v) => set_step(&mut s.sets, SetStep::Header(id, v)),
-            Op::Slot(k, v) => set_step(&mut s.sets, SetStep::Slot(k, v)),
-            Op::Member(k, v) => set_step(&mut s.sets, SetStep::Member(k, v)),
-            Op::Backend(k, v) => s.backends.written(k, v),
-            Op::Rings(k, v) => s.rings.sets.written(k, v),
-            Op::Ring(k, v) => s.rings.rings.written(k, v),
-            Op::SourceRange(k, v) => s.source_ranges.written(k, v),
-            Op::NodeAddr(k, v) => self.node_addrs.written(k, v),
-            Op::Endpoint(k, v) => p.endpoints.written(k, v),
-            Op::Ipcache(k, v) => p.ipcache.written(k, v),
-            Op::Policy(k, v) => p.policy.written(k, v),
-            Op::Uplink(k, v) => self.uplinks.written(k, v),
-            Op::Announced(k, v) => self.announced.written(k, v),
-            Op::NoMasquerade(k, v) => self.no_masquerade.written(k, v),
+            Op::Frontend(k, v) => s.frontends.written(*k, *v),
+            Op::Set(id, v) => self.set_written(SetStep::Header(*id, *v)),
+            Op::Slot(k, v) => self.set_written(SetStep::Slot(*k, *v)),
+            Op::Member(k, v) => self.set_written(SetStep::Member(*k, *v)),
+            Op::Backend(k, v) => s.backends.written(*k, *v),
+            Op::Rings(k, v) => s.rings.sets.written(*k, *v),
+            Op::Ring(k, v) => s.rings.rings.written(*k, v.clone()),
+            Op::SourceRange(k, v) => s.source_ranges.written(*k, *v),
+            Op::NodeAddr(k, v) => self.node_addrs.written(*k, *v),
+            Op::Endpoint(k, v) => p.endpoints.written(*k, *v),
+            Op::Ipcache(k, v) => p.ipcache.written(*k, *v),
+            Op::Policy(k, v) => p.policy.written(*k, *v),
+            Op::Uplink(k, v) => self.uplinks.written(*k, *v),
+            Op::Announced(k, v) => self.announced.written(*k, *v),
+            Op::NoMasquerade(k, v) => self.no_masquerade.written(*k, *v),
         }
     }
-}
 
-fn set_step(sets: &mut Table<u32, Set>, step: SetStep) {
-    let id = step.set();
-    let mut have = sets.have().get(&id).cloned().unwrap_or_default();
-    step.apply(&mut have);
-    sets.written(id, (have != Set::default()).then_some(have));
+    fn set_written(&mut self, step: SetStep) {
+        let id = step.set();
+        let have = || self.services.tables.sets.have().get(&id).cloned().unwrap_or_default();
+        step.apply(self.touched.entry(id).or_insert_with(have));
+    }
+
+    /// Takes over what was written of sets: a set is written in many steps, and compared as a whole.
+    pub fn settle(&mut self) {
+        for (id, have) in std::mem::take(&mut self.touched) {
+            self.services.tables.sets.written(id, (have != Set::default()).then_some(have));
+        }
+    }
 }

@@ -20,9 +20,9 @@ impl Services {
     /// Whose the number is.
     pub fn named(&self, service: u32) -> Option<Named> {
         self.installed.iter().find_map(|(owner, ports)| {
-            let (name, _, port, _) = ports.iter().find(|(_, installed)| installed.ids.service == service)?.0;
+            let (name, _, port, _) = &ports.iter().find(|(_, installed)| installed.ids.service == service)?.0;
             Some(match owner {
-                Owner::Service(key) => Named::Service(key.clone(), name.clone(), *port),
+                Owner::Service(key) => Named::Service(Key::clone(key), name.clone(), *port),
                 Owner::Sandbox(Reverse(endpoint)) => Named::HostPort(*endpoint),
             })
         })
@@ -31,8 +31,8 @@ impl Services {
     /// The EndpointSlice that names this endpoint of a Service.
     pub fn slice_of(&self, service: &Key, address: IpAddr, port: u16) -> Option<&Key> {
         let address = expand::addr(address);
-        self.slices_of.get(service)?.iter().find(|key| {
-            self.slices.get(key).is_some_and(|slice| {
+        self.slices_of.get(service)?.iter().map(|key| &**key).find(|key| {
+            self.slices.get(*key).is_some_and(|slice| {
                 slice.ports.iter().any(|(_, _, number)| *number == port)
                     && slice.endpoints.iter().any(|e| expand::addr(e.address) == address)
             })

@@ -1,0 +1,134 @@
+//! Many entries of a map in one call of the kernel (Linux 5.6). Maps and kernels that cannot are served entry by entry.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use aya::Pod;
+use aya::maps::{HashMap, IterableMap, MapData, MapError};
+
+/// Entries a call. More gains nothing, and the kernel copies keys and values in and out of buffers of ours.
+const ENTRIES: usize = 4096;
+
+const LOOKUP: libc::c_int = 24;
+const UPDATE: libc::c_int = 26;
+const DELETE: libc::c_int = 27;
+/// What the kernel says of map types that have no such call; `libc` does not know it.
+const ENOTSUPP: i32 = 524;
+
+/// `struct { ... } batch` of `union bpf_attr`.
+#[repr(C)]
+#[derive(Default)]
+struct Attributes {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Writes (or, where there is no value, deletes) the entries at the front that are of the same kind as the first. Returns how
+/// many are written: none where there is but one, which is no work for a batch.
+pub fn write<K: Pod, V: Pod>(map: &MapData, entries: impl Iterator<Item = (K, Option<V>)>) -> usize {
+    let (mut keys, mut values) = (Vec::new(), Vec::new());
+    let mut deletes = false;
+    for (at, (key, value)) in entries.take(ENTRIES).enumerate() {
+        if at == 0 {
+            deletes = value.is_none();
+        } else if deletes != value.is_none() {
+            break;
+        }
+        keys.push(key);
+        values.extend(value);
+    }
+    if keys.len() < 2 {
+        return 0;
+    }
+    let mut attributes = Attributes { keys: keys.as_ptr() as u64, values: values.as_ptr() as u64, ..attributes(map, keys.len()) };
+    let command = if deletes { DELETE } else { UPDATE };
+    match call(command, &mut attributes) {
+        Ok(()) => keys.len(),
+        // It stops at the first entry that fails. Not understood at all, it leaves the count as it was.
+        Err(error) if is_unknown(&error) => 0,
+        Err(_) => (attributes.count as usize).min(keys.len() - 1),
+    }
+}
+
+/// All entries of a hash map.
+pub fn read<K: Pod + Ord, V: Pod>(map: &HashMap<MapData, K, V>) -> Result<BTreeMap<K, V>, MapError> {
+    let mut found = BTreeMap::new();
+    scan(map, |key, value| {
+        found.insert(key, value);
+    })?;
+    Ok(found)
+}
+
+/// Shows all entries of a hash map.
+pub fn scan<K: Pod, V: Pod>(map: &HashMap<MapData, K, V>, mut each: impl FnMut(K, V)) -> Result<(), MapError> {
+    let (mut keys, mut values) = (Vec::<K>::with_capacity(ENTRIES), Vec::<V>::with_capacity(ENTRIES));
+    // Where the next call goes on, as the kernel counts.
+    let mut place: Option<u64> = None;
+    loop {
+        let mut next = 0u64;
+        let before = place.as_ref().map_or(0, |place| std::ptr::from_ref(place) as u64);
+        let mut attributes = Attributes {
+            in_batch: before,
+            out_batch: std::ptr::from_mut(&mut next) as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            ..attributes(map.map(), keys.capacity().min(values.capacity()))
+        };
+        let result = call(LOOKUP, &mut attributes);
+        let is_last = match &result {
+            Ok(()) => false,
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ENOENT) => true,
+                // More entries share a bucket than there is room for.
+                Some(libc::ENOSPC) => {
+                    let more = keys.capacity() * 2;
+                    keys.reserve(more);
+                    values.reserve(more);
+                    continue;
+                }
+                _ if place.is_none() && is_unknown(error) => {
+                    for entry in map.iter() {
+                        let (key, value) = entry?;
+                        each(key, value);
+                    }
+                    return Ok(());
+                }
+                _ => return result.map_err(MapError::IoError),
+            },
+        };
+        let count = (attributes.count as usize).min(keys.capacity()).min(values.capacity());
+        // SAFETY: the kernel has written as many keys and values as it says, each of the map's sizes, which are those of the
+        // types (checked when the map was opened); any bytes are a value of them.
+        unsafe {
+            keys.set_len(count);
+            values.set_len(count);
+        }
+        keys.drain(..).zip(values.drain(..)).for_each(|(key, value)| each(key, value));
+        if is_last {
+            return Ok(());
+        }
+        place = Some(next);
+    }
+}
+
+fn attributes(map: &MapData, count: usize) -> Attributes {
+    Attributes { map_fd: map.fd().as_fd().as_raw_fd() as u32, count: count as u32, ..Attributes::default() }
+}
+
+fn is_unknown(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | ENOTSUPP))
+}
+
+fn call(command: libc::c_int, attributes: &mut Attributes) -> io::Result<()> {
+    // SAFETY: the kernel reads the attributes, reads or writes `count` keys and values where they say, which callers have room
+    // for, and writes the count.
+    let code = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<Attributes>()) };
+    if code < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
