@@ -30,6 +30,9 @@ pub struct Args {
     /// Seconds of connections during which the agent is killed and started again.
     #[arg(long, default_value_t = 60)]
     pub restart_seconds: u64,
+    /// Of `dataplane` only these parts.
+    #[arg(long, value_delimiter = ',', value_parser = clap::builder::PossibleValuesParser::new(DATAPLANE.iter().map(|(part, _)| part)))]
+    pub only: Vec<String>,
     /// The binaries are built: use them as they are.
     #[arg(long)]
     pub no_build: bool,
@@ -40,9 +43,12 @@ pub struct Args {
 pub enum Bench {
     /// How quick and how small one node is.
     FirstLight,
-    /// What the BPF programs cost; needs no cluster.
+    /// What the dataplane costs, beside loopback, nftables and a bare runtime.
     Dataplane,
 }
+
+/// The parts of the dataplane's bench: each is a command of `xebec-bench`; and whether it starts agents.
+const DATAPLANE: &[(&str, bool)] = &[("packet-cost", false), ("rate", true), ("sync", true)];
 
 /// Runs the bench in a cluster of its own, which is gone afterwards.
 pub fn run(args: &Args) -> Result<()> {
@@ -57,8 +63,30 @@ pub fn run(args: &Args) -> Result<()> {
     }
     match args.bench {
         Bench::FirstLight => first_light(args),
-        Bench::Dataplane => sh::run(&mut sh::cmd(workspace::target().join("debug/xebec-bench"), ["packet-cost"])),
+        Bench::Dataplane => dataplane(args),
     }
+}
+
+/// All parts, or those that were named; a goal that is not met ends none of the others.
+fn dataplane(args: &Args) -> Result<()> {
+    packages::ensure(&[packages::BENCH])?;
+    let binaries = args.profile.binaries();
+    let mut failed = Vec::new();
+    for (part, starts_agents) in DATAPLANE.iter().filter(|(part, _)| args.only.is_empty() || args.only.iter().any(|only| only == part)) {
+        sh::step(format_args!("{part}"));
+        let mut bench = sh::cmd(workspace::target().join("debug/xebec-bench"), [part]);
+        if *starts_agents {
+            bench.arg("--xebec").arg(&binaries.xebec);
+        }
+        if let Err(error) = sh::run(&mut bench) {
+            eprintln!("{error:#}");
+            failed.push(*part);
+        }
+    }
+    if !failed.is_empty() {
+        bail!("not measured, or goals not met: {}", failed.join(", "));
+    }
+    Ok(())
 }
 
 fn first_light(args: &Args) -> Result<()> {

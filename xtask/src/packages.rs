@@ -78,6 +78,9 @@ pub const CLIENTS: &[Need] = &[
     },
 ];
 
+/// To measure the dataplane beside others.
+pub const BENCH: &[Need] = &[program("nftables", "nft", "writes the rules that the dataplane's bench measures it beside")];
+
 /// To boot a machine of its own for the test of `xebec up`.
 pub const HOST: &[Need] = &[program("systemd-container", "systemd-nspawn", "boots a machine to install on")];
 

@@ -33,7 +33,12 @@ impl Helper {
         if let Some(pid) = pid {
             command.args(["inside", &pid.to_string()]);
         }
-        let mut child = command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start a helper")?;
+        Helper::spawn(command.args(arguments))
+    }
+
+    /// The same for a command that is prepared.
+    pub fn spawn(command: &mut Command) -> Result<Helper> {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start a helper")?;
         let out = child.stdout.take().context("helper without output")?;
         Ok(Helper { child, out: BufReader::new(out) })
     }

@@ -13,18 +13,18 @@ pub fn resident_mib(pid: u32) -> Result<f64> {
     Ok(kib / 1024.0)
 }
 
+/// Where cgroup2 is mounted.
+pub fn cgroup2_root() -> Result<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").context("/proc/self/mounts")?;
+    let mut fields = mounts.lines().map(|l| l.split(' ').collect::<Vec<_>>());
+    fields.find(|f| f.get(2) == Some(&"cgroup2")).map(|f| PathBuf::from(f[1])).context("cgroup2 is not mounted")
+}
+
 /// The directory of a process in the cgroup2 hierarchy.
 pub fn cgroup2_dir(pid: u32) -> Result<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts").context("/proc/self/mounts")?;
-    let root = mounts
-        .lines()
-        .map(|l| l.split(' ').collect::<Vec<_>>())
-        .find(|f| f.get(2) == Some(&"cgroup2"))
-        .map(|f| PathBuf::from(f[1]))
-        .context("cgroup2 is not mounted")?;
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).with_context(|| format!("process {pid}"))?;
     let path = text.lines().find_map(|l| l.strip_prefix("0::")).with_context(|| format!("process {pid} is in no cgroup2"))?;
-    Ok(root.join(path.trim_start_matches('/')))
+    Ok(cgroup2_root()?.join(path.trim_start_matches('/')))
 }
 
 /// Every process with this name (`/proc/PID/comm`).

@@ -1,6 +1,10 @@
 //! What `cargo xtask bench` starts.
 
-use std::{net::SocketAddr, process::ExitCode, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::Result;
 use clap::Parser;
@@ -12,6 +16,12 @@ enum Bench {
     FirstLight(Box<first_light::Args>),
     /// How soon the maps follow the API, at scale.
     Sync(dataplane::sync::Args),
+    /// How quick Services are, beside pods, loopback and nftables.
+    Rate(dataplane::rate::Args),
+    /// Answer every load, for a part of the bench.
+    LoadServe { ip: IpAddr },
+    /// Print the figure of one load.
+    Load { load: dataplane::load::Load, to: SocketAddr, seconds: f64 },
     /// Nanoseconds a packet in the BPF programs.
     PacketCost,
     /// Do the rest of the command line beside this process: in its network namespace and cgroup.
@@ -42,6 +52,12 @@ fn main() -> ExitCode {
         }
         Bench::PacketCost => dataplane::packet_cost::run(),
         Bench::Sync(args) => dataplane::sync::run(&args),
+        Bench::Rate(args) => dataplane::rate::run(&args),
+        Bench::LoadServe { ip } => dataplane::load::serve(ip).map(|()| true),
+        Bench::Load { load, to, seconds } => load.measure(to, Duration::from_secs_f64(seconds)).map(|figure| {
+            println!("{figure}");
+            true
+        }),
         Bench::Inside { pid, then } => inside::join(pid).and_then(|()| then.run()).map(|()| true),
         Bench::Traffic(traffic) => traffic.run().map(|()| true),
     };

@@ -1,11 +1,9 @@
 //! The dataplane on a real kernel: socket hooks, CNI calls, policies, NodePorts, restarts. Each test is a node
 //! in a network namespace of its own; the API is a fake in memory. Needs root.
 
-mod api;
 mod cni;
 mod fabric;
 mod host;
-mod net;
 mod node;
 mod policies;
 mod policy_race;
@@ -15,3 +13,5 @@ mod services;
 mod steer;
 mod tiers;
 mod upgrade;
+
+use xebec_tests::netns::{api, net};

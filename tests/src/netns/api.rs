@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
-use hyper::body::Frame;
+use hyper::body::{Frame, Incoming};
+use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::sync::broadcast;
+use tokio::{net::TcpListener, sync::broadcast};
 
 /// Objects by collection path and "namespace/name".
 #[derive(Default)]
@@ -50,7 +51,14 @@ fn name_of(object: &Value) -> String {
     format!("{}/{}", meta["namespace"].as_str().unwrap_or_default(), meta["name"].as_str().expect("an object has a name"))
 }
 
+impl Default for Api {
+    fn default() -> Api {
+        Api::new()
+    }
+}
+
 impl Api {
+    /// Without any object.
     pub fn new() -> Api {
         Api { objects: Arc::default(), news: broadcast::Sender::new(16), away: Arc::default() }
     }
@@ -100,7 +108,19 @@ impl Api {
         kube::Client::new(service, "default")
     }
 
-    fn answer(&self, request: &Request<kube::client::Body>) -> Response<BoxBody<Bytes, Infallible>> {
+    /// Answers over HTTP for as long as the runtime lives.
+    pub async fn serve(self, listener: TcpListener) {
+        while let Ok((stream, _)) = listener.accept().await {
+            let api = self.clone();
+            let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+                let answer = api.answer(&request);
+                async move { Ok::<_, Infallible>(answer) }
+            });
+            tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+        }
+    }
+
+    fn answer<B>(&self, request: &Request<B>) -> Response<BoxBody<Bytes, Infallible>> {
         let full = |status: StatusCode, body: Value| {
             let body = BoxBody::new(Full::new(Bytes::from(body.to_string())));
             Response::builder().status(status).header("content-type", "application/json").body(body).expect("a response")
@@ -149,7 +169,8 @@ impl Api {
                 }
                 let lines: String = {
                     let objects = api.objects.lock().expect("not poisoned");
-                    let new = objects.log.iter().filter(|(v, p, _)| *v > from && *p == path);
+                    let seen = objects.log.partition_point(|(v, _, _)| *v <= from);
+                    let new = objects.log[seen..].iter().filter(|(_, p, _)| *p == path);
                     let lines = new.map(|(_, _, event)| format!("{event}\n")).collect();
                     from = objects.version;
                     lines

@@ -13,7 +13,15 @@ pub struct Netns {
     _keep: mpsc::Sender<()>,
 }
 
+impl Default for Netns {
+    fn default() -> Netns {
+        Netns::new()
+    }
+}
+
 impl Netns {
+    /// # Panics
+    /// When this is not root.
     pub fn new() -> Netns {
         let (path_to, path_from) = mpsc::channel();
         let (keep, parked) = mpsc::channel::<()>();
@@ -28,6 +36,7 @@ impl Netns {
         netns
     }
 
+    /// A file that stands for it.
     pub fn path(&self) -> &PathBuf {
         &self.path
     }
