@@ -7,6 +7,7 @@ mod cni;
 mod containerd;
 mod demo;
 mod etcd_certificates;
+mod flows;
 mod host;
 mod image;
 mod inspect;
@@ -57,6 +58,8 @@ enum Command {
     Status(status::Args),
     /// Say where a packet ends, and what decided: Service, endpoint, policy rule.
     Why(why::Args),
+    /// Show what is dropped, and new flows, as it happens: who, whom, through which Service, why.
+    Flows(flows::Args),
     /// Forget a node that is gone: its object, and with it its pods.
     RemoveNode(remove_node::Args),
     /// Apply a small demo and check that its Services answer and its policy denies.
@@ -82,6 +85,7 @@ fn main() -> ExitCode {
         Command::Image(args) => image::run(&args),
         Command::Status(args) => runtime(status::run(&args)),
         Command::Why(args) => why::run(&args),
+        Command::Flows(args) => flows::run(&args),
         Command::RemoveNode(args) => runtime(remove_node::run(&args)),
         Command::Demo(args) => runtime(demo::run(&args)),
         Command::Kubeconfig(args) => kubeconfig::run(&args),

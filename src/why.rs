@@ -73,8 +73,9 @@ fn text(why: &Why) -> String {
         let verdict = match (policy.allowed, policy.established, &policy.rule) {
             (true, true, _) => "allowed, as part of a flow that exists".to_owned(),
             (true, false, Some(rule)) => format!("allowed by {} of {}", rule, policy.policies.join(", ")),
-            (true, false, None) => "allowed: the node and its pods may always talk".to_owned(),
-            (false, _, _) => format!("denied: no rule of {} allows it", policy.policies.join(", ")),
+            (true, false, None) => "allowed: the node and its pods may always talk, or no rule says otherwise".to_owned(),
+            (false, _, Some(rule)) => format!("denied by {} of {}", rule, policy.policies.join(", ")),
+            (false, _, None) => format!("denied: no rule of {} allows it", policy.policies.join(", ")),
         };
         line("policy", format!("{} of {}: {verdict}", policy.direction, policy.pod));
     }

@@ -20,6 +20,9 @@ pub fn run(agent: &Agent, output: Output) -> Result<()> {
     Ok(())
 }
 
+/// Services that are shown to people.
+const BUSIEST: usize = 20;
+
 fn text(status: &Status) -> String {
     let mut out = String::new();
     // Writing to a String cannot fail.
@@ -57,6 +60,20 @@ fn text(status: &Status) -> String {
     for program in &status.programs {
         line(format!("{:<16} {:>12} {:>8} B", program.name, program.verified_instructions, program.jitted_bytes));
     }
+    let mut busiest: Vec<_> = status.services.iter().collect();
+    busiest.sort_by_key(|s| std::cmp::Reverse((s.flows + s.refused, &s.namespace, &s.name, &s.port)));
+    line(format!("\n{:<40} {:>12} {:>12}", "SERVICE", "FLOWS", "REFUSED"));
+    for service in busiest.iter().take(BUSIEST) {
+        line(format!(
+            "{:<40} {:>12} {:>12}",
+            format!("{}/{}:{}", service.namespace, service.name, service.port),
+            service.flows,
+            service.refused
+        ));
+    }
+    if busiest.len() > BUSIEST {
+        line(format!("and {} more; -o json has all", busiest.len() - BUSIEST));
+    }
     for (title, counts) in [("PASSED ON", &status.forwards), ("DROPPED", &status.drops)] {
         line(format!("\n{title:<20} {:>12}", "PACKETS"));
         for (name, packets) in counts {
@@ -72,7 +89,7 @@ fn seconds(seconds: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use xebec_dataplane::{Device, MapFill, ProgramSize};
+    use xebec_dataplane::{Device, MapFill, ProgramSize, ServiceUse};
 
     use super::*;
 
@@ -84,6 +101,9 @@ mod tests {
             devices: vec![Device { name: "eth0".into(), index: 2, mtu: 9000, mode: "tc".into() }],
             maps: vec![MapFill { name: "FRONTENDS".into(), entries: 5, max_entries: 50 }],
             programs: vec![ProgramSize { name: "from_pod".into(), verified_instructions: 4321, jitted_bytes: 9 }],
+            services: (0..22)
+                .map(|n| ServiceUse { namespace: "shop".into(), name: format!("web-{n}"), port: "http".into(), flows: n, refused: 0 })
+                .collect(),
             drops: [("policy_ingress".to_owned(), 7)].into(),
             forwards: [("socket".to_owned(), 11)].into(),
             ..Status::default()
@@ -100,6 +120,8 @@ mod tests {
             "10.0%",
             "from_pod",
             "4321",
+            "shop/web-21:http",
+            "and 2 more",
             "policy_ingress",
         ] {
             assert!(text.contains(part), "{part} in\n{text}");

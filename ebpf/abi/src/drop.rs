@@ -64,6 +64,8 @@ reasons! {
     NoServicePort = 33, "no_service_port";
     /// The backend a socket was given has gone, and the Service has no other.
     BackendGone = 34, "backend_gone";
+    /// The pod sends, or is sent, more than its bandwidth annotation allows.
+    Bandwidth = 40, "bandwidth";
 }
 
 impl DropReason {

@@ -96,6 +96,9 @@
 //!   directions. Nothing alive is evicted: user space deletes expired entries, before there are none
 //!   left to take, and must delete those of a deleted endpoint.
 //!
+//! - `LIMITS`: hash, user and bpf (see there), [`LimitKey`] → [`Limit`]. Bandwidth of pods that have
+//!   [`Endpoint::LIMIT_INGRESS`] / [`Endpoint::LIMIT_EGRESS`]. What is too much is dropped.
+//!
 //! ## Uplinks (user writes, except the last two)
 //! - `UPLINKS`: hash, ifindex (`u32`) → [`Uplink`]: the addresses that packets leaving there get.
 //! - `ANNOUNCED`: hash, user, [`AnnouncedKey`] (load-balancer address, ifindex of an uplink) →
@@ -118,6 +121,12 @@
 //! - `CONFIG`: array of 1, user, `u32` 0 → [`Config`]. Written before any program is attached.
 //! - `DROPS`: per-CPU array of [`DropReason::COUNT`], bpf, reason → [`DropCount`].
 //! - `FORWARDS`: per-CPU array of [`forward::COUNT`], bpf, path → [`DropCount`]: what was passed on.
+//! - `SERVICE_COUNTS`: per-CPU hash, bpf, `Frontend::service` → [`ServiceCount`]. User space deletes those of
+//!   Services that are gone before it gives their number to another one.
+//! - `LISTEN`: array of 1, user, `u32` 0 → [`Listen`]: which events are told, and how many in a second.
+//! - `EVENTS`: ring buffer, bpf, [`Event`]: drops, and first packets of flows, as `LISTEN` says. Whoever
+//!   cannot keep up, or asks for less than there is, finds how many it has missed in `UNTOLD`.
+//! - `UNTOLD`: per-CPU array of 1, bpf, `u32` 0 → `u64`: events that were wanted and not told.
 //!
 //! # Programs
 //! See [`prog`]: socket hooks are `cgroup_sock_addr` programs, one set for the node's cgroup2 directory
@@ -138,6 +147,8 @@
 mod addr;
 mod announce;
 mod drop;
+mod event;
+mod limit;
 mod nat;
 mod policy;
 mod ring;
@@ -147,6 +158,8 @@ mod steer;
 pub use addr::{Addr, Port, Tuple};
 pub use announce::{Announced, AnnouncedKey};
 pub use drop::{DropCount, DropReason, forward};
+pub use event::{Event, Listen, ServiceCount, seen};
+pub use limit::{Limit, LimitKey};
 pub use nat::{FragmentKey, FragmentPorts, Nat, Uplink, XdpDevice};
 pub use policy::{
     Endpoint, Flow, FlowKey, PolicyKey, PolicyVerdict, Remote, direction, identity, port_prefixes,
@@ -210,6 +223,11 @@ pub mod map {
     pub const CONFIG: &str = "CONFIG";
     pub const DROPS: &str = "DROPS";
     pub const FORWARDS: &str = "FORWARDS";
+    pub const LIMITS: &str = "LIMITS";
+    pub const SERVICE_COUNTS: &str = "SERVICE_COUNTS";
+    pub const LISTEN: &str = "LISTEN";
+    pub const EVENTS: &str = "EVENTS";
+    pub const UNTOLD: &str = "UNTOLD";
 
     /// Every map of the object.
     pub const ALL: &[&str] = &[
@@ -238,6 +256,11 @@ pub mod map {
         CONFIG,
         DROPS,
         FORWARDS,
+        LIMITS,
+        SERVICE_COUNTS,
+        LISTEN,
+        EVENTS,
+        UNTOLD,
     ];
 }
 

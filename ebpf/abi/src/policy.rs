@@ -49,6 +49,10 @@ impl Endpoint {
     /// Packets may skip the node's stack on their way to the pod (`bpf_redirect_peer`): the device is
     /// one of a veth pair whose other side is up in another network namespace.
     pub const DIRECT: u32 = 4;
+    /// `LIMITS` says how much the pod may be sent.
+    pub const LIMIT_INGRESS: u32 = 8;
+    /// `LIMITS` says how much it may send.
+    pub const LIMIT_EGRESS: u32 = 16;
 }
 
 /// Who is behind an address.

@@ -86,12 +86,12 @@ const FULL: u32 = 0x200;
 
 /// Decides whether a packet may leave (`EGRESS`) or enter (`INGRESS`) the endpoint and remembers the
 /// flow. `headers` has ports, see [`fragment`]. `mode`: [`KNOWN_ONLY`], or bits of `Flow::*` that the
-/// flow gets. `Ok` with the flow's state.
+/// flow gets. `Ok` with the flow's state. Notes in `headers` which rule decided and whether the flow is new.
 #[inline(always)]
 pub fn admit<E: Env>(
     env: &E,
     endpoint: &Endpoint,
-    headers: &Headers,
+    headers: &mut Headers,
     way: u8,
     mode: u8,
 ) -> Result<u8, DropReason> {
@@ -104,7 +104,7 @@ pub fn admit<E: Env>(
 }
 
 #[inline(never)]
-fn judge<E: Env>(env: &E, endpoint: &Endpoint, headers: &Headers, way: u8, mode: u8) -> u32 {
+fn judge<E: Env>(env: &E, endpoint: &Endpoint, headers: &mut Headers, way: u8, mode: u8) -> u32 {
     let tuple = &headers.tuple;
     let (local_port, remote, remote_port) = if way == direction::EGRESS {
         (tuple.sport, tuple.dst, tuple.dport)
@@ -154,24 +154,31 @@ fn judge<E: Env>(env: &E, endpoint: &Endpoint, headers: &Headers, way: u8, mode:
     } else {
         local_port
     };
-    if !policy::allows(env, endpoint, way_of_flow, &remote, tuple.proto(), port) {
+    let said = policy::asks(env, endpoint, way_of_flow, &remote, tuple.proto(), port);
+    if way == direction::INGRESS {
+        headers.rules[direction::INGRESS as usize] = said.rule;
+    } else {
+        headers.rules[direction::EGRESS as usize] = said.rule;
+    }
+    if !said.allowed {
         return DENIED;
     }
     if matches!(known, Some(Known::Judge(_))) {
         let state = env.with_flow(&key, |flow| {
             flow.epoch = endpoint.epoch;
             flow.state = step(flow.state, headers.tcp_flags, flow.direction == way) | mark;
-            flow.expires = now + timeout(tuple.proto(), flow.state);
+            flow.expires = now + timeout(headers.tuple.proto(), flow.state);
             flow.state
         });
         return u32::from(state.unwrap_or(0));
     }
+    headers.notes |= Headers::NEW;
     let state = step(0, headers.tcp_flags, true) | mark;
     let flow = Flow::new(
         way,
         state,
         endpoint.epoch,
-        now + timeout(tuple.proto(), state),
+        now + timeout(headers.tuple.proto(), state),
     );
     // Without a policy and without translation nothing depends on the entry.
     let needed =

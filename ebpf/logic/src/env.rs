@@ -4,9 +4,9 @@ use crate::nat::Scratch;
 use crate::reject::Budget;
 use xebec_ebpf_abi::{
     Addr, Affinity, AffinityKey, Announced, AnnouncedKey, Backend, BackendSet, Config, DropReason,
-    Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, Given, MemberKey,
-    Nat, NodeAddr, PolicyKey, PolicyVerdict, Remote, Rings, SlotKey, SockFrontend, SockKey,
-    SourceRangeKey, Tuple, Uplink,
+    Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, Given, Limit,
+    LimitKey, MemberKey, Nat, NodeAddr, PolicyKey, PolicyVerdict, Remote, Rings, SlotKey,
+    SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink,
 };
 
 /// What became of a write.
@@ -75,4 +75,10 @@ pub trait Env {
     fn dropped(&self, reason: DropReason, bytes: u32);
     /// Counts what was passed on, `path` is one of `abi::forward`'s.
     fn forwarded(&self, path: u32, bytes: u32);
+    /// Counts what a Service (`Frontend::service`) was asked for and gave, or refused.
+    fn served(&self, _service: u32, _refused: bool) {}
+    /// Runs `f` on a pod's limit in place.
+    fn with_limit<R>(&self, _key: &LimitKey, _f: impl FnOnce(&mut Limit) -> R) -> Option<R> {
+        None
+    }
 }

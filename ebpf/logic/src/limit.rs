@@ -29,12 +29,7 @@ pub fn take(limit: &mut Limit, now: u64, bytes: u32) -> bool {
 
 /// The same for a pod's packet in a direction.
 #[inline(always)]
-pub fn check<E: Env>(
-    env: &E,
-    endpoint: u32,
-    direction: u8,
-    bytes: u32,
-) -> Result<(), DropReason> {
+pub fn check<E: Env>(env: &E, endpoint: u32, direction: u8, bytes: u32) -> Result<(), DropReason> {
     let key = LimitKey {
         endpoint,
         direction: u32::from(direction),

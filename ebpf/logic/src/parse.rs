@@ -98,6 +98,14 @@ pub struct Headers {
     pub chosen_of: u32,
     /// Bits of `Headers::*`: what was found out about the packet.
     pub notes: u32,
+    /// Number of the reason it was refused for, where it was answered instead of dropped.
+    pub refused: u32,
+    /// The Service it is for, as far as this program has found one: `Frontend::service`.
+    pub service: u32,
+    /// Rules that policy allowed or denied it by, by `abi::direction`.
+    pub rules: [u32; 2],
+    /// `Endpoint::id` of the pod it leaves, if that has a limit.
+    pub limited: u32,
     pub src: Addr,
     pub dst: Addr,
     pub proto: u8,
@@ -327,6 +335,10 @@ fn transport<F: Family, P: Packet>(
 impl Headers {
     /// In `notes`: the pod talks to itself through a Service, and that is not remembered yet.
     pub const TO_ITSELF: u32 = 1;
+    /// It is the first packet of a flow.
+    pub const NEW: u32 = 2;
+    /// The packet has not been read, or could not be: all else here is of another one.
+    pub const UNREAD: u32 = 4;
 
     /// Of no packet; [`parse`] fills it.
     pub const EMPTY: Headers = Headers {
@@ -336,6 +348,10 @@ impl Headers {
         backend: Chosen::NONE,
         chosen_of: 0,
         notes: 0,
+        refused: 0,
+        service: 0,
+        rules: [0; 2],
+        limited: 0,
         src: Addr::ANY,
         dst: Addr::ANY,
         proto: 0,

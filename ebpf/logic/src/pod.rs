@@ -7,6 +7,7 @@
 
 use crate::conntrack::{self, KNOWN_ONLY, UNKNOWN};
 use crate::env::Env;
+use crate::limit;
 use crate::nat::{self, Owner};
 use crate::packet::Packet;
 use crate::parse::{self, ETH_ARP, ETH_IPV4, ETH_IPV6, Fragment, Headers, Kind, V4, V6};
@@ -49,6 +50,12 @@ pub fn leaves<E: Env, P: Resize>(
         let direct =
             own(env, &headers.src, ifindex).is_some_and(|e| e.flags & Endpoint::DIRECT != 0);
         return if direct { back } else { Verdict::Drop(reason) };
+    }
+    if is_ip
+        && headers.limited != 0
+        && let Err(reason) = limit::check(env, headers.limited, direction::EGRESS, packet.len())
+    {
+        return refuse(env, packet, reason);
     }
     env.forwarded(forward::FROM_POD, packet.len());
     if is_ip {
@@ -130,11 +137,12 @@ pub fn refuse<E: Env, P: Packet>(env: &E, packet: P, reason: DropReason) -> Verd
 pub fn turn_back<E: Env, P: Resize>(
     env: &E,
     packet: P,
-    headers: &Headers,
+    headers: &mut Headers,
     reason: DropReason,
     back: Verdict,
 ) -> Verdict {
     env.dropped(reason, packet.len());
+    headers.refused = reason as u32;
     if reject::is_answered(reason) && reject::turn(env, packet, headers) {
         back
     } else {
@@ -159,6 +167,9 @@ fn leaving<E: Env, P: Packet>(
     }
     let endpoint = own(env, &headers.src, ifindex).ok_or(DropReason::SpoofedSource)?;
     conntrack::fragment(env, headers)?;
+    if endpoint.flags & Endpoint::LIMIT_EGRESS != 0 {
+        headers.limited = endpoint.id;
+    }
     let mut state = conntrack::admit(env, &endpoint, headers, direction::EGRESS, KNOWN_ONLY)?;
     headers.asked = (headers.tuple.dst, headers.tuple.dport);
     let steered = steer::check(env, packet.socket(), headers);
@@ -210,6 +221,9 @@ fn entering<E: Env, P: Packet>(
     endpoint: &Endpoint,
 ) -> Result<(), DropReason> {
     let state = conntrack::admit(env, endpoint, headers, direction::INGRESS, 0)?;
+    if endpoint.flags & Endpoint::LIMIT_INGRESS != 0 {
+        limit::check(env, endpoint.id, direction::INGRESS, packet.len())?;
+    }
     if state & Flow::TRANSLATED != 0 && nat::lookup(env, headers, env.now()).is_some() {
         apply(packet, headers)?;
     }
@@ -281,6 +295,8 @@ fn choose<E: Env>(env: &E, headers: &mut Headers) -> Result<(), DropReason> {
         };
     };
     if !service::admits(env, &frontend, &headers.tuple.src) {
+        headers.service = frontend.service;
+        env.served(frontend.service, true);
         return Err(DropReason::SourceRange);
     }
     let set = frontend.internal;

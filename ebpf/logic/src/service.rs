@@ -108,12 +108,18 @@ pub fn assign_outside<E: Env>(
 fn assign_in<E: Env>(env: &E, frontend: &Frontend, set: u32, headers: &mut Headers) -> u32 {
     let client = AffinityKey::address(headers.tuple.src, set);
     let chosen = choose(env, frontend, set, client, spread(&headers.tuple));
+    env.served(frontend.service, chosen.is_err());
+    headers.service = frontend.service;
     take(headers, chosen)
 }
 
 #[inline(never)]
 fn assign_outside_in<E: Env>(env: &E, frontend: &Frontend, set: u32, headers: &mut Headers) -> u32 {
     let chosen = choose_outside(env, frontend, set, headers);
+    env.served(frontend.service, chosen.is_err());
+    headers.service = frontend.service;
+    headers.asked = (headers.tuple.dst, headers.tuple.dport);
+    headers.notes |= Headers::NEW;
     take(headers, chosen)
 }
 

@@ -129,6 +129,7 @@ fn translate<E: Env>(env: &E, socket: &Socket, addr: Addr, port: Port, connects:
             return Action::Pass;
         }
         if frontend.flags & Frontend::FROM_NODE == 0 {
+            env.served(frontend.service, true);
             return Action::Refuse(DropReason::SourceRange);
         }
     }
@@ -145,7 +146,10 @@ fn translate<E: Env>(env: &E, socket: &Socket, addr: Addr, port: Port, connects:
             }
             remember(env, socket, addr, port, &frontend, &chosen)
         }
-        Err(reason) => Action::Refuse(reason),
+        Err(reason) => {
+            env.served(frontend.service, true);
+            Action::Refuse(reason)
+        }
     }
 }
 
@@ -178,9 +182,16 @@ fn remember<E: Env>(
 ) -> Action {
     let (to, to_port) = (chosen.backend.addr, chosen.backend.port);
     let asked = SockFrontend::new(addr, port, frontend.service);
+    let key = SockKey::new(socket.cookie, to, to_port);
+    // A socket that is not connected asks with every datagram: mostly what it has asked before.
+    if env.sock_frontend(&key) == Some(asked) {
+        env.forwarded(forward::SOCKET, 0);
+        return Action::Rewrite(to, to_port);
+    }
     // Without the entry a UDP client would be answered by a stranger; TCP needs it for
     // getpeername(2) only.
-    let kept = env.set_sock_frontend(&SockKey::new(socket.cookie, to, to_port), &asked);
+    let kept = env.set_sock_frontend(&key, &asked);
+    env.served(frontend.service, !kept && socket.proto == proto::UDP);
     if !kept && socket.proto == proto::UDP {
         return Action::Refuse(DropReason::FlowTableFull);
     }

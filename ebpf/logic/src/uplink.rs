@@ -155,6 +155,8 @@ fn deliver<E: Env>(
     now: u64,
 ) -> Result<(), DropReason> {
     if !service::admits(env, frontend, &headers.tuple.src) {
+        headers.service = frontend.service;
+        env.served(frontend.service, true);
         return Err(DropReason::SourceRange);
     }
     let set = frontend.external;

@@ -1,15 +1,15 @@
 //! The kernel as the logic sees it.
 
-use crate::{announce, counters, nat, pods, rings, services};
+use crate::{announce, counters, events, nat, pods, rings, services};
 use aya_ebpf::{
     helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_ns},
     maps::lpm_trie::Key,
 };
 use xebec_ebpf_abi::{
     Addr, Affinity, AffinityKey, Announced, AnnouncedKey, Backend, BackendSet, Config, DropReason,
-    Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, Given, MemberKey,
-    Nat, NodeAddr, PolicyKey, PolicyVerdict, Remote, Rings, SlotKey, SockFrontend, SockKey,
-    SourceRangeKey, Tuple, Uplink,
+    Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, Given, Limit,
+    LimitKey, MemberKey, Nat, NodeAddr, PolicyKey, PolicyVerdict, Remote, Rings, SlotKey,
+    SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink,
 };
 use xebec_ebpf_logic::{Env, Stored, nat::Scratch, reject::Budget};
 
@@ -201,6 +201,16 @@ impl Env for Kernel {
     #[inline(always)]
     fn forwarded(&self, path: u32, bytes: u32) {
         counters::forwarded(path, bytes);
+    }
+
+    #[inline(always)]
+    fn served(&self, service: u32, refused: bool) {
+        events::served(service, refused);
+    }
+
+    #[inline(always)]
+    fn with_limit<R>(&self, key: &LimitKey, f: impl FnOnce(&mut Limit) -> R) -> Option<R> {
+        pods::with_limit(key, f)
     }
 }
 

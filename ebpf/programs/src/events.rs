@@ -2,7 +2,7 @@
 
 use crate::services;
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
+    bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
     helpers::generated::bpf_ktime_get_ns,
     macros::map,
     maps::{Array, PerCpuArray, PerCpuHashMap, RingBuf},
@@ -69,7 +69,9 @@ pub fn refused(asked: &Addr, port: Port, proto: u8, netns: u64, reason: DropReas
 
 #[inline(always)]
 fn is_wanted(kind: u32) -> bool {
-    LISTEN.get(0).is_some_and(|listen| listen.wanted & kind != 0)
+    LISTEN
+        .get(0)
+        .is_some_and(|listen| listen.wanted & kind != 0)
 }
 
 /// A function of its own: what it needs of the stack is not its callers'.
@@ -156,7 +158,19 @@ fn first(service: u32, refused: bool) {
         flows: u64::from(!refused),
         refused: u64::from(refused),
     };
-    // An entry that another CPU has just made starts this CPU at zero: one is then lost, once in a Service's life.
     // A full map costs the counts of one Service.
-    let _ = SERVICE_COUNTS.insert(service, count, 1);
+    if SERVICE_COUNTS
+        .insert(service, count, u64::from(BPF_NOEXIST))
+        .is_ok()
+    {
+        return;
+    }
+    // Another CPU was quicker.
+    if let Some(own) = SERVICE_COUNTS.get_ptr_mut(service) {
+        // SAFETY: the entry is this CPU's.
+        unsafe {
+            (*own).flows += count.flows;
+            (*own).refused += count.refused;
+        }
+    }
 }

@@ -6,6 +6,7 @@
 mod announce;
 mod counters;
 mod env;
+mod events;
 mod nat;
 mod pods;
 mod rings;

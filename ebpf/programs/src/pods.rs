@@ -7,7 +7,8 @@ use aya_ebpf::{
     maps::{HashMap, LpmTrie, LruHashMap},
 };
 use xebec_ebpf_abi::{
-    Addr, Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, PolicyKey, PolicyVerdict, Remote,
+    Addr, Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Limit, LimitKey, PolicyKey,
+    PolicyVerdict, Remote,
 };
 
 #[map]
@@ -20,6 +21,8 @@ static POLICY: LpmTrie<PolicyKey, PolicyVerdict> = LpmTrie::pinned(524_288, 0);
 static FLOWS: HashMap<FlowKey, Flow> = HashMap::pinned(524_288, BPF_F_NO_PREALLOC);
 #[map]
 static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts> = LruHashMap::pinned(8192, 0);
+#[map]
+static LIMITS: HashMap<LimitKey, Limit> = HashMap::pinned(8192, BPF_F_NO_PREALLOC);
 
 // SAFETY of the `get`s: see services.rs.
 
@@ -49,6 +52,13 @@ pub fn with_flow<R>(key: &FlowKey, f: impl FnOnce(&mut Flow) -> R) -> Option<R> 
 #[inline(always)]
 pub fn set_flow(key: &FlowKey, value: &Flow) -> bool {
     FLOWS.insert(key, value, 0).is_ok()
+}
+
+#[inline(always)]
+pub fn with_limit<R>(key: &LimitKey, f: impl FnOnce(&mut Limit) -> R) -> Option<R> {
+    let limit = LIMITS.get_ptr_mut(key)?;
+    // SAFETY: as for flows.
+    Some(f(unsafe { &mut *limit }))
 }
 
 #[inline(always)]

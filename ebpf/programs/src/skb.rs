@@ -1,18 +1,23 @@
 //! Packets as tc sees them: the entries at devices.
 
-use crate::env::Kernel;
+use crate::{
+    env::Kernel,
+    events::{self, Sight},
+};
 use aya_ebpf::{
     EbpfContext,
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::generated::{
-        bpf_get_socket_cookie, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_peer,
-        bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+        bpf_get_socket_cookie, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect,
+        bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes,
+        bpf_skb_store_bytes,
     },
     macros::{classifier, map},
     maps::PerCpuArray,
     programs::TcContext,
 };
 use core::mem::MaybeUninit;
+use xebec_ebpf_abi::seen;
 use xebec_ebpf_logic::{
     Packet,
     packet::Plain,
@@ -24,28 +29,28 @@ use xebec_ebpf_logic::{
 
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
-    run(&ctx, |skb, headers| {
+    run(&ctx, seen::FROM_POD, |skb, headers| {
         pod::leaves(&Kernel, skb, headers, skb.ethertype(), skb.ifindex())
     })
 }
 
 #[classifier]
 pub fn to_pod(ctx: TcContext) -> i32 {
-    run(&ctx, |skb, headers| {
+    run(&ctx, seen::TO_POD, |skb, headers| {
         pod::enters(&Kernel, skb, headers, skb.ethertype(), skb.ifindex())
     })
 }
 
 #[classifier]
 pub fn from_uplink(ctx: TcContext) -> i32 {
-    run(&ctx, |skb, headers| {
+    run(&ctx, seen::FROM_UPLINK, |skb, headers| {
         uplink::arrives(&Kernel, skb, headers, skb.ethertype(), skb.ifindex())
     })
 }
 
 #[classifier]
 pub fn to_uplink(ctx: TcContext) -> i32 {
-    run(&ctx, |skb, headers| {
+    run(&ctx, seen::TO_UPLINK, |skb, headers| {
         uplink::departs(&Kernel, skb, headers, skb.ethertype(), skb.ifindex())
     })
 }
@@ -56,7 +61,7 @@ pub fn to_uplink(ctx: TcContext) -> i32 {
 static HEADERS: PerCpuArray<Headers> = PerCpuArray::with_max_entries(1, 0);
 
 #[inline(always)]
-fn run(ctx: &TcContext, decide: impl FnOnce(Skb, &mut Headers) -> Verdict) -> i32 {
+fn run(ctx: &TcContext, seen: u8, decide: impl FnOnce(Skb, &mut Headers) -> Verdict) -> i32 {
     let skb = Skb(ctx.as_ptr().cast());
     // The entry of an array is always there; the verifier wants to see it asked.
     let Some(headers) = HEADERS.get_ptr_mut(0) else {
@@ -64,7 +69,21 @@ fn run(ctx: &TcContext, decide: impl FnOnce(Skb, &mut Headers) -> Verdict) -> i3
     };
     // SAFETY: programs at devices run with bottom halves off and do not nest: nobody else on this CPU
     // has the entry. It holds what `parse` has written; before that it is only written.
-    match decide(skb, unsafe { &mut *headers }) {
+    let headers = unsafe { &mut *headers };
+    headers.notes = Headers::UNREAD;
+    headers.refused = 0;
+    let verdict = decide(skb, headers);
+    let reason = match verdict {
+        Verdict::Drop(reason) => reason as u32,
+        Verdict::Pass | Verdict::Peer(_) | Verdict::Out(_) => headers.refused,
+    };
+    let sight = Sight {
+        seen,
+        ifindex: skb.ifindex(),
+        bytes: skb.len(),
+    };
+    events::tell(sight, headers, reason, || skb.socket());
+    match verdict {
         Verdict::Pass => TC_ACT_UNSPEC,
         Verdict::Drop(_) => TC_ACT_SHOT as i32,
         // SAFETY: a helper that takes numbers.

@@ -1,6 +1,6 @@
 //! Entries at sockets.
 
-use crate::{counters, env::Kernel};
+use crate::{counters, env::Kernel, events};
 use aya_ebpf::{
     EbpfContext, Global,
     bindings::bpf_sock_addr,
@@ -102,6 +102,7 @@ fn run<H: Hook>(
         }
         Action::Refuse(reason) => {
             counters::dropped(reason, 0);
+            events::refused(&addr, port, socket.proto, socket.netns, reason);
             if SET_RETVAL.load() != 0 {
                 let errno = match reason {
                     DropReason::PortReserved => EADDRINUSE,

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use xebec_ebpf_abi as abi;
 use xebec_ebpf_abi::AnnouncedKey;
 
+use crate::bpf::events::Events;
 use crate::bpf::layout::{self, Layouts};
 use crate::bpf::loader::{self, Hook, Pins, Programs};
 use crate::bpf::maps::Connections;
@@ -27,7 +28,7 @@ use crate::device::{pod, uplink, vxlan};
 use crate::engine::Engine;
 use crate::policy_news::{self, News};
 use crate::sandbox::{Records, Sandbox};
-use crate::{Config, Device, Error, MapFill, ProxyHealth, Status, fabric, inspect, metrics, selftest};
+use crate::{Config, Device, Error, MapFill, ProxyHealth, Status, fabric, flows, inspect, metrics, selftest};
 
 /// How soon after a round the next one may begin: a change that comes alone goes at once, a burst costs one round.
 const GATHER: Duration = Duration::from_millis(5);
@@ -56,6 +57,9 @@ pub struct Dataplane {
     /// The programs once more, for questions; loaded with the first.
     pub(crate) replica: Mutex<Option<Replica>>,
     listener: Mutex<Option<UnixListener>>,
+    /// What programs tell, until somebody reads it.
+    events: Mutex<Option<Events>>,
+    pub(crate) news: flows::News,
     layouts: Layouts,
     pins: Pins,
     /// Pod devices whose programs are of another layout until our maps are filled.
@@ -76,7 +80,7 @@ impl Dataplane {
         mount::ensure(&config.pin_dir, &mount_record(&config))?;
         let (pins, layouts) = (Pins::new(&config.pin_dir, config.layout.number), Layouts::new(&config.state_dir));
         let others_run = layouts.prepare(&config.layout, &pins)?;
-        let (programs, mut maps, connections) = Programs::load(pins.clone())?;
+        let (programs, mut maps, connections, events) = Programs::load(pins.clone())?;
         // One of the two sets of hooks serves the node's own sockets at any time: see `abi::Config`.
         let at_root = programs.is_at_root(&links::cgroup_root(&config.cgroup));
         maps.configure(facts(at_root)?)?;
@@ -112,6 +116,8 @@ impl Dataplane {
             connections: Arc::new(Mutex::new(connections)),
             replica: Mutex::new(None),
             listener: Mutex::new(Some(listener)),
+            events: Mutex::new(Some(events)),
+            news: flows::News::default(),
             layouts,
             pins,
             held: Mutex::new(held),
@@ -144,6 +150,9 @@ impl Dataplane {
         }
         let questions = server::bind(&inspect::path(&self.config.cni_socket))?;
         tasks.spawn(inspect::serve(self.clone(), questions, cancel.clone()));
+        if let Some(events) = self.events.lock().take() {
+            tasks.spawn(flows::read(self.clone(), events, cancel.clone()));
+        }
         tasks.spawn(crate::keeper::keep(self.clone(), cancel.clone()));
         let mut sweep = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
         let mut verify = tokio::time::interval_at(tokio::time::Instant::now() + VERIFY, VERIFY);
@@ -291,7 +300,11 @@ impl Dataplane {
         let connections = self.connections.clone();
         let sweep = move || gc::sweep(&mut connections.lock(), gc::now(), &endpoints);
         match tokio::task::spawn_blocking(sweep).await {
-            Ok(swept) => self.engine.lock().swept = swept,
+            Ok(swept) => {
+                let mut engine = self.engine.lock();
+                engine.swept = swept;
+                engine.forget_service_counts();
+            }
             Err(error) => tracing::error!(%error, "the connection maps could not be swept"),
         }
     }
@@ -351,6 +364,7 @@ impl Dataplane {
                 .collect(),
             drops: metrics::by_reason(&engine.maps.drops()),
             forwards: metrics::by_path(&engine.maps.forwards()),
+            services: metrics::by_service(&engine),
             programs: engine.programs.sizes(),
             sync: engine.sync.status(Instant::now()),
             errors: {

@@ -108,10 +108,13 @@ struct Round {
 
 impl Engine {
     /// With what the maps hold as the actual side.
-    pub fn new(node_name: &str, ring_size: u32, programs: Programs, maps: Maps) -> Result<Engine, Error> {
+    pub fn new(node_name: &str, ring_size: u32, programs: Programs, mut maps: Maps) -> Result<Engine, Error> {
         let mut state = State::new(node_name);
         state.services.ring_size = ring_size;
         let found = maps.read()?;
+        // A number that is given out again must not come with the counts of the Service that had it.
+        let alive: BTreeSet<u32> = found.frontends.values().map(|f| f.service).collect();
+        maps.keep_service_counts(|id| alive.contains(&id));
         let last_endpoint = found.endpoints.values().map(|e| e.id).max().unwrap_or(0);
         state.load(found);
         state.policies.set_room(maps.max_entries(xebec_ebpf_abi::map::POLICY) as usize);
@@ -163,7 +166,7 @@ impl Engine {
     /// An object of a watch was seen (with its version) or is gone.
     pub fn set_version(&mut self, watch: Watch, key: &Key, version: Option<String>) {
         // The others are many, change often and decide nothing by themselves.
-        if !matches!(watch, Watch::Services | Watch::EndpointSlices | Watch::NetworkPolicies) {
+        if !matches!(watch, Watch::Services | Watch::EndpointSlices | Watch::NetworkPolicies | Watch::ClusterNetworkPolicies) {
             return;
         }
         match version {
@@ -416,6 +419,12 @@ impl Engine {
     /// Endpoints that connections may belong to; none before the full sync, when they may only be unknown.
     pub fn alive(&self) -> Option<BTreeSet<u32>> {
         self.unsynced().is_empty().then(|| self.state.policies.endpoint_ids())
+    }
+
+    /// Counts of Services that are gone go too.
+    pub fn forget_service_counts(&mut self) {
+        let Engine { maps, state, .. } = self;
+        maps.keep_service_counts(|id| state.services.is_number(id));
     }
 
     /// When connections are to be swept again.

@@ -99,14 +99,14 @@ impl Dataplane {
 }
 
 /// What one policy decision was about, and what it said.
-struct Judged {
-    endpoint: Endpoint,
-    way: u8,
-    allowed: bool,
-    /// `PolicyVerdict::rule` of the entry that allowed it.
-    rule: Option<u32>,
+pub(crate) struct Judged {
+    pub endpoint: Endpoint,
+    pub way: u8,
+    pub allowed: bool,
+    /// `PolicyVerdict::rule` of the entry that decided.
+    pub rule: Option<u32>,
     /// The flow was there before: it was not judged again.
-    established: bool,
+    pub established: bool,
 }
 
 /// A packet under way.
@@ -275,8 +275,8 @@ impl Run<'_> {
             return;
         }
         let live = Live::new(self.replica);
-        policy::allows(&live, endpoint, way, &remote, self.tuple.proto(), port);
-        let rule = live.said.borrow().iter().map(|v| v.rule).find(|rule| *rule != 0).filter(|_| allowed);
+        let said = policy::asks(&live, endpoint, way, &remote, self.tuple.proto(), port);
+        let rule = Some(said.rule).filter(|rule| *rule != 0 && said.allowed == allowed);
         self.judged.push(Judged { endpoint: *endpoint, way, allowed, rule, established: self.known });
     }
 }
@@ -317,7 +317,8 @@ fn name_backend(engine: &Engine, frontend: Option<&Frontend>, (addr, port): (Add
     }
 }
 
-fn name_policy(engine: &Engine, judged: &Judged) -> PolicySaid {
+/// A decision in words.
+pub(crate) fn name_policy(engine: &Engine, judged: &Judged) -> PolicySaid {
     let policies = &engine.state.policies;
     let (way, list) = if judged.way == direction::INGRESS { ("ingress", "spec.ingress") } else { ("egress", "spec.egress") };
     let rule = judged.rule.and_then(|number| policies.rule_named(number));
@@ -326,9 +327,15 @@ fn name_policy(engine: &Engine, judged: &Judged) -> PolicySaid {
         Some(rule) => vec![rule.policy.clone()],
         None => isolating,
     };
-    let versioned = |key: &Key| match version(engine, Watch::NetworkPolicies, key) {
-        Some(version) => format!("{key} (resourceVersion {version})"),
-        None => key.to_string(),
+    let versioned = |key: &Key| {
+        let (watch, name) = match key.namespace.is_empty() {
+            true => (Watch::ClusterNetworkPolicies, format!("ClusterNetworkPolicy {key}")),
+            false => (Watch::NetworkPolicies, key.to_string()),
+        };
+        match version(engine, watch, key) {
+            Some(version) => format!("{name} (resourceVersion {version})"),
+            None => name,
+        }
     };
     PolicySaid {
         pod: policies.pod_of(judged.endpoint.id).map_or_else(String::new, |key| key.to_string()),

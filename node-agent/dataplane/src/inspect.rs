@@ -1,4 +1,4 @@
-//! The socket people's tools ask: one question in JSON a line, one answer. Mode 0600, like the CNI's beside it.
+//! The socket people's tools ask: one question in JSON a line, one answer, or many where it is about what happens. Mode 0600, like the CNI's beside it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Dataplane;
 use crate::explain::{self, WhyQuestion};
+use crate::flows::{self, FlowsQuestion};
 
 /// Longest question.
 const MAX_QUESTION: u64 = 64 << 10;
@@ -29,6 +30,8 @@ pub enum Question {
     Status,
     /// [`crate::explain::Why`].
     Why(WhyQuestion),
+    /// [`crate::flows::Told`], a line each.
+    Flows(FlowsQuestion),
 }
 
 /// Where the socket is, beside the CNI's.
@@ -67,6 +70,7 @@ async fn answer(dataplane: &Arc<Dataplane>, stream: UnixStream) -> std::io::Resu
     let mut read = BufReader::new(read.take(MAX_QUESTION));
     tokio::time::timeout(PATIENCE, read.read_line(&mut line)).await??;
     let answer = match serde_json::from_str::<Question>(&line) {
+        Ok(Question::Flows(question)) => return flows::answer(dataplane, &question, read, write).await,
         // Loading and running programs takes its time.
         Ok(question) => {
             let dataplane = dataplane.clone();
@@ -86,6 +90,7 @@ fn reply(dataplane: &Dataplane, question: Question) -> Result<Value, String> {
     let value = match question {
         Question::Status => serde_json::to_value(dataplane.status()),
         Question::Why(packet) => serde_json::to_value(explain::why(dataplane, &packet)?),
+        Question::Flows(_) => return Err("flows are answered as they come".into()),
     };
     value.map_err(|error| error.to_string())
 }

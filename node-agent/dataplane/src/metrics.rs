@@ -9,10 +9,13 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
-use xebec_ebpf_abi::{DropCount, DropReason, Endpoint, forward};
+use xebec_ebpf_abi::{DropCount, DropReason, Endpoint, ServiceCount, forward};
 
+use crate::compile::input::Key;
+use crate::compile::services::names::Named;
+use crate::engine::Engine;
 use crate::sync::SyncClock;
-use crate::{Dataplane, Status};
+use crate::{Dataplane, ServiceUse, Status};
 
 /// Reads the kernel at each scrape.
 pub struct Collector(Weak<Dataplane>);
@@ -44,6 +47,7 @@ pub fn register(registry: &mut Registry, collector: Collector, sync: &SyncClock)
 struct Snapshot {
     drops: Vec<DropCount>,
     forwards: Vec<DropCount>,
+    services: Vec<ServiceUse>,
     policies: usize,
     isolated: [usize; 2],
     status: Status,
@@ -61,6 +65,7 @@ impl prometheus_client::collector::Collector for Collector {
             Snapshot {
                 drops: engine.maps.drops(),
                 forwards: engine.maps.forwards(),
+                services: by_service(&engine),
                 policies: policies.policy_keys().len(),
                 isolated: isolated(policies.tables.endpoints.have().values()),
                 status,
@@ -79,9 +84,11 @@ fn isolated<'a>(entries: impl Iterator<Item = &'a Endpoint> + Clone) -> [usize; 
 }
 
 fn encode(mut encoder: DescriptorEncoder, snapshot: &Snapshot) -> fmt::Result {
-    let Snapshot { drops, forwards, policies, isolated, status } = snapshot;
+    let Snapshot { drops, forwards, services, policies, isolated, status } = snapshot;
     counters(&mut encoder, ("xebec_dropped", "dropped", "reason"), drops, reason)?;
     counters(&mut encoder, ("xebec_forwarded", "passed on", "path"), forwards, path)?;
+    service_counters(&mut encoder, "xebec_service_flows", "Connections and flows that Services gave an endpoint", services, |s| s.flows)?;
+    service_counters(&mut encoder, "xebec_service_refused", "Connects and packets that Services refused", services, |s| s.refused)?;
 
     let fill = || status.maps.iter().map(|map| (map.name.as_str(), map.entries));
     gauges(&mut encoder, ("xebec_map_entries", "Entries in a BPF map", "map"), fill())?;
@@ -139,6 +146,56 @@ fn named(counts: &[DropCount], name: impl Fn(usize) -> Option<&'static str>) -> 
     occurred.filter_map(|(number, c)| Some((name(number)?.to_owned(), c.packets))).collect()
 }
 
+/// Ports of Services that have time series of their own, at most; the counts of all others are one.
+const MOST_SERVICES: usize = 4096;
+
+/// What each Service's port was asked for. The port's number in the maps decides who has a place of its own: it stays,
+/// so no counter goes back.
+pub fn by_service(engine: &Engine) -> Vec<ServiceUse> {
+    let names = engine.state.services.names();
+    let counts = engine.maps.service_counts().into_iter();
+    together(counts.filter_map(|(number, count)| match names.get(&number)? {
+        Named::Service(key, name, port) => Some((key.clone(), if name.is_empty() { port.to_string() } else { name.clone() }, count)),
+        Named::HostPort(_) => None,
+    }))
+}
+
+/// One entry for both families of a port.
+fn together(counts: impl Iterator<Item = (Key, String, ServiceCount)>) -> Vec<ServiceUse> {
+    let mut sums: BTreeMap<(Key, String), ServiceCount> = BTreeMap::new();
+    for (service, port, count) in counts {
+        let named = (service, port);
+        let place = if sums.len() < MOST_SERVICES || sums.contains_key(&named) { named } else { (Key::new("", "others"), String::new()) };
+        let sum = sums.entry(place).or_default();
+        sum.flows += count.flows;
+        sum.refused += count.refused;
+    }
+    let entry = |((key, port), count): ((Key, String), ServiceCount)| ServiceUse {
+        namespace: key.namespace,
+        name: key.name,
+        port,
+        flows: count.flows,
+        refused: count.refused,
+    };
+    sums.into_iter().map(entry).collect()
+}
+
+fn service_counters(
+    encoder: &mut DescriptorEncoder,
+    name: &str,
+    help: &str,
+    services: &[ServiceUse],
+    of: impl Fn(&ServiceUse) -> u64,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for service in services {
+        // Plain `namespace` and `service` are the agent's own in many scrape configurations.
+        let labels = [("service_namespace", service.namespace.as_str()), ("service_name", &service.name), ("service_port", &service.port)];
+        ConstCounter::new(of(service)).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
 fn counters(
     encoder: &mut DescriptorEncoder,
     (name, what, label): (&str, &str, &str),
@@ -174,7 +231,9 @@ mod tests {
                 programs: vec![ProgramSize { name: "connect4".into(), verified_instructions: 9, jitted_bytes: 90 }],
                 ..Status::default()
             };
-            encode(encoder, &Snapshot { drops: some(), forwards: some(), status, ..Snapshot::default() })
+            let key = Key::new("shop", "web");
+            let services = together([(key, "http".to_owned(), ServiceCount { flows: 3, refused: 1 })].into_iter());
+            encode(encoder, &Snapshot { drops: some(), forwards: some(), services, status, ..Snapshot::default() })
         }
     }
 
@@ -219,6 +278,23 @@ mod tests {
         let histogram = |name: &str| name.ends_with("_sum") || name.ends_with("_count");
         let unseen: Vec<_> = there.difference(&wanted).filter(|n| !histogram(n)).collect();
         assert!(unseen.is_empty(), "on no panel: {unseen:?}");
+    }
+
+    #[test]
+    fn a_services_families_are_one_and_most_services_are_the_limit() {
+        let one = ServiceCount { flows: 2, refused: 1 };
+        let key = |n: usize| Key::new("ns", &format!("{n:05}"));
+        let both = together([(key(1), "80".to_owned(), one), (key(1), "80".to_owned(), one)].into_iter());
+        assert_eq!((both.len(), both[0].flows, both[0].refused), (1, 4, 2));
+        let many = together((0..MOST_SERVICES + 10).map(|n| (key(n), "80".to_owned(), one)));
+        assert_eq!(many.len(), MOST_SERVICES + 1);
+        let others = many.iter().find(|s| s.name == "others").expect("the rest");
+        assert_eq!((others.flows, others.refused), (20, 10));
+        assert!(
+            scrape().contains(r#"xebec_service_refused_total{service_namespace="shop",service_name="web",service_port="http"} 1"#),
+            "{}",
+            scrape()
+        );
     }
 
     #[test]

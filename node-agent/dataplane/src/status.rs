@@ -34,6 +34,9 @@ pub struct Status {
     pub drops: BTreeMap<String, u64>,
     /// Packets passed on, by path.
     pub forwards: BTreeMap<String, u64>,
+    /// What Services were asked for on this node; those that were never are left out.
+    #[serde(default)]
+    pub services: Vec<ServiceUse>,
     /// The programs, by name.
     pub programs: Vec<ProgramSize>,
     /// How far the maps are behind the API.
@@ -66,6 +69,22 @@ pub struct ProgramSize {
     pub verified_instructions: u32,
     /// Machine code.
     pub jitted_bytes: u32,
+}
+
+/// What a port of a Service was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceUse {
+    /// The Service's.
+    pub namespace: String,
+    /// The Service's.
+    pub name: String,
+    /// The port's name, or its number if it has none.
+    pub port: String,
+    /// Connections, and flows of datagrams, that were given an endpoint.
+    pub flows: u64,
+    /// Connects and packets that were given none.
+    pub refused: u64,
 }
 
 /// How full a map is.

@@ -35,6 +35,6 @@ fn every_map_is_there_under_its_name_and_pinned() {
     let mut others: Vec<&str> =
         dataplane.ebpf.maps().map(|(name, _)| name).filter(|name| !name.starts_with('.') && !map::ALL.contains(name)).collect();
     others.sort_unstable();
-    assert_eq!(others, ["DECIDED", "HEADERS", "ICMP_BUDGET", "NAT_SCRATCH", "SCRATCH"]);
+    assert_eq!(others, ["ALLOWANCE", "DECIDED", "HEADERS", "ICMP_BUDGET", "NAT_SCRATCH", "SCRATCH"]);
     assert!(others.iter().all(|name| !dataplane.pin(name).exists()));
 }

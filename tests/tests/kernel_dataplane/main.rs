@@ -4,6 +4,7 @@
 mod announce;
 mod cost;
 mod direct;
+mod events;
 mod fixture;
 mod load;
 mod maglev;

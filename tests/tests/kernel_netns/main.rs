@@ -3,6 +3,7 @@
 
 mod cni;
 mod fabric;
+mod flows;
 mod host;
 mod node;
 mod policies;

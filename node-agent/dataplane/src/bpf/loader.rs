@@ -10,6 +10,7 @@ use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use xebec_ebpf_abi::{global, prog};
 
+use super::events::Events;
 use super::links;
 use super::maps::{Connections, Maps};
 use crate::{Error, ProgramSize};
@@ -109,7 +110,7 @@ impl Hook {
 
 impl Programs {
     /// Loads the object: maps that are pinned are used again with all they hold, others are made and pinned.
-    pub fn load(pins: Pins) -> Result<(Programs, Maps, Connections), Error> {
+    pub fn load(pins: Pins) -> Result<(Programs, Maps, Connections, Events), Error> {
         for dir in [pins.maps(), pins.links()] {
             std::fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
         }
@@ -131,7 +132,8 @@ impl Programs {
         }
         let maps = Maps::take(&mut ebpf)?;
         let connections = Connections::take(&mut ebpf)?;
-        Ok((Programs { ebpf, pins }, maps, connections))
+        let events = Events::take(&mut ebpf)?;
+        Ok((Programs { ebpf, pins }, maps, connections, events))
     }
 
     /// Whether the hooks for the node's own processes are attached at the root of the hierarchy, all of them.

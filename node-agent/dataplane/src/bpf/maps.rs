@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use aya::Ebpf;
 use aya::Pod;
 use aya::maps::lpm_trie::{Key as LpmKey, LpmTrie};
-use aya::maps::{Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap};
 use xebec_ebpf_abi as abi;
 use xebec_ebpf_abi::{
     Addr, Announced, AnnouncedKey, Backend, BackendSet, DropCount, Endpoint, Flow, FlowKey, Frontend, FrontendKey, MemberKey, Nat,
-    NodeAddr, Places, PlacesKey, PolicyKey, PolicyVerdict, Remote, Rings, SlotKey, SourceRangeKey, Tuple, Uplink, XdpDevice,
+    NodeAddr, Places, PlacesKey, PolicyKey, PolicyVerdict, Remote, Rings, ServiceCount, SlotKey, SourceRangeKey, Tuple, Uplink, XdpDevice,
 };
 
 use super::batch;
@@ -42,6 +42,7 @@ pub struct Maps {
     config: Array<MapData, abi::Config>,
     drops: PerCpuArray<MapData, DropCount>,
     forwards: PerCpuArray<MapData, DropCount>,
+    service_counts: PerCpuHashMap<MapData, u32, ServiceCount>,
     places: BTreeMap<String, u64>,
 }
 
@@ -61,7 +62,7 @@ impl Connections {
     }
 }
 
-fn take<T>(ebpf: &mut Ebpf, name: &str) -> Result<T, Error>
+pub(super) fn take<T>(ebpf: &mut Ebpf, name: &str) -> Result<T, Error>
 where
     T: TryFrom<Map, Error = MapError>,
 {
@@ -100,6 +101,7 @@ impl Maps {
             config: take(ebpf, map::CONFIG)?,
             drops: take(ebpf, map::DROPS)?,
             forwards: take(ebpf, map::FORWARDS)?,
+            service_counts: take(ebpf, map::SERVICE_COUNTS)?,
         })
     }
 
@@ -244,6 +246,20 @@ impl Maps {
     /// Passed packets by path, over all CPUs.
     pub fn forwards(&self) -> Vec<DropCount> {
         sum(&self.forwards)
+    }
+
+    /// What Services were asked for, over all CPUs, by `Frontend::service`; those that were asked for at all.
+    pub fn service_counts(&self) -> BTreeMap<u32, ServiceCount> {
+        let add = |a: ServiceCount, b: &ServiceCount| ServiceCount { flows: a.flows + b.flows, refused: a.refused + b.refused };
+        // A count that goes meanwhile is of a Service that has gone.
+        self.service_counts.iter().flatten().map(|(id, counts)| (id, counts.iter().fold(ServiceCount::default(), add))).collect()
+    }
+
+    /// Forgets the counts of Services that are gone.
+    pub fn keep_service_counts(&mut self, alive: impl Fn(u32) -> bool) {
+        let gone: Vec<u32> = self.service_counts.keys().flatten().filter(|id| !alive(*id)).collect();
+        // One that is gone by itself is as good; one that cannot be deleted is tried again.
+        gone.iter().for_each(|id| drop(self.service_counts.remove(id)));
     }
 }
 

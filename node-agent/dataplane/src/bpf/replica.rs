@@ -16,7 +16,22 @@ use super::loader::{OBJECT, Pins, chain};
 use crate::Error;
 
 /// Maps that programs write: the copy has its own.
-const WRITTEN: [&str; 7] = [map::FLOWS, map::NAT, map::AFFINITY, map::SOCK_REVERSE, map::FRAGMENTS, map::DROPS, map::FORWARDS];
+///
+/// Nobody listens to it: its `LISTEN` is empty, so that it has nothing to tell.
+const WRITTEN: [&str; 12] = [
+    map::FLOWS,
+    map::NAT,
+    map::AFFINITY,
+    map::SOCK_REVERSE,
+    map::GIVEN,
+    map::FRAGMENTS,
+    map::LIMITS,
+    map::DROPS,
+    map::FORWARDS,
+    map::SERVICE_COUNTS,
+    map::LISTEN,
+    map::UNTOLD,
+];
 /// Of those, the tables, which need not be large here.
 const TABLES: [&str; 5] = [map::FLOWS, map::NAT, map::AFFINITY, map::SOCK_REVERSE, map::FRAGMENTS];
 const ROOM: u32 = 4096;

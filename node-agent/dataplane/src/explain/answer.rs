@@ -97,7 +97,7 @@ pub struct BackendSaid {
 }
 
 /// What policies said of a packet at a pod that they select.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicySaid {
     /// The pod.
@@ -108,9 +108,10 @@ pub struct PolicySaid {
     pub allowed: bool,
     /// The flow was there before, and was allowed then.
     pub established: bool,
-    /// The rule that allowed it; none: the packet is denied, or comes from or goes to the node, which is always allowed.
+    /// The rule that decided; none: no rule allows the packet, or it comes from or goes to the node, which NetworkPolicies
+    /// always allow, or no ClusterNetworkPolicy has a rule for it.
     pub rule: Option<String>,
-    /// The rule's policy; if there is no rule, those that select the pod and have none that allows it.
+    /// The rule's policy; if there is no rule, the NetworkPolicies that select the pod for the direction.
     pub policies: Vec<String>,
 }
 

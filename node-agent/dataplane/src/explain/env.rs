@@ -1,11 +1,9 @@
 //! The maps that are in force, as the packet logic reads them. Writes go nowhere.
 
-use std::cell::RefCell;
-
 use xebec_ebpf_abi::{
     Addr, Affinity, AffinityKey, Announced, AnnouncedKey, Backend, BackendSet, Config, DropReason, Endpoint, Flow, FlowKey, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, Given, MemberKey, Nat, NodeAddr, Places, PlacesKey, PolicyKey, PolicyVerdict, Remote,
-    Rings, SlotKey, SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink, map,
+    FragmentPorts, Frontend, FrontendKey, Given, MemberKey, Nat, NodeAddr, Places, PlacesKey, PolicyKey, PolicyVerdict, Remote, Rings,
+    SlotKey, SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink, map,
 };
 use xebec_ebpf_logic::nat::Scratch;
 use xebec_ebpf_logic::reject::Budget;
@@ -14,17 +12,15 @@ use xebec_ebpf_logic::{Env, Stored};
 use crate::bpf::gc;
 use crate::bpf::replica::Replica;
 
-/// Reads, and notes what policy said.
+/// Reads.
 pub struct Live<'a> {
     replica: &'a Replica,
-    /// Verdicts of policy in the order they were asked for.
-    pub said: RefCell<Vec<PolicyVerdict>>,
 }
 
 impl<'a> Live<'a> {
     /// Of the maps a replica reads.
     pub fn new(replica: &'a Replica) -> Live<'a> {
-        Live { replica, said: RefCell::default() }
+        Live { replica }
     }
 }
 
@@ -108,9 +104,7 @@ impl Env for Live<'_> {
     }
 
     fn policy(&self, key: &PolicyKey) -> Option<PolicyVerdict> {
-        let verdict = self.replica.longest(map::POLICY, PolicyKey::EXACT, *key);
-        self.said.borrow_mut().extend(verdict);
-        verdict
+        self.replica.longest(map::POLICY, PolicyKey::EXACT, *key)
     }
 
     fn with_flow<R>(&self, key: &FlowKey, f: impl FnOnce(&mut Flow) -> R) -> Option<R> {

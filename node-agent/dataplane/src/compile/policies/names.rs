@@ -2,13 +2,13 @@
 
 use std::net::IpAddr;
 
-use xebec_ebpf_abi::{Addr, Endpoint, direction};
+use xebec_ebpf_abi::{Addr, Endpoint, NetnsCookie, direction};
 
 use super::{Claim, Policies};
 use crate::compile::input::Key;
 use crate::compile::rules::rule_number;
 
-/// A rule of a NetworkPolicy.
+/// A rule of a NetworkPolicy, or of a ClusterNetworkPolicy, whose key has no namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedRule {
     /// The policy.
@@ -22,12 +22,19 @@ pub struct NamedRule {
 impl Policies {
     /// The rule that `PolicyVerdict::rule` names.
     pub fn rule_named(&self, number: u32) -> Option<NamedRule> {
-        self.policies.iter().find_map(|(key, policy)| {
-            let lists = [(direction::INGRESS, &policy.ingress), (direction::EGRESS, &policy.egress)];
-            lists.into_iter().find_map(|(way, rules)| {
-                let index = (0..rules.as_ref().map_or(0, Vec::len)).find(|index| rule_number(key, way, *index) == number)?;
-                Some(NamedRule { policy: key.clone(), direction: way, index })
-            })
+        let namespaced = self.policies.iter().map(|(key, policy)| {
+            let count = |rules: &Option<Vec<_>>| rules.as_ref().map_or(0, Vec::len);
+            (key.clone(), [(direction::INGRESS, count(&policy.ingress)), (direction::EGRESS, count(&policy.egress))])
+        });
+        let cluster = self.cluster.iter().map(|(name, policy)| {
+            (Key::new("", name), [(direction::INGRESS, policy.ingress.len()), (direction::EGRESS, policy.egress.len())])
+        });
+        namespaced.chain(cluster).find_map(|(key, lists)| {
+            let (way, index) = lists.into_iter().find_map(|(way, count)| {
+                let index = (0..count).find(|index| rule_number(&key, way, *index) == number)?;
+                Some((way, index))
+            })?;
+            Some(NamedRule { policy: key, direction: way, index })
         })
     }
 
@@ -54,6 +61,17 @@ impl Policies {
     /// The pod of a local endpoint.
     pub fn pod_of(&self, endpoint: u32) -> Option<&Key> {
         Some(&self.locals.get(&endpoint)?.endpoint.pod)
+    }
+
+    /// The pod whose device has this number.
+    pub fn pod_behind(&self, ifindex: u32) -> Option<&Key> {
+        self.locals.values().find(|l| l.endpoint.ifindex == ifindex).map(|l| &l.endpoint.pod)
+    }
+
+    /// The pod of a network namespace.
+    pub fn pod_of_netns(&self, netns: NetnsCookie) -> Option<&Key> {
+        let known = self.locals.values().filter(|_| netns.is_known());
+        known.map(|l| &l.endpoint).find(|e| NetnsCookie::new(e.netns_cookie) == netns).map(|e| &e.pod)
     }
 
     /// The local endpoint at an address, as the maps shall have it.

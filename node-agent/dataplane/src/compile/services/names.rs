@@ -1,7 +1,10 @@
 //! From numbers in maps back to the objects they stand for.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+
+use xebec_ebpf_abi::{Addr, FrontendKey, Port};
 
 use super::{Owner, Services};
 use crate::compile::expand;
@@ -26,6 +29,32 @@ impl Services {
                 Owner::Sandbox(Reverse(endpoint)) => Named::HostPort(*endpoint),
             })
         })
+    }
+
+    /// All numbers, and whose they are.
+    pub fn names(&self) -> BTreeMap<u32, Named> {
+        let ports = self.installed.iter().flat_map(|(owner, ports)| ports.iter().map(move |(id, installed)| (owner, id, installed)));
+        let named = ports.map(|(owner, (name, _, port, _), installed)| {
+            let named = match owner {
+                Owner::Service(key) => Named::Service(key.clone(), name.clone(), *port),
+                Owner::Sandbox(Reverse(endpoint)) => Named::HostPort(*endpoint),
+            };
+            (installed.ids.service, named)
+        });
+        named.collect()
+    }
+
+    /// Whether it is some port's number.
+    pub fn is_number(&self, service: u32) -> bool {
+        self.numbers.services.contains(&service)
+    }
+
+    /// The number of what is served at an address.
+    pub fn number_at(&self, address: Addr, port: Port, proto: u8) -> Option<u32> {
+        let serves = |key: FrontendKey| self.tables.frontends.have().get(&key).map(|f| f.service).filter(|number| *number != 0);
+        let own = || address.is_loopback() || self.node.addresses.contains(&address.to_ip());
+        let node_port = || own().then(|| serves(FrontendKey::node_port(address.is_v4(), port, proto))).flatten();
+        serves(FrontendKey::new(address, port, proto)).or_else(node_port)
     }
 
     /// The EndpointSlice that names this endpoint of a Service.

@@ -1,0 +1,132 @@
+//! What `xebec flows` is told, of real packets.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use xebec_dataplane::inspect;
+
+use crate::node::{DEADLINE, Node, ask, at, eventually, serve};
+
+/// An asker that follows.
+struct Follower(BufReader<UnixStream>);
+
+impl Follower {
+    fn new(node: &Node, question: &Value) -> Follower {
+        let mut stream = UnixStream::connect(inspect::path(&node.config.cni_socket)).expect("the agent listens");
+        stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+        writeln!(stream, "{question}").expect("the question is sent");
+        Follower(BufReader::new(stream))
+    }
+
+    fn next(&mut self) -> Option<Value> {
+        let mut line = String::new();
+        if self.0.read_line(&mut line).expect("a line in time") == 0 {
+            return None;
+        }
+        let told: Value = serde_json::from_str(&line).expect("JSON");
+        Some(told["result"].clone())
+    }
+
+    /// The first that fits.
+    fn until(&mut self, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        loop {
+            let told = self.next().unwrap_or_else(|| panic!("the agent went away before {what}"));
+            if fits(&told["flow"]) {
+                return told["flow"].clone();
+            }
+        }
+    }
+}
+
+#[test]
+fn drops_and_flows_are_told_with_names() {
+    let mut node = Node::new();
+    node.start();
+    let client = node.pod("client", json!({"app": "client"}), json!([]));
+    let [web, shut] = ["web", "shut"].map(|name| node.pod(name, json!({"app": name}), json!([])));
+    for pod in [&web, &shut] {
+        serve(&pod.netns, &pod.name, 8080);
+    }
+    node.policy(
+        "shut",
+        json!({"podSelector": {"matchLabels": {"app": "shut"}}, "policyTypes": ["Ingress"], "ingress": [
+        {"from": [{"podSelector": {"matchLabels": {"app": "nobody"}}}]}]}),
+    );
+    node.policy(
+        "web",
+        json!({"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"], "ingress": [
+        {"from": [{"podSelector": {"matchLabels": {"app": "nobody"}}}]}, {"ports": [{"port": 8080}]}]}),
+    );
+    node.service("web", "10.96.0.10", 80, "TCP", 8080, &[&web], &json!({}));
+    node.service("empty", "10.96.0.11", 80, "TCP", 8080, &[], &json!({}));
+    eventually("Services and policies are in force", || {
+        let refused = ask(&client.netns, at("10.96.0.11", 80)).is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused);
+        refused && ask(&client.netns, at("10.96.0.10", 80)).is_ok() && ask(&client.netns, at(shut.ip, 8080)).is_err()
+    });
+
+    // Drops are remembered without anybody having followed. What the programs told is read a moment later.
+    let past = |filter: Value| {
+        let mut follower = Follower::new(&node, &json!({"ask": "flows", "last": 1, "filter": filter}));
+        let told = follower.next();
+        assert!(told.is_none() || follower.next().is_none(), "one was asked for");
+        told.map(|t| t["flow"].clone())
+    };
+    let denial = json!({"reason": "policy_ingress", "pod": "shut"});
+    eventually("the drop is remembered", || past(denial.clone()).is_some());
+    let drop = past(denial).expect("just seen");
+    assert_eq!((&drop["verdict"], &drop["protocol"]), (&json!("dropped"), &json!("tcp")), "{drop}");
+    assert_eq!((&drop["source"]["pod"], &drop["destination"]["pod"]), (&json!("default/client"), &json!("default/shut")), "{drop}");
+    assert_eq!(drop["destination"]["port"], 8080, "{drop}");
+    let said = &drop["policies"][0];
+    assert_eq!((&said["pod"], &said["allowed"], &said["rule"]), (&json!("default/shut"), &json!(false), &json!(null)), "{drop}");
+    assert!(said["policies"][0].as_str().is_some_and(|p| p.starts_with("default/shut ")), "{drop}");
+    // A connect that is refused sends no packet.
+    let refusal = json!({"reason": "no_backend", "service": "default/empty"});
+    eventually("the refusal is remembered", || past(refusal.clone()).is_some());
+    let refused = past(refusal).expect("just seen");
+    assert_eq!((&refused["at"], &refused["source"]["pod"]), (&json!("socket"), &json!("default/client")), "{refused}");
+    assert_eq!(past(json!({"verdict": "forwarded"})), None, "new flows are told to who follows, and nobody does");
+
+    let mut follower = Follower::new(&node, &json!({"ask": "flows", "follow": true, "filter": {"verdict": "forwarded", "pod": "client"}}));
+    let mut other = Follower::new(&node, &json!({"ask": "flows", "follow": true, "filter": {"reason": "policy_ingress"}}));
+    let flow = std::thread::scope(|scope| {
+        // Until the programs know of the followers nothing new is told: the client keeps asking.
+        let asks = scope.spawn(|| {
+            eventually("flows are told", || {
+                let _ = ask(&client.netns, at("10.96.0.10", 80));
+                let _ = ask(&client.netns, at(shut.ip, 8080));
+                past(json!({"verdict": "forwarded", "service": "web"})).is_some()
+            });
+        });
+        let flow = follower.until("a flow", |flow| flow["service"]["name"] == "default/web");
+        asks.join().expect("flows are told");
+        flow
+    });
+    assert_eq!((&flow["source"]["pod"], &flow["destination"]["pod"]), (&json!("default/client"), &json!("default/web")), "{flow}");
+    assert_eq!((&flow["service"]["address"], &flow["service"]["atPort"]), (&json!("10.96.0.10"), &json!(80)), "{flow}");
+    let said = &flow["policies"][0];
+    assert_eq!((&said["allowed"], &said["rule"]), (&json!(true), &json!("spec.ingress[1]")), "{flow}");
+    assert_eq!(other.until("a drop", |_| true)["reason"], "policy_ingress", "each follower has a filter of its own");
+
+    // Services count what they were asked for.
+    let services = || Follower::new(&node, &json!({"ask": "status"})).next().expect("a status")["services"].clone();
+    let of = |name: &str| services().as_array().and_then(|all| all.iter().find(|s| s["name"] == name).cloned());
+    assert!(of("web").expect("was asked for")["flows"].as_u64() >= Some(1));
+    assert_eq!(of("empty").expect("was asked for")["flows"], 0);
+    assert!(of("empty").expect("was asked for")["refused"].as_u64() >= Some(1));
+    // And when the last follower has gone, new flows are told no more.
+    drop_all([follower, other]);
+    eventually("nothing new is told", || {
+        let newest = || past(json!({"verdict": "forwarded"})).map(|flow| flow["time"].clone());
+        let before = newest();
+        let _ = ask(&client.netns, at("10.96.0.10", 80));
+        std::thread::sleep(Duration::from_millis(50));
+        newest() == before
+    });
+}
+
+fn drop_all(followers: [Follower; 2]) {
+    drop(followers);
+}
