@@ -87,7 +87,7 @@ pub fn assign<E: Env>(
     }
 }
 
-/// The same for a packet from outside.
+/// The same for a packet from outside. What comes of it is the caller's to count: another hook may be asked next.
 #[inline(always)]
 pub fn assign_outside<E: Env>(
     env: &E,
@@ -116,7 +116,6 @@ fn assign_in<E: Env>(env: &E, frontend: &Frontend, set: u32, headers: &mut Heade
 #[inline(never)]
 fn assign_outside_in<E: Env>(env: &E, frontend: &Frontend, set: u32, headers: &mut Headers) -> u32 {
     let chosen = choose_outside(env, frontend, set, headers);
-    env.served(frontend.service, chosen.is_err());
     headers.service = frontend.service;
     headers.asked = (headers.tuple.dst, headers.tuple.dport);
     headers.notes |= Headers::NEW;

@@ -160,7 +160,9 @@ fn deliver<E: Env>(
         return Err(DropReason::SourceRange);
     }
     let set = frontend.external;
-    service::assign_outside(env, frontend, set, headers)?;
+    let assigned = service::assign_outside(env, frontend, set, headers);
+    env.served(frontend.service, assigned.is_err());
+    assigned?;
     let (from, to, chosen) = (&headers.tuple, &mut headers.to, &headers.backend);
     if to.dport != from.dport && !nat::has_ports(from.proto()) {
         return Err(DropReason::ProtocolUnsupported);

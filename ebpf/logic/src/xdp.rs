@@ -353,6 +353,8 @@ pub fn decide<E: Env, D: Driver>(
     len: u16,
     decided: &mut Decided,
 ) -> bool {
+    headers.notes = 0;
+    headers.rules = [0; 2];
     let now = env.now();
     let ifindex = driver.ifindex();
     let Some(own) = driver.own(ifindex) else {
@@ -385,8 +387,12 @@ pub fn decide<E: Env, D: Driver>(
         // tc's from the start.
         return false;
     }
-    if set != 0 && !keep(env, headers, set, now) {
-        return false;
+    if set != 0 {
+        if !keep(env, headers, set, now) {
+            return false;
+        }
+        headers.notes = Headers::NEW;
+        env.served(headers.service, false);
     }
     let to = &headers.to;
     decided.src = to.src;
@@ -406,7 +412,10 @@ fn choose<E: Env>(env: &E, headers: &mut Headers) -> u32 {
     if frontend.flags & Frontend::EXTERNAL == 0 || !service::admits(env, &frontend, &from.src) {
         return 0;
     }
-    if service::assign_outside(env, &frontend, frontend.external, headers).is_err() {
+    let assigned = service::assign_outside(env, &frontend, frontend.external, headers);
+    // News only once it is this hook's.
+    headers.notes = 0;
+    if assigned.is_err() {
         return 0;
     }
     if headers.backend.backend.flags & Backend::LOCAL != 0 {

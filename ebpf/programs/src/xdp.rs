@@ -1,6 +1,9 @@
 //! Packets as drivers see them: the entry at uplinks before the stack.
 
-use crate::env::Kernel;
+use crate::{
+    env::Kernel,
+    events::{self, Sight},
+};
 use aya_ebpf::{
     bindings::{
         BPF_F_NO_PREALLOC, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
@@ -14,7 +17,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use core::mem::MaybeUninit;
-use xebec_ebpf_abi::{Tuple, XdpDevice};
+use xebec_ebpf_abi::{Tuple, XdpDevice, seen};
 use xebec_ebpf_logic::{
     Packet,
     packet::Plain,
@@ -53,13 +56,33 @@ pub fn xdp_uplink(ctx: XdpContext) -> u32 {
         return action;
     }
     let len = Frame::new(ctx.ctx).len().wrapping_sub(L3) as u16;
-    if !xdp::decide(&Kernel, &At(ctx.ctx), headers, len, decided) {
-        return xdp_action::XDP_PASS;
-    }
-    match follows(ctx.ctx, headers, decided) {
+    let action = if xdp::decide(&Kernel, &At(ctx.ctx), headers, len, decided) {
+        follows(ctx.ctx, headers, decided)
+    } else {
+        UNDECIDED
+    };
+    tell(ctx.ctx, headers, u32::from(len));
+    match action {
         UNDECIDED => xdp_action::XDP_PASS,
         action => action,
     }
+}
+
+/// Tells of a flow that is new. Nothing is dropped here: what is refused is tc's to refuse, and to tell of.
+#[inline(always)]
+fn tell(ctx: *mut xdp_md, headers: &mut Headers, len: u32) {
+    if headers.notes & Headers::NEW == 0 {
+        return;
+    }
+    // The client and its endpoint; the node's address between them is no news.
+    headers.tuple.dst = headers.backend.backend.addr;
+    headers.tuple.dport = headers.backend.backend.port;
+    let sight = Sight {
+        seen: seen::XDP,
+        ifindex: At(ctx).ifindex(),
+        bytes: L3 + len,
+    };
+    events::tell(sight, headers, 0, || 0);
 }
 
 // Functions of their own: so the stack they need is free again for `decide`, and the verifier does not

@@ -11,6 +11,8 @@ use xebec_ebpf_abi::{
 
 use crate::fixture::{Dataplane, SHOT, UNSPEC};
 use crate::packet::{self, ACK, SYN, TCP, addr};
+use crate::uplink;
+use crate::xdp::XdpNode;
 
 const POD: u32 = 7;
 const PEER: u32 = 300;
@@ -72,10 +74,10 @@ fn untold(dp: &Dataplane) -> u64 {
     map.get(&0, 0).expect("the entry is read").iter().sum()
 }
 
-fn count(dp: &Dataplane) -> ServiceCount {
+fn count(dp: &Dataplane, service: u32) -> ServiceCount {
     let map: PerCpuHashMap<_, u32, ServiceCount> =
         PerCpuHashMap::try_from(dp.ebpf.map(map::SERVICE_COUNTS).expect("SERVICE_COUNTS")).expect("a per-CPU hash");
-    let counts = map.get(&SERVICE, 0).expect("the Service has a count");
+    let counts = map.get(&service, 0).expect("the Service has a count");
     counts.iter().fold(ServiceCount::default(), |a, b| ServiceCount { flows: a.flows + b.flows, refused: a.refused + b.refused })
 }
 
@@ -123,7 +125,7 @@ fn a_service_is_named_and_counted_whether_it_serves_or_not() {
         let [refused] = events(&mut dp)[..] else { panic!("one event") };
         assert_eq!((refused.reason, refused.service), (DropReason::NoBackend as u32, SERVICE));
         assert_eq!((refused.asked, refused.asked_port), (net.vip.into(), Port::new(80)));
-        assert_eq!(count(&dp), ServiceCount { flows: 0, refused: 1 });
+        assert_eq!(count(&dp, SERVICE), ServiceCount { flows: 0, refused: 1 });
 
         serve(&mut dp, &net);
         assert_eq!(dp.run(prog::FROM_POD, &ask(1001)).verdict, UNSPEC);
@@ -133,7 +135,29 @@ fn a_service_is_named_and_counted_whether_it_serves_or_not() {
         assert_eq!((flow.tuple.dst, flow.tuple.dport), (net.peer.into(), Port::new(8080)), "the endpoint that was chosen");
         assert_eq!(dp.run(prog::FROM_POD, &ask(1002)).verdict, UNSPEC);
         assert_eq!(dp.run(prog::FROM_POD, &packet::tcp((net.pod, 1002), (net.vip, 80), ACK)).verdict, UNSPEC);
-        assert_eq!(count(&dp), ServiceCount { flows: 2, refused: 1 }, "flows, not packets");
+        assert_eq!(count(&dp, SERVICE), ServiceCount { flows: 2, refused: 1 }, "flows, not packets");
+    }
+}
+
+#[test]
+fn a_flow_that_turns_round_in_the_driver_is_told_and_counted_once() {
+    const TURNS: i32 = 3;
+    for net in uplink::nets() {
+        let mut node = XdpNode::new(&net);
+        listen(&mut node.dp, ALL, 1000);
+        for flags in [SYN, ACK] {
+            assert_eq!(node.run(&packet::tcp((net.client, 45000), (net.node, 30081), flags)).0, TURNS);
+        }
+        let [flow] = events(&mut node.dp)[..] else { panic!("one event") };
+        assert_eq!((flow.seen, flow.reason, flow.ifindex), (seen::XDP, 0, node.uplink));
+        assert_eq!(flow.tuple, Tuple::new(net.client.into(), Port::new(45000), net.remote_pod.into(), Port::new(8080), TCP));
+        assert_eq!((flow.asked, flow.asked_port), (net.node.into(), Port::new(30081)));
+        assert_ne!(flow.service, 0);
+        assert_eq!(count(&node.dp, flow.service), ServiceCount { flows: 1, refused: 0 });
+        // What that hook leaves to the next one is that one's to tell and to count.
+        let local = packet::tcp((net.client, 45001), (net.node, 30080), SYN);
+        assert_ne!(node.run(&local).0, TURNS);
+        assert_eq!(events(&mut node.dp), []);
     }
 }
 
