@@ -4,6 +4,7 @@ mod batch;
 pub mod events;
 pub mod gc;
 pub mod layout;
+pub mod limits;
 pub mod links;
 pub mod loader;
 pub mod maps;

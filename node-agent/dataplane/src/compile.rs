@@ -1,6 +1,7 @@
 //! API objects to desired map contents: pure, no I/O. [`State`] takes objects and gives writes.
 
 pub mod announce;
+pub mod bandwidth;
 pub mod cluster;
 pub mod cluster_resolve;
 pub mod expand;

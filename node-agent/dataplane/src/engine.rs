@@ -246,6 +246,11 @@ impl Engine {
         }
         self.state.services.now = gc::now();
         let mut round = Round::default();
+        // Before the flags that say so: a limit that nobody asks for costs nothing.
+        if let Err(error) = self.maps.limits.set(&self.state.policies.limits()) {
+            round.failures += 1;
+            round.errors.push(error.to_string());
+        }
         loop {
             let ops = self.state.plan();
             self.write(&ops, &mut round);

@@ -152,9 +152,9 @@ const MOST_SERVICES: usize = 4096;
 /// What each Service's port was asked for. The port's number in the maps decides who has a place of its own: it stays,
 /// so no counter goes back.
 pub fn by_service(engine: &Engine) -> Vec<ServiceUse> {
-    let names = engine.state.services.names();
-    let counts = engine.maps.service_counts().into_iter();
-    together(counts.filter_map(|(number, count)| match names.get(&number)? {
+    let counts = engine.maps.service_counts();
+    let names = engine.state.services.names(|number| counts.contains_key(&number));
+    together(counts.into_iter().filter_map(|(number, count)| match names.get(&number)? {
         Named::Service(key, name, port) => Some((key.clone(), if name.is_empty() { port.to_string() } else { name.clone() }, count)),
         Named::HostPort(_) => None,
     }))

@@ -13,6 +13,7 @@ use xebec_ebpf_abi::{
 };
 
 use super::batch;
+use super::limits::Limits;
 use super::loader::chain;
 use crate::Error;
 use crate::compile::rings;
@@ -40,6 +41,8 @@ pub struct Maps {
     no_masquerade: Trie<Addr, u32>,
     xdp_devices: Hash<u32, XdpDevice>,
     config: Array<MapData, abi::Config>,
+    /// Of pods' bandwidth.
+    pub limits: Limits,
     drops: PerCpuArray<MapData, DropCount>,
     forwards: PerCpuArray<MapData, DropCount>,
     service_counts: PerCpuHashMap<MapData, u32, ServiceCount>,
@@ -99,6 +102,7 @@ impl Maps {
             no_masquerade: take(ebpf, map::NO_MASQUERADE)?,
             xdp_devices: take(ebpf, map::XDP_DEVICES)?,
             config: take(ebpf, map::CONFIG)?,
+            limits: Limits::take(ebpf)?,
             drops: take(ebpf, map::DROPS)?,
             forwards: take(ebpf, map::FORWARDS)?,
             service_counts: take(ebpf, map::SERVICE_COUNTS)?,
@@ -293,7 +297,7 @@ fn write_prefix<K: Pod, V: Pod>(map: &mut Trie<K, V>, key: (u32, K), value: Opti
     }
 }
 
-fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
+pub(super) fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
     if is_gone(&result) { Ok(()) } else { result }
 }
 

@@ -131,7 +131,10 @@ mod tests {
         for rate in [125, 125_000, 1_250_000_000, 125_000_000_000_000] {
             let limit = limit(rate);
             let bytes = u128::from(limit.burst) * u128::from(rate) / 1_000_000_000;
-            assert!(bytes >= u128::from(LEAST) - u128::from(rate) / 1_000_000_000 - 1 && bytes + 200_000 >= u128::from(rate / SHARE), "{rate}: {bytes}");
+            assert!(
+                bytes >= u128::from(LEAST) - u128::from(rate) / 1_000_000_000 - 1 && bytes + 200_000 >= u128::from(rate / SHARE),
+                "{rate}: {bytes}"
+            );
         }
     }
 }

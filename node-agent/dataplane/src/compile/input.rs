@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use xebec_ebpf_abi::proto;
 
 pub use super::slices::{EndpointIn, SliceIn, WatchedSlice, slice};
+use super::bandwidth::{self, Bandwidth};
 
 /// Namespace and name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -207,6 +208,9 @@ pub struct PodIn {
     /// Container ports that shall be reachable at the node's addresses.
     pub host_ports: Vec<HostPortIn>,
     pub host_network: bool,
+    /// None in records of before this was kept.
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
 }
 
 /// A `hostPort` of a container.
@@ -257,6 +261,7 @@ pub fn pod(pod: &Pod) -> PodIn {
         named_ports,
         host_ports,
         host_network,
+        bandwidth: bandwidth::of(pod.metadata.annotations.as_ref()),
     }
 }
 

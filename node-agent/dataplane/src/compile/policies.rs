@@ -568,6 +568,8 @@ impl Policies {
         let (id, pod) = (endpoint.id, &endpoint.last_seen);
         // Pods' devices are veth pairs into namespaces of their own, so packets may skip the node's stack.
         let mut flags = Endpoint::DIRECT;
+        flags |= if pod.bandwidth.ingress.is_some() { Endpoint::LIMIT_INGRESS } else { 0 };
+        flags |= if pod.bandwidth.egress.is_some() { Endpoint::LIMIT_EGRESS } else { 0 };
         let mut refused = BTreeSet::new();
         let mut grants: [Option<Grants>; 2] = [None, None];
         let mut left = room;

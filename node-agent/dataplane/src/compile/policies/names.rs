@@ -1,10 +1,11 @@
 //! From numbers in maps back to the objects they stand for.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use xebec_ebpf_abi::{Addr, Endpoint, NetnsCookie, direction};
+use xebec_ebpf_abi::{Addr, Endpoint, Limit, LimitKey, NetnsCookie, direction};
 
-use super::{Claim, Policies};
+use super::{Claim, Local, Policies};
 use crate::compile::input::Key;
 use crate::compile::rules::rule_number;
 
@@ -61,6 +62,15 @@ impl Policies {
     /// The pod of a local endpoint.
     pub fn pod_of(&self, endpoint: u32) -> Option<&Key> {
         Some(&self.locals.get(&endpoint)?.endpoint.pod)
+    }
+
+    /// What local pods may send and be sent.
+    pub fn limits(&self) -> BTreeMap<LimitKey, Limit> {
+        let of = |(id, local): (&u32, &Local)| {
+            let endpoint = *id;
+            local.endpoint.last_seen.bandwidth.limits().map(move |(way, limit)| (LimitKey { endpoint, direction: u32::from(way) }, limit))
+        };
+        self.locals.iter().flat_map(of).collect()
     }
 
     /// The pod whose device has this number.

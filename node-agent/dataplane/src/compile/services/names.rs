@@ -31,12 +31,12 @@ impl Services {
         })
     }
 
-    /// All numbers, and whose they are.
-    pub fn names(&self) -> BTreeMap<u32, Named> {
+    /// Whose the numbers are that somebody wants.
+    pub fn names(&self, wanted: impl Fn(u32) -> bool) -> BTreeMap<u32, Named> {
         let ports = self.installed.iter().flat_map(|(owner, ports)| ports.iter().map(move |(id, installed)| (owner, id, installed)));
-        let named = ports.map(|(owner, (name, _, port, _), installed)| {
+        let named = ports.filter(|(_, _, installed)| wanted(installed.ids.service)).map(|(owner, (name, _, port, _), installed)| {
             let named = match owner {
-                Owner::Service(key) => Named::Service(key.clone(), name.clone(), *port),
+                Owner::Service(key) => Named::Service(Key::clone(key), name.clone(), *port),
                 Owner::Sandbox(Reverse(endpoint)) => Named::HostPort(*endpoint),
             };
             (installed.ids.service, named)
