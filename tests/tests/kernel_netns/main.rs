@@ -3,6 +3,7 @@
 
 mod bandwidth;
 mod cni;
+mod explained;
 mod fabric;
 mod flows;
 mod host;

@@ -15,7 +15,7 @@ use xebec_ebpf_abi::{Affinity, AffinityKey, Config, Flow, FlowKey, Nat, SockFron
 use crate::net::Netns;
 use crate::node::{Node, Pod, ask, at, eventually, serve};
 
-fn question(node: &Node, question: &str) -> Value {
+pub fn question(node: &Node, question: &str) -> Value {
     let mut stream = UnixStream::connect(inspect::path(&node.config.cni_socket)).expect("the agent listens");
     writeln!(stream, "{question}").expect("the question is sent");
     let mut line = String::new();
