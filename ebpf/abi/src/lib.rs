@@ -14,7 +14,7 @@
 //!
 //! # Maps (name: kind, key → value)
 //!
-//! ## Services (user writes, except the last two)
+//! ## Services (user writes, except the last five)
 //! - `FRONTENDS`: hash, [`FrontendKey`] → [`Frontend`]. One entry for each address and port a
 //!   Service is reached at: ClusterIPs, external IPs, load-balancer IPs, hostPorts. A NodePort is
 //!   *one* entry for each family, with address [`Addr::ANY_V4`] or [`Addr::ANY`]: it is tried after
@@ -55,6 +55,10 @@
 //! - `GIVEN`: LRU hash, bpf, [`SockKey`] → [`Given`]. Backends that connected UDP sockets were given:
 //!   the socket keeps sending there when the backend has gone, and [`prog::FROM_POD`], which sees packets of
 //!   pods' sockets with the socket they come from, sends them to another one.
+//! - `CONNECTIONS`: array, bpf, backend id → `u64`. How many open sockets of this node were given the
+//!   backend for a frontend with [`Frontend::LEAST_CONNECTIONS`].
+//! - `COUNTED`: hash, bpf, `bpf_get_socket_cookie` (`u64`) → backend id (`u32`). The sockets in those
+//!   counts, until they are closed. A socket that finds no room is not counted.
 //!
 //! Order of writes so that no reader sees half an update. Add: `BACKENDS`, then the slot at index
 //! `count` (and `SET_MEMBERS`), then `BACKEND_SETS` with `count + 1`, then `FRONTENDS` if new.
@@ -132,8 +136,8 @@
 //! See [`prog`]: socket hooks are `cgroup_sock_addr` programs, one set for the node's cgroup2 directory
 //! ([`prog::SOCKET`]), one for the root of the hierarchy ([`prog::ROOT_SOCKET`]), which acts for the
 //! node's network namespace alone and only with [`Config::AT_ROOT`]; then the first set leaves that
-//! namespace to it, so that a socket below both is asked about once. The
-//! others are `classifier` programs. [`prog::FROM_POD`] goes to the ingress hook of a pod's host-side
+//! namespace to it, so that a socket below both is asked about once. With each set goes a `cgroup_sock`
+//! program that sees sockets end ([`prog::SOCK_RELEASE`], [`prog::ROOT_SOCK_RELEASE`]). The others are `classifier` programs. [`prog::FROM_POD`] goes to the ingress hook of a pod's host-side
 //! veth (packets leaving the pod), [`prog::TO_POD`] to its egress hook, [`prog::FROM_UPLINK`] and
 //! [`prog::TO_UPLINK`] to ingress and egress of each uplink. [`prog::XDP_UPLINK`] is an `xdp` program for the drivers
 //! of uplinks: it turns round what goes between outside and backends elsewhere, and passes all else to tc. A program that has nothing to say
@@ -210,6 +214,8 @@ pub mod map {
     pub const AFFINITY: &str = "AFFINITY";
     pub const SOCK_REVERSE: &str = "SOCK_REVERSE";
     pub const GIVEN: &str = "GIVEN";
+    pub const CONNECTIONS: &str = "CONNECTIONS";
+    pub const COUNTED: &str = "COUNTED";
     pub const ENDPOINTS: &str = "ENDPOINTS";
     pub const IPCACHE: &str = "IPCACHE";
     pub const POLICY: &str = "POLICY";
@@ -243,6 +249,8 @@ pub mod map {
         AFFINITY,
         SOCK_REVERSE,
         GIVEN,
+        CONNECTIONS,
+        COUNTED,
         ENDPOINTS,
         IPCACHE,
         POLICY,
@@ -308,6 +316,9 @@ pub mod prog {
         "root_bind4",
         "root_bind6",
     ];
+    /// The `cgroup_sock` programs, which see sockets being closed: the node's, and the root's.
+    pub const SOCK_RELEASE: &str = "sock_release";
+    pub const ROOT_SOCK_RELEASE: &str = "root_sock_release";
     /// The `classifier` programs.
     pub const TC: &[&str] = &[FROM_POD, TO_POD, FROM_UPLINK, TO_UPLINK];
 }

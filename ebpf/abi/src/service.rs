@@ -66,6 +66,8 @@ impl Frontend {
     pub const RING: u32 = 16;
     /// So do clients inside the cluster; a socket, which has no tuple yet, gets any place of it.
     pub const RING_INSIDE: u32 = 32;
+    /// A socket that connects gets the backend with the fewest open connections of this node.
+    pub const LEAST_CONNECTIONS: u32 = 64;
 }
 
 /// How many backends a set has.

@@ -44,6 +44,12 @@ pub trait Env {
     fn given(&self, key: &SockKey) -> Option<Given>;
     fn set_given(&self, key: &SockKey, value: &Given);
     fn remove_given(&self, key: &SockKey);
+    /// How many sockets are counted for a backend.
+    fn connections(&self, backend: u32) -> u64;
+    /// Counts a socket for a backend, and no longer for the one it had before.
+    fn count_connection(&self, cookie: u64, backend: u32);
+    /// The socket is closed.
+    fn end_connection(&self, cookie: u64);
 
     fn endpoint(&self, addr: &Addr) -> Option<Endpoint>;
     fn remote(&self, addr: &Addr) -> Option<Remote>;

@@ -11,6 +11,7 @@ pub mod announce;
 pub mod checksum;
 pub mod conntrack;
 mod env;
+pub mod least;
 pub mod limit;
 pub mod maglev;
 pub mod nat;

@@ -2,6 +2,7 @@
 
 use crate::conntrack;
 use crate::env::Env;
+use crate::least;
 use crate::maglev::{self, Use};
 use crate::parse::{Headers, Kind};
 use xebec_ebpf_abi::{
@@ -206,7 +207,7 @@ fn pick<E: Env>(
         let id = if on_ring != 0 {
             on_ring
         } else {
-            let slot = ((u64::from(dice) * u64::from(count)) >> 32) as u32;
+            let slot = least::scaled(dice, count);
             env.backend_slot(&SlotKey { set, slot }).unwrap_or(0)
         };
         // A ring that could not be brought up to date has no second say.

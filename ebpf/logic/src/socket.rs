@@ -2,6 +2,7 @@
 //! carry the backend's address from the start.
 
 use crate::env::Env;
+use crate::least;
 use crate::service::{self, Chosen};
 use xebec_ebpf_abi::{
     Addr, AffinityKey, Config, DropReason, Frontend, FrontendKey, Given, NodeAddr, Port,
@@ -133,8 +134,11 @@ fn translate<E: Env>(env: &E, socket: &Socket, addr: Addr, port: Port, connects:
             return Action::Refuse(DropReason::SourceRange);
         }
     }
-    match pick(env, socket, &frontend) {
+    match pick(env, socket, &frontend, connects) {
         Ok(chosen) => {
+            if connects && frontend.flags & Frontend::LEAST_CONNECTIONS != 0 {
+                env.count_connection(socket.cookie, chosen.id);
+            }
             if connects && socket.proto == proto::UDP {
                 // What `steer` needs when the backend goes. A datagram without a connection is given
                 // one when it is sent.
@@ -154,10 +158,17 @@ fn translate<E: Env>(env: &E, socket: &Socket, addr: Addr, port: Port, connects:
 }
 
 #[inline(always)]
-fn pick<E: Env>(env: &E, socket: &Socket, frontend: &Frontend) -> Result<Chosen, DropReason> {
+fn pick<E: Env>(
+    env: &E,
+    socket: &Socket,
+    frontend: &Frontend,
+    connects: bool,
+) -> Result<Chosen, DropReason> {
     let set = frontend.internal;
     // Datagrams of one socket go to one backend while the set stays; connections are spread.
-    let dice = if socket.proto == proto::UDP {
+    let dice = if connects && frontend.flags & Frontend::LEAST_CONNECTIONS != 0 {
+        least::dice(env, set)
+    } else if socket.proto == proto::UDP {
         service::mix(socket.cookie ^ (u64::from(set) << 40))
     } else {
         env.random()

@@ -318,3 +318,36 @@ fn a_socket_forgets_a_service_when_it_connects_elsewhere() {
     };
     assert_eq!(socket::connect(&fake, &icmp, vip, port), Action::Pass);
 }
+
+proptest! {
+    /// A socket that connects to a small set gets one of the backends with the fewest sockets.
+    #[test]
+    fn a_connection_goes_to_a_backend_with_the_fewest(counts in proptest::collection::vec(0u32..4, 1..=8), seed: u32) {
+        let fake = Fake::default();
+        fake.dice.set(seed);
+        let (set, service) = (3, Addr::v4([10, 96, 0, 1]));
+        let frontend = Frontend { service: 1, internal: set, external: set, flags: Frontend::LEAST_CONNECTIONS, affinity_timeout: 0 };
+        fake.frontends.borrow_mut().insert(FrontendKey::new(service, Port::new(80), proto::TCP), frontend);
+        fake.sets.borrow_mut().insert(set, BackendSet { count: counts.len() as u32, flags: 0 });
+        let mut cookie = 1000;
+        for (slot, count) in (0..).zip(&counts) {
+            fake.slots.borrow_mut().insert(SlotKey { set, slot }, slot + 1);
+            fake.backends.borrow_mut().insert(slot + 1, Backend::new(peer_addr(slot), Port::new(8080), 0));
+            for _ in 0..*count {
+                fake.counted.borrow_mut().insert(cookie, slot + 1);
+                cookie += 1;
+            }
+        }
+        let socket = Socket { cookie: 1, netns: 1, proto: proto::TCP };
+        let Action::Rewrite(to, _) = socket::connect(&fake, &socket, service, Port::new(80)) else {
+            return Err(TestCaseError::fail("it is not connected"));
+        };
+        let chosen = fake.counted.borrow()[&1];
+        prop_assert_eq!(to, peer_addr(chosen - 1));
+        prop_assert_eq!(counts[chosen as usize - 1], *counts.iter().min().unwrap());
+        // A datagram without a connection has no end that would be seen, so it is not counted.
+        fake.counted.borrow_mut().remove(&1);
+        socket::send(&fake, &Socket { proto: proto::UDP, ..socket }, service, Port::new(80));
+        prop_assert!(!fake.counted.borrow().contains_key(&1));
+    }
+}

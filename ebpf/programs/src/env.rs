@@ -1,6 +1,6 @@
 //! The kernel as the logic sees it.
 
-use crate::{announce, counters, events, nat, pods, rings, services};
+use crate::{announce, counters, events, least, nat, pods, rings, services};
 use aya_ebpf::{
     helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_ns},
     maps::lpm_trie::Key,
@@ -111,6 +111,21 @@ impl Env for Kernel {
     #[inline(always)]
     fn remove_given(&self, key: &SockKey) {
         services::remove_given(key);
+    }
+
+    #[inline(always)]
+    fn connections(&self, backend: u32) -> u64 {
+        least::connections(backend)
+    }
+
+    #[inline(always)]
+    fn count_connection(&self, cookie: u64, backend: u32) {
+        least::count(cookie, backend);
+    }
+
+    #[inline(always)]
+    fn end_connection(&self, cookie: u64) {
+        least::end(cookie);
     }
 
     #[inline(always)]

@@ -2,11 +2,17 @@
 //! `xebec-ebpf-logic`; here are the maps and the helpers.
 #![no_std]
 #![no_main]
+#![feature(core_intrinsics)]
+#![allow(
+    internal_features,
+    reason = "the only way to an atomic addition on this target"
+)]
 
 mod announce;
 mod counters;
 mod env;
 mod events;
+mod least;
 mod nat;
 mod pods;
 mod rings;

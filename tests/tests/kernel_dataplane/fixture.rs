@@ -3,7 +3,7 @@
 use aya::{
     Ebpf, EbpfLoader, TestRun, TestRunOptions,
     maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, lpm_trie::Key},
-    programs::{CgroupSockAddr, Program, SchedClassifier, Xdp},
+    programs::{CgroupSock, CgroupSockAddr, Program, SchedClassifier, Xdp},
 };
 use nix::mount::{MntFlags, MsFlags};
 use std::path::PathBuf;
@@ -58,6 +58,10 @@ impl Dataplane {
         let mut ebpf = loader.load(OBJECT).expect("the object is loaded");
         for name in prog::SOCKET.iter().chain(prog::ROOT_SOCKET) {
             let program: &mut CgroupSockAddr = ebpf.program_mut(name).expect(name).try_into().expect("a sock_addr program");
+            program.load().unwrap_or_else(|e| panic!("{name} is refused: {e:?}"));
+        }
+        for name in [prog::SOCK_RELEASE, prog::ROOT_SOCK_RELEASE] {
+            let program: &mut CgroupSock = ebpf.program_mut(name).expect(name).try_into().expect("a sock program");
             program.load().unwrap_or_else(|e| panic!("{name} is refused: {e:?}"));
         }
         for name in prog::TC {

@@ -9,7 +9,8 @@ const MAX_VERIFIED: u32 = 100_000;
 #[test]
 fn all_programs_load_within_the_instruction_budget() {
     let dataplane = Dataplane::load();
-    for name in prog::SOCKET.iter().chain(prog::ROOT_SOCKET).chain(prog::TC).chain(&[prog::XDP_UPLINK]) {
+    let others = [prog::SOCK_RELEASE, prog::ROOT_SOCK_RELEASE, prog::XDP_UPLINK];
+    for name in prog::SOCKET.iter().chain(prog::ROOT_SOCKET).chain(prog::TC).chain(&others) {
         let verified = dataplane.verified_instructions(name);
         println!("{name}: {verified} instructions verified");
         assert!(verified < MAX_VERIFIED, "{name} costs {verified} verified instructions");

@@ -1,7 +1,7 @@
 //! The socket hooks with real sockets, in a cgroup and a network namespace of the test's own.
 
 use crate::fixture::Dataplane;
-use aya::programs::{CgroupAttachMode, CgroupSockAddr};
+use aya::programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr};
 use std::{
     fs::File,
     io::{ErrorKind, Read, Write},
@@ -83,6 +83,8 @@ impl Node {
             // A BPF link is always one of several; the kernel takes no mode for it.
             program.attach(&dir, CgroupAttachMode::Single).expect(name);
         }
+        let release: &mut CgroupSock = dataplane.ebpf.program_mut(prog::SOCK_RELEASE).expect("it is there").try_into().expect("its type");
+        release.attach(&dir, CgroupAttachMode::Single).expect("it is attached");
     }
 
     fn service(&mut self, addr: impl Into<Addr>, port: u16, proto: u8, set: u32, flags: u32) {
@@ -349,5 +351,48 @@ fn source_ranges_are_left_to_where_a_pods_address_is_seen_and_known_beforehand_f
         assert_eq!(node.dataplane.drops(DropReason::SourceRange), 1);
         node.service(VIP, 80, proto::TCP, 1, Frontend::EXTERNAL | Frontend::SOURCE_RANGES | Frontend::FROM_NODE);
         assert_eq!(ask((VIP, 80).into()).0, "one");
+    });
+}
+
+/// How many sockets are counted for each backend of `set`.
+fn counts(node: &Node, set: u32, backends: u32) -> Vec<u64> {
+    let map: aya::maps::Array<_, u64> = node.dataplane.ebpf.map(map::CONNECTIONS).expect("the map").try_into().expect("its type");
+    (0..backends).map(|slot| map.get(&(set * 100 + slot), 0).expect("an entry")).collect()
+}
+
+#[test]
+fn connections_go_where_the_fewest_are() {
+    with_hooks(|node| {
+        let backends = [tcp_server("127.0.0.1:0", "a"), tcp_server("127.0.0.1:0", "b"), tcp_server("127.0.0.1:0", "c")];
+        node.service(VIP, 80, proto::TCP, 1, Frontend::LEAST_CONNECTIONS);
+        node.backends(1, &backends);
+        let connect = || TcpStream::connect((VIP, 80)).expect("connects");
+        let mut open: Vec<TcpStream> = (0..30).map(|_| connect()).collect();
+        assert_eq!(counts(node, 1, 3), [10, 10, 10]);
+        // Sockets that are closed count no more; the next ones go where they were.
+        let name = |stream: &mut TcpStream| {
+            let mut text = String::new();
+            stream.read_to_string(&mut text).expect("an answer");
+            text
+        };
+        open.retain_mut(|stream| name(stream) != "b");
+        assert_eq!(counts(node, 1, 3), [10, 0, 10]);
+        let mut more: Vec<TcpStream> = (0..10).map(|_| connect()).collect();
+        assert!(more.iter_mut().all(|stream| name(stream) == "b"));
+        // A connected UDP socket is counted once, wherever it connects next.
+        node.service(VIP, 53, proto::UDP, 2, Frontend::LEAST_CONNECTIONS);
+        node.backends(2, &[udp_server("127.0.0.1:0", "x"), udp_server("127.0.0.1:0", "y")]);
+        let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+        for _ in 0..5 {
+            socket.connect((VIP, 53)).expect("connects");
+            assert_eq!(counts(node, 2, 2).iter().sum::<u64>(), 1);
+        }
+        // A connection that is refused counts until its socket is closed.
+        node.backends(3, &["127.0.0.1:1".parse().expect("an address")]);
+        node.service(VIP, 81, proto::TCP, 3, Frontend::LEAST_CONNECTIONS);
+        assert!(TcpStream::connect((VIP, 81)).is_err());
+        assert_eq!(counts(node, 3, 1), [0]);
+        drop((open, more, socket));
+        assert_eq!([counts(node, 1, 3), counts(node, 2, 2)].concat(), [0; 5]);
     });
 }

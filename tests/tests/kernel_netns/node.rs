@@ -181,6 +181,11 @@ impl Node {
             spec[key] = value.clone();
         }
         self.api.put(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "default"}, "spec": spec}));
+        self.endpoints(name, protocol, target, pods);
+    }
+
+    /// The pods that serve a Service.
+    pub fn endpoints(&self, name: &str, protocol: &str, target: u16, pods: &[&Pod]) {
         let endpoints: Vec<Value> =
             pods.iter().map(|p| json!({"addresses": [p.ip.to_string()], "conditions": {"ready": true}, "nodeName": "node-1"})).collect();
         self.api.put(json!({

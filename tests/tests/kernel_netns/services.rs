@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::node::{NODE_IP, Node, OUTSIDE_IP, ask, at, eventually, serve};
+use crate::node::{NODE_IP, Node, OUTSIDE_IP, ask, ask_on, at, eventually, serve};
 
 const CLUSTER_IP: &str = "10.96.0.10";
 
@@ -200,4 +200,33 @@ fn a_load_balancers_address_is_answered_for_on_the_segment_and_moves_at_once() {
     eventually("it answers again", || answers(vips[0]) && answers(vips[1]));
     service(false);
     eventually("another's address", || !answers(vips[0]) && !answers(vips[1]));
+}
+
+#[test]
+fn least_connections_counts_the_sockets_of_every_client_on_the_node() {
+    let mut node = Node::new();
+    node.start();
+    let clients = [node.pod("one", json!({}), json!([])), node.pod("two", json!({}), json!([]))];
+    let (a, b) = (node.pod("a", json!({}), json!([])), node.pod("b", json!({}), json!([])));
+    serve(&a.netns, "a", 8080);
+    serve(&b.netns, "b", 8080);
+    node.api.put(json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "web", "namespace": "default", "annotations": {"xebec.dev/lb-algorithm": "least-connections"}},
+        "spec": {"clusterIP": CLUSTER_IP, "clusterIPs": [CLUSTER_IP], "ports": [{"port": 80, "protocol": "TCP", "targetPort": 8080}]},
+    }));
+    node.endpoints("web", "TCP", 8080, &[&a, &b]);
+    let mut open = Vec::new();
+    let mut connect = |from: usize| {
+        let mut stream = clients[from].netns.run(|| TcpStream::connect_timeout(&at(CLUSTER_IP, 80), Duration::from_millis(700)))?;
+        let name = ask_on(&mut stream)?.0;
+        open.push(stream);
+        Ok::<_, std::io::Error>(name)
+    };
+    let mut first = String::new();
+    eventually("the Service answers", || connect(0).map(|name| first = name).is_ok());
+    // Both endpoints are written before the Service is: every second connection makes them equal again.
+    let rest = (1..20).map(|n| connect(n % 2).expect("an answer"));
+    let turns: Vec<String> = std::iter::once(first).chain(rest).collect();
+    assert!(turns.chunks(2).all(|pair| pair[0] != pair[1]), "{turns:?}");
 }

@@ -27,6 +27,8 @@ pub struct Fake {
     pub affinities: RefCell<HashMap<AffinityKey, Affinity>>,
     pub socks: RefCell<HashMap<SockKey, SockFrontend>>,
     pub given: RefCell<HashMap<SockKey, Given>>,
+    /// Backend by socket.
+    pub counted: RefCell<HashMap<u64, u32>>,
     pub endpoints: RefCell<HashMap<Addr, Endpoint>>,
     /// Prefix, its length, what it is.
     pub remotes: RefCell<Vec<(Addr, u32, Remote)>>,
@@ -147,6 +149,16 @@ impl Env for Fake {
     }
     fn remove_given(&self, key: &SockKey) {
         self.given.borrow_mut().remove(key);
+    }
+    fn connections(&self, backend: u32) -> u64 {
+        let counted = self.counted.borrow();
+        counted.values().filter(|b| **b == backend).count() as u64
+    }
+    fn count_connection(&self, cookie: u64, backend: u32) {
+        self.counted.borrow_mut().insert(cookie, backend);
+    }
+    fn end_connection(&self, cookie: u64) {
+        self.counted.borrow_mut().remove(&cookie);
     }
     fn endpoint(&self, addr: &Addr) -> Option<Endpoint> {
         self.endpoints.borrow().get(addr).copied()

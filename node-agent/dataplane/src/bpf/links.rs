@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use aya::programs::links::{CgroupAttachMode, FdLink, LinkOrder};
 use aya::programs::tc::{SchedClassifier, TcAttachOptions, TcAttachType};
-use aya::programs::{CgroupSockAddr, ProgramError, Xdp};
+use aya::programs::{CgroupSock, CgroupSockAddr, ProgramError, Xdp};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 /// What a link is attached to, as far as it tells.
@@ -38,17 +38,38 @@ pub enum AttachError {
     NoLink(&'static str),
 }
 
+/// A program that is attached to a cgroup directory.
+pub trait SocketHook {
+    /// Of the loaded program.
+    fn fd(&self) -> Result<BorrowedFd<'_>, ProgramError>;
+    /// Attaches it; the link goes on without the program's handle.
+    fn attach(&mut self, directory: File) -> Result<FdLink, AttachError>;
+}
+
+macro_rules! socket_hook {
+    ($($program:ty),*) => {$(
+        impl SocketHook for $program {
+            fn fd(&self) -> Result<BorrowedFd<'_>, ProgramError> {
+                Ok(<$program>::fd(self)?.as_fd())
+            }
+
+            fn attach(&mut self, directory: File) -> Result<FdLink, AttachError> {
+                let id = <$program>::attach(self, directory, CgroupAttachMode::Single)?;
+                FdLink::try_from(self.take_link(id)?).map_err(|_| AttachError::NoLink("cgroups"))
+            }
+        }
+    )*};
+}
+socket_hook!(CgroupSockAddr, CgroupSock);
+
 /// Attaches a socket hook to a cgroup directory, pinned at `pin`; an existing link gets the new program.
-pub fn attach_cgroup(program: &mut CgroupSockAddr, cgroup: &Path, pin: &Path) -> Result<(), AttachError> {
+pub fn attach_cgroup(program: &mut impl SocketHook, cgroup: &Path, pin: &Path) -> Result<(), AttachError> {
     let directory = File::open(cgroup).map_err(|e| AttachError::System("open the cgroup directory", e))?;
     let inode = directory.metadata().map_err(|e| AttachError::System("stat the cgroup directory", e))?.ino();
-    if replace(program.fd()?.as_fd(), Target::Cgroup(inode), pin)? {
+    if replace(program.fd()?, Target::Cgroup(inode), pin)? {
         return Ok(());
     }
-    let id = program.attach(directory, CgroupAttachMode::Single)?;
-    let link = program.take_link(id)?;
-    let link = FdLink::try_from(link).map_err(|_| AttachError::NoLink("cgroups"))?;
-    link.pin(pin)?;
+    program.attach(directory)?.pin(pin)?;
     Ok(())
 }
 

@@ -5,13 +5,13 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::programs::tc::{SchedClassifier, TcAttachType};
-use aya::programs::{CgroupSockAddr, Program, Xdp};
+use aya::programs::{CgroupSock, CgroupSockAddr, Program, Xdp};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use xebec_ebpf_abi::{global, prog};
 
 use super::events::Events;
-use super::links;
+use super::links::{self, SocketHook};
 use super::maps::{Connections, Maps};
 use crate::{Error, ProgramSize};
 
@@ -124,6 +124,7 @@ impl Programs {
         for (name, program) in ebpf.programs_mut() {
             let loaded = match program {
                 Program::CgroupSockAddr(p) => p.load(),
+                Program::CgroupSock(p) => p.load(),
                 Program::SchedClassifier(p) => p.load(),
                 Program::Xdp(p) => p.load(),
                 _ => continue,
@@ -138,30 +139,37 @@ impl Programs {
 
     /// Whether the hooks for the node's own processes are attached at the root of the hierarchy, all of them.
     pub fn is_at_root(&self, root: &Path) -> bool {
-        prog::ROOT_SOCKET.iter().all(|name| links::is_attached_to(&self.pins.link(name), root))
+        prog::ROOT_SOCKET.iter().chain([&prog::ROOT_SOCK_RELEASE]).all(|name| links::is_attached_to(&self.pins.link(name), root))
     }
 
     /// Attaches every socket hook to the node's cgroup directory.
     pub fn attach_sockets(&mut self, cgroup: &Path) -> Result<(), Error> {
-        self.attach_hooks(prog::SOCKET, cgroup)
+        self.attach_hooks(prog::SOCKET, prog::SOCK_RELEASE, cgroup)
     }
 
     /// Attaches those for the node's own processes to the root of the hierarchy: they may be in any cgroup.
     pub fn attach_root_sockets(&mut self, root: &Path) -> Result<(), Error> {
-        self.attach_hooks(prog::ROOT_SOCKET, root)
+        self.attach_hooks(prog::ROOT_SOCKET, prog::ROOT_SOCK_RELEASE, root)
     }
 
-    fn attach_hooks(&mut self, names: &[&str], cgroup: &Path) -> Result<(), Error> {
-        for name in names {
-            let pin = self.pins.link(name);
-            let program: &mut CgroupSockAddr = self.program(name)?;
-            links::attach_cgroup(program, cgroup, &pin).map_err(|e| Error::Attach {
-                program: (*name).into(),
-                to: cgroup.display().to_string(),
-                reason: chain(&e),
-            })?;
-        }
-        Ok(())
+    /// The end of sockets is seen first: what the others count is counted off by it.
+    fn attach_hooks(&mut self, names: &[&str], release: &str, cgroup: &Path) -> Result<(), Error> {
+        self.attach_hook::<CgroupSock>(release, cgroup)?;
+        names.iter().try_for_each(|name| self.attach_hook::<CgroupSockAddr>(name, cgroup))
+    }
+
+    fn attach_hook<P>(&mut self, name: &str, cgroup: &Path) -> Result<(), Error>
+    where
+        P: SocketHook,
+        for<'a> &'a mut P: TryFrom<&'a mut Program>,
+    {
+        let pin = self.pins.link(name);
+        let program: &mut P = self.program(name)?;
+        links::attach_cgroup(program, cgroup, &pin).map_err(|e| Error::Attach {
+            program: name.into(),
+            to: cgroup.display().to_string(),
+            reason: chain(&e),
+        })
     }
 
     /// Attaches the programs of these hooks to a device.
@@ -233,6 +241,7 @@ impl Programs {
         let size = |(name, program): (&str, &Program)| {
             let info = match program {
                 Program::CgroupSockAddr(p) => p.info(),
+                Program::CgroupSock(p) => p.info(),
                 Program::SchedClassifier(p) => p.info(),
                 Program::Xdp(p) => p.info(),
                 _ => return None,

@@ -164,6 +164,12 @@ impl Replica {
         map.get(key, 0).ok()
     }
 
+    /// An entry of an array.
+    pub fn at<V: Pod>(&self, name: &str, index: u32) -> Option<V> {
+        let map: Array<&MapData, V> = Array::try_from(self.ebpf.map(name)?).ok()?;
+        map.get(&index, 0).ok()
+    }
+
     /// The entry of the longest prefix.
     pub fn longest<K: Pod, V: Pod>(&self, name: &str, bits: u32, key: K) -> Option<V> {
         let map: LpmTrie<&MapData, K, V> = LpmTrie::try_from(self.ebpf.map(name)?).ok()?;

@@ -141,24 +141,25 @@ fn port_spec<'a>(
     let number = Port::new(port.port);
     let internal_role = if service.internal_local { Role::Local } else { Role::Cluster };
     let external_role = if service.external_local { Role::Local } else { Role::Cluster };
-    let (inside_ring, outside_ring) = match service.algorithm {
+    let (chosen_inside, chosen_outside) = match service.algorithm {
         // A ring takes as much room as thousands of slots: addresses that are not meant for the outside have none unasked.
         Algorithm::Unset => (0, Frontend::RING),
         Algorithm::Random => (0, 0),
         Algorithm::Maglev => (Frontend::RING | Frontend::RING_INSIDE, Frontend::RING | Frontend::RING_INSIDE),
+        Algorithm::LeastConnections => (Frontend::LEAST_CONNECTIONS, Frontend::RING | Frontend::LEAST_CONNECTIONS),
     };
     let mut frontends = Vec::new();
     for ip in of_family(&service.cluster_ips) {
         // As kube-proxy: whoever routes packets for the ClusterIP to this node is served.
         let key = FrontendKey::new(addr(ip), number, port.proto);
-        let flags = Frontend::EXTERNAL | inside_ring;
+        let flags = Frontend::EXTERNAL | chosen_inside;
         frontends.push(FrontendSpec { key, internal: internal_role, external: internal_role, flags });
         // What is sent to another port of the address is refused.
         let key = FrontendKey::address(addr(ip));
         frontends.push(FrontendSpec { key, internal: internal_role, external: internal_role, flags: 0 });
     }
     let mut outside = |key, flags| {
-        let flags = Frontend::EXTERNAL | outside_ring | flags;
+        let flags = Frontend::EXTERNAL | chosen_outside | flags;
         frontends.push(FrontendSpec { key, internal: Role::Cluster, external: external_role, flags });
     };
     for ip in external_ips {

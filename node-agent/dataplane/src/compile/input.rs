@@ -9,8 +9,8 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use serde::{Deserialize, Serialize};
 use xebec_ebpf_abi::proto;
 
-pub use super::slices::{EndpointIn, SliceIn, WatchedSlice, slice};
 use super::bandwidth::{self, Bandwidth};
+pub use super::slices::{EndpointIn, SliceIn, WatchedSlice, slice};
 
 /// Namespace and name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -104,15 +104,18 @@ pub enum Algorithm {
     Random,
     /// Consistent hashing for all, so that weights count everywhere.
     Maglev,
+    /// Sockets that connect get the backend with the fewest open connections of this node; packets as with [`Unset`](Self::Unset).
+    LeastConnections,
 }
 
-/// Annotation of a Service: `random` or `maglev`.
+/// Annotation of a Service: `random`, `maglev` or `least-connections`.
 pub const ALGORITHM: &str = "xebec.dev/lb-algorithm";
 
 fn algorithm(annotations: Option<&Labels>) -> Algorithm {
     match annotations.and_then(|a| a.get(ALGORITHM)).map(String::as_str) {
         Some("random") => Algorithm::Random,
         Some("maglev") => Algorithm::Maglev,
+        Some("least-connections") => Algorithm::LeastConnections,
         Some(_) | None => Algorithm::Unset,
     }
 }

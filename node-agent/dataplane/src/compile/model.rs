@@ -162,6 +162,11 @@ impl Env for Kernel {
     }
     fn set_given(&self, _: &SockKey, _: &Given) {}
     fn remove_given(&self, _: &SockKey) {}
+    fn connections(&self, _: u32) -> u64 {
+        0
+    }
+    fn count_connection(&self, _: u64, _: u32) {}
+    fn end_connection(&self, _: u64) {}
     fn endpoint(&self, addr: &Addr) -> Option<Endpoint> {
         self.0.endpoints.get(addr).copied()
     }

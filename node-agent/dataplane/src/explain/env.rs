@@ -95,6 +95,14 @@ impl Env for Live<'_> {
 
     fn remove_given(&self, _: &SockKey) {}
 
+    fn connections(&self, backend: u32) -> u64 {
+        self.replica.at(map::CONNECTIONS, backend).unwrap_or(0)
+    }
+
+    fn count_connection(&self, _: u64, _: u32) {}
+
+    fn end_connection(&self, _: u64) {}
+
     fn endpoint(&self, addr: &Addr) -> Option<Endpoint> {
         self.replica.get(map::ENDPOINTS, addr)
     }

@@ -77,7 +77,7 @@ impl Service {
         if let Some(vip) = self.ingress {
             ingress.extend(self.balancers().iter().map(|ip| json!({"ip": ip, "ipMode": mode(vip)})));
         }
-        let algorithm = ["anything", "random", "maglev"][usize::from(self.n % 3)];
+        let algorithm = ["anything", "random", "maglev", "least-connections"][usize::from(self.n % 4)];
         let label = if self.other_proxy { "service.kubernetes.io/service-proxy-name" } else { "app" };
         json!({
             "metadata": {"namespace": "ns", "name": format!("s{}", self.n), "labels": {label: "x"},
