@@ -90,7 +90,7 @@ pub struct Args {
     #[arg(long, default_value_t = 4789)]
     vxlan_port: u16,
     /// Where XDP takes what goes to other nodes' pods: nowhere, on every uplink whose driver has it but veths, or on those too
-    /// (their other ends need receive offload on).
+    /// (their other ends must run an XDP program too).
     #[arg(long, value_enum, default_value_t = Xdp::Auto)]
     xdp: Xdp,
     /// Places of a ring of consistent hashing (a prime below a power of two, 251 to 131071), the same on every node.

@@ -47,9 +47,9 @@ fn text(status: &Status) -> String {
         sync.writes,
         sync.errors
     ));
-    line(format!("\n{:<16} {:>5} {:>6}  MODE", "DEVICE", "INDEX", "MTU"));
+    line(format!("\n{:<16} {:>5} {:>6}  {:<12} XDP", "DEVICE", "INDEX", "MTU", "MODE"));
     for device in &status.devices {
-        line(format!("{:<16} {:>5} {:>6}  {}", device.name, device.index, device.mtu, device.mode));
+        line(format!("{:<16} {:>5} {:>6}  {:<12} {}", device.name, device.index, device.mtu, device.mode, device.xdp));
     }
     line(format!("\n{:<16} {:>9} {:>9} {:>6}", "MAP", "ENTRIES", "PLACES", "FULL"));
     for map in &status.maps {
@@ -98,7 +98,7 @@ mod tests {
         let status = Status {
             waiting_for: vec!["a podCIDR in the Node object".into()],
             errors: vec!["cannot write NAT".into()],
-            devices: vec![Device { name: "eth0".into(), index: 2, mtu: 9000, mode: "tc".into() }],
+            devices: vec![Device { name: "eth0".into(), index: 2, mtu: 9000, mode: "tc".into(), xdp: "native".into() }],
             maps: vec![MapFill { name: "FRONTENDS".into(), entries: 5, max_entries: 50 }],
             programs: vec![ProgramSize { name: "from_pod".into(), verified_instructions: 4321, jitted_bytes: 9 }],
             services: (0..22)
@@ -115,7 +115,7 @@ mod tests {
             "cannot write NAT",
             "eth0",
             "9000",
-            "tc",
+            "tc           native",
             "FRONTENDS",
             "10.0%",
             "from_pod",

@@ -91,6 +91,10 @@ pub mod forward {
     pub const MASQUERADE: u32 = 4;
     /// A socket's connect or sendmsg was given a backend (`bytes` is not counted).
     pub const SOCKET: u32 = 5;
+    /// A packet to a Service's backend elsewhere was turned round in the driver.
+    pub const DRIVER_SERVICE: u32 = 6;
+    /// An answer was.
+    pub const DRIVER_REPLY: u32 = 7;
     /// Entries of the map.
     pub const COUNT: u32 = 16;
     /// The metric's labels, by entry.
@@ -101,6 +105,8 @@ pub mod forward {
         "uplink_reply",
         "masquerade",
         "socket",
+        "driver_service",
+        "driver_reply",
     ];
 }
 

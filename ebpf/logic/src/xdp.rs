@@ -366,14 +366,14 @@ pub fn decide<E: Env, D: Driver>(
     let mut set = 0;
     decided.path = match nat::lookup(env, headers, now) {
         Some(flags) if flags & Nat::BOTH == 0 => return false,
-        Some(flags) if flags & Nat::REPLY != 0 => forward::UPLINK_REPLY,
-        Some(_) => forward::UPLINK_SERVICE,
+        Some(flags) if flags & Nat::REPLY != 0 => forward::DRIVER_REPLY,
+        Some(_) => forward::DRIVER_SERVICE,
         None => {
             set = choose(env, headers);
             if set == 0 || !hide(env, headers, ifindex) {
                 return false;
             }
-            forward::UPLINK_SERVICE
+            forward::DRIVER_SERVICE
         }
     };
     let hop = driver.next_hop(&headers.to, len, decided);

@@ -382,14 +382,18 @@ impl Dataplane {
 
 fn device(engine: &Engine, index: u32, uplink: &uplink::UplinkDevice) -> Device {
     let attached = engine.programs.is_attached((&uplink.name, index), Hook::UPLINK);
-    let mode = match (attached, uplink.tunnel, engine.modes.get(&index)) {
-        (false, _, _) => "none".to_owned(),
-        (true, true, _) => "tc, tunnel".to_owned(),
-        (true, false, Some(Mode::Native)) => "xdp, tc".to_owned(),
-        (true, false, Some(Mode::Tc(reason))) => format!("tc ({reason})"),
-        (true, false, None) => "tc".to_owned(),
+    let mode = match (attached, uplink.tunnel) {
+        (false, _) => "none",
+        (true, true) => "tc, tunnel",
+        (true, false) => "tc",
     };
-    Device { name: uplink.name.clone(), index, mtu: uplink.mtu, mode }
+    let xdp = match engine.modes.get(&index) {
+        Some(Mode::Native) if engine.programs.is_xdp_attached((&uplink.name, index)) => "native".to_owned(),
+        Some(Mode::Native) => "none (somebody has taken the program off; it will be put back)".to_owned(),
+        Some(Mode::Tc(reason)) => format!("none ({reason})"),
+        None => "none (not tried yet)".to_owned(),
+    };
+    Device { name: uplink.name.clone(), index, mtu: uplink.mtu, mode: mode.to_owned(), xdp }
 }
 
 /// Tells the segment of addresses that have come to this node.

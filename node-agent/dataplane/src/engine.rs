@@ -396,6 +396,9 @@ impl Engine {
 
     /// Attaches the uplink programs where they are due and removes them where they are not.
     pub fn attach_uplinks(&mut self) -> Vec<Error> {
+        if self.holding {
+            return Vec::new();
+        }
         // tc's entries for the halves of what drivers pass come from tc: it is there first.
         let mut errors = self.attach_classifiers();
         errors.extend(self.attach_drivers().err());
@@ -404,9 +407,6 @@ impl Engine {
 
     fn attach_classifiers(&mut self) -> Vec<Error> {
         let mut errors = Vec::new();
-        if self.holding {
-            return errors;
-        }
         for (index, uplink) in &self.devices.uplinks {
             if let Err(e) = self.programs.attach_device((&uplink.name, *index), Hook::UPLINK) {
                 errors.push(e);

@@ -57,6 +57,9 @@ pub struct Device {
     pub mtu: u32,
     /// Where our programs see its packets; "none": they are not attached.
     pub mode: String,
+    /// Whether its driver runs the XDP program: "native", or "none" and why.
+    #[serde(default)]
+    pub xdp: String,
 }
 
 /// How large a program is.

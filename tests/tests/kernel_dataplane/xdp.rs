@@ -147,7 +147,7 @@ fn request_and_reply_of_a_backend_elsewhere_turn_round_in_the_driver() {
         let mut node = XdpNode::new(&net);
         for proto in [TCP, UDP] {
             let (client, asked, target) = ((net.client, CLIENT), (net.node, REMOTE_PORT), (net.remote_pod, TARGET_PORT));
-            let before = [forward::UPLINK_SERVICE, forward::UPLINK_REPLY].map(|path| node.dp.counter(map::FORWARDS, path));
+            let before = [forward::DRIVER_SERVICE, forward::DRIVER_REPLY].map(|path| node.dp.counter(map::FORWARDS, path));
             let request = make(proto, client, asked);
             let out = node.turns(&request);
             assert_eq!((out.src, out.dst, out.dport), (net.node, net.remote_pod, TARGET_PORT));
@@ -165,7 +165,7 @@ fn request_and_reply_of_a_backend_elsewhere_turn_round_in_the_driver() {
             assert_eq!(entry.to, tuple(proto, (net.node, out.sport), target));
             let back = node.entry(&entry.to.reversed()).expect("its other half");
             assert_eq!((back.flags, back.to), (Nat::BOTH | Nat::REPLY, tuple(proto, asked, client)));
-            let after = [forward::UPLINK_SERVICE, forward::UPLINK_REPLY].map(|path| node.dp.counter(map::FORWARDS, path));
+            let after = [forward::DRIVER_SERVICE, forward::DRIVER_REPLY].map(|path| node.dp.counter(map::FORWARDS, path));
             assert_eq!(after.map(|c| c.packets), before.map(|c| c.packets + 4));
             assert_eq!(after[0].bytes, before[0].bytes + (request.len() + 3 * later.len()) as u64);
             assert_eq!(after[1].bytes, before[1].bytes + 4 * answer.len() as u64);

@@ -280,7 +280,7 @@ fn programs_that_somebody_detached_come_back() {
 }
 
 /// Detaches a pinned link, as `bpftool link detach` does; an error if it is detached already.
-fn detach(pin: &std::path::Path) -> std::io::Result<()> {
+pub fn detach(pin: &std::path::Path) -> std::io::Result<()> {
     use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
     use std::os::unix::ffi::OsStrExt;
     const OBJ_GET: libc::c_long = 7;

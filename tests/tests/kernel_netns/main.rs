@@ -16,5 +16,6 @@ mod services;
 mod steer;
 mod tiers;
 mod upgrade;
+mod xdp;
 
 use xebec_tests::netns::{api, net};

@@ -19,7 +19,7 @@ const CONNECTIONS: &[&str] = &["FLOWS", "NAT", "SOCK_REVERSE", "AFFINITY", "FRAG
 const ROUNDS: u32 = 21;
 
 /// The next version: every map the agent fills has changed.
-fn next() -> Layout {
+pub fn next() -> Layout {
     let mut layout = Layout::default();
     layout.number += 1;
     for (name, version) in &mut layout.versions {
@@ -65,14 +65,14 @@ impl Drop for Connects {
 }
 
 /// One connection from outside that asks and is answered for as long as the file is there; ends with an error if it breaks.
-struct FromOutside {
+pub struct FromOutside {
     child: Child,
     file: PathBuf,
 }
 
 impl FromOutside {
-    fn start(node: &Node, ip: IpAddr, port: u16) -> FromOutside {
-        let file = node.state_dir().join("outside-asks");
+    pub fn start(node: &Node, ip: IpAddr, port: u16) -> FromOutside {
+        let file = node.state_dir().join(format!("outside-asks-{port}"));
         std::fs::write(&file, "").expect("a file");
         let script = format!(
             "exec 3<>/dev/tcp/{ip}/{port} || exit 1; while [ -e {} ]; do printf x >&3 && read -t 5 line <&3 || exit 2; sleep 0.01; done",
@@ -81,11 +81,11 @@ impl FromOutside {
         FromOutside { child: node.spawn_outside(Command::new("bash").args(["-c", &script])), file }
     }
 
-    fn lives(&mut self) -> bool {
+    pub fn lives(&mut self) -> bool {
         self.child.try_wait().expect("a child").is_none()
     }
 
-    fn end(mut self) -> bool {
+    pub fn end(mut self) -> bool {
         std::fs::remove_file(&self.file).expect("the file is there");
         self.child.wait().expect("a child").success()
     }

@@ -9,8 +9,8 @@ use std::os::fd::AsRawFd;
 pub enum Xdp {
     /// Nowhere.
     Off,
-    /// On every uplink whose driver runs it, veths excepted: one sends from XDP only if its other end has receive
-    /// offload or XDP on, which cannot be seen from here.
+    /// On every uplink whose driver runs it, veths excepted: one sends from XDP only if its other end runs a program
+    /// too, which cannot be seen from here.
     #[default]
     Auto,
     /// On veths too.
@@ -34,7 +34,7 @@ impl Xdp {
             _ if tunnel => Some("a tunnel has no driver".into()),
             _ if !has_mac => Some("the device has no hardware address".into()),
             Xdp::Auto if driver(name).is_ok_and(|d| d == "veth") => {
-                Some("a veth sends from XDP only if its other end has receive offload on: --xdp all says that it has".into())
+                Some("a veth sends from XDP only if its other end runs an XDP program too: --xdp all says that it does".into())
             }
             Xdp::Auto | Xdp::All => None,
         }

@@ -7,5 +7,5 @@ pub mod node;
 pub mod packet_cost;
 pub mod place;
 pub mod rate;
-mod raw;
+pub mod raw;
 pub mod sync;
