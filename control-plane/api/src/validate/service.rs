@@ -44,7 +44,7 @@ pub fn validate(doc: &Document, errors: &mut Errors) {
         }
         _ => {}
     }
-    ports(spec, type_, headless, errors);
+    ports(spec, type_, errors);
     for (key, value) in entries(&spec["selector"]) {
         syntax(key, "spec.selector", names::qualified_name, errors);
         syntax(text(value), "spec.selector", names::label_value, errors);
@@ -62,7 +62,7 @@ pub fn validate(doc: &Document, errors: &mut Errors) {
     external(spec, type_, errors);
 }
 
-fn ports(spec: &Value, type_: &str, headless: bool, errors: &mut Errors) {
+fn ports(spec: &Value, type_: &str, errors: &mut Errors) {
     let all = list(&spec["ports"]);
     let (mut seen_names, mut seen_ports, mut seen_node_ports) = (Vec::new(), Vec::new(), Vec::new());
     for (i, p) in all.iter().enumerate() {
@@ -86,10 +86,6 @@ fn ports(spec: &Value, type_: &str, headless: bool, errors: &mut Errors) {
         }
         if has(p, "appProtocol") {
             syntax(text(&p["appProtocol"]), &at(&path, "appProtocol"), names::qualified_name, errors);
-        }
-        if headless && p["targetPort"].as_i64().is_some() && p["targetPort"] != p["port"] {
-            let detail = "must be equal to the value of 'port' when clusterIP = None";
-            errors.push(FieldError::invalid(at(&path, "port"), p["targetPort"].clone(), detail));
         }
         let key = (p["protocol"].clone(), p["port"].clone());
         if seen_ports.contains(&key) {
@@ -227,6 +223,9 @@ mod tests {
     fn messages_are_upstreams() {
         assert_eq!(messages(|_| {}), Vec::<String>::new());
         assert_eq!(messages(|s| *s = json!({"clusterIP": "None"})), Vec::<String>::new());
+        // Nobody translates to it, but v1 has always taken it.
+        let headless = json!({"clusterIP": "None", "ports": [{"name": "a", "port": 80, "targetPort": 8080}, {"name": "b", "port": 81, "targetPort": "b"}]});
+        assert_eq!(messages(|s| *s = headless), Vec::<String>::new());
         assert_eq!(messages(|s| *s = json!({"type": "ExternalName", "externalName": "a.b"})), Vec::<String>::new());
         let case = |change: fn(&mut Value), want: &str| assert_eq!(messages(change), [want]);
         case(|s| *s = json!({}), "spec.ports: Required value");
