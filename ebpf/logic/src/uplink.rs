@@ -129,7 +129,12 @@ fn known<E: Env>(env: &E, headers: &mut Headers, now: u64) -> Option<u32> {
 fn arriving<E: Env>(env: &E, headers: &mut Headers, ifindex: u32) -> Plan {
     let now = env.now();
     if let Some(path) = known(env, headers, now) {
-        return Ok(path);
+        // The answer to a pod that asked a Service: its flows know the backend, and its device makes the
+        // Service's answer of it.
+        let is_pods = path == forward::UPLINK_REPLY
+            && headers.to.dst == headers.tuple.dst
+            && headers.to.dport == headers.tuple.dport;
+        return Ok(if is_pods { UNTOUCHED } else { path });
     }
     if !matches!(headers.kind, Kind::Tcp | Kind::Ports) || headers.fragment == Fragment::Later {
         return Ok(UNTOUCHED);

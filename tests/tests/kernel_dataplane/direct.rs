@@ -122,6 +122,38 @@ fn a_packet_to_a_service_goes_to_the_backend_and_is_answered_by_the_service() {
 }
 
 #[test]
+fn answers_from_another_node_are_of_the_flow_at_the_pods_device() {
+    for net in nets() {
+        for flags in [0, Endpoint::DIRECT, Endpoint::DIRECT | Endpoint::ISOLATE_INGRESS] {
+            let dp = node(&net, flags, net.remote);
+            for proto in [TCP, UDP] {
+                let (pod, asked, backend) = ((net.pod, 1000), (net.vip, 80), (net.remote, 8080));
+                let exchange = |there: u8, back: u8| {
+                    assert_eq!(run(&dp, prog::FROM_POD, &make(proto, pod, asked, there), UNSPEC).tuple(), (pod, backend));
+                    let answer = make(proto, backend, pod, back);
+                    if flags & Endpoint::DIRECT == 0 {
+                        assert_eq!(run(&dp, prog::FROM_UPLINK, &answer, UNSPEC).tuple(), (backend, pod));
+                        assert_eq!(run(&dp, prog::TO_POD, &answer, UNSPEC).tuple(), (asked, pod));
+                    } else {
+                        assert_eq!(run(&dp, prog::FROM_UPLINK, &answer, REDIRECT).tuple(), (asked, pod));
+                    }
+                };
+                exchange(SYN, SYN | ACK);
+                exchange(ACK, ACK);
+                // A router on the way to the backend cannot pass the request on.
+                let sent = make(proto, pod, backend, ACK);
+                let error = packet::too_big(net.client, net.pod, &sent[14..]);
+                if flags & Endpoint::DIRECT != 0 {
+                    let told = run(&dp, prog::FROM_UPLINK, &error, REDIRECT);
+                    assert_eq!(packet::read_ip(&told.l4[8..]).tuple(), (pod, asked));
+                }
+                exchange(FIN | ACK, FIN | ACK);
+            }
+        }
+    }
+}
+
+#[test]
 fn policy_looks_at_the_backend_not_at_the_service() {
     for net in nets() {
         let mut dp = node(&net, Endpoint::ISOLATE_EGRESS, net.other);
