@@ -3,6 +3,7 @@
 
 mod announce;
 mod cost;
+mod differential;
 mod direct;
 mod events;
 mod fixture;

@@ -21,7 +21,7 @@ fn sum(bytes: &[u8]) -> u32 {
     sum
 }
 
-fn checksum(parts: &[&[u8]]) -> [u8; 2] {
+pub fn checksum(parts: &[&[u8]]) -> [u8; 2] {
     let mut all: u32 = parts.iter().map(|p| sum(p)).sum();
     while all > 0xffff {
         all = (all & 0xffff) + (all >> 16);

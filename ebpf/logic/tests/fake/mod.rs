@@ -7,13 +7,18 @@ use std::{
 };
 use xebec_ebpf_abi::*;
 use xebec_ebpf_logic::{
-    Env, Packet, Stored, checksum, nat::Scratch, packet::Plain, reject::Budget,
+    Env, Packet, Stored,
+    nat::Scratch,
+    packet::Plain,
+    reject::{Budget, Resize},
 };
 
 #[derive(Default)]
 pub struct Fake {
     pub time: Cell<u64>,
     pub dice: Cell<u32>,
+    /// What the dice show instead.
+    pub loaded_dice: Cell<Option<u32>>,
     pub config: Cell<Option<Config>>,
     pub frontends: RefCell<HashMap<FrontendKey, Frontend>>,
     pub sets: RefCell<HashMap<u32, BackendSet>>,
@@ -34,9 +39,14 @@ pub struct Fake {
     pub remotes: RefCell<Vec<(Addr, u32, Remote)>>,
     pub policies: RefCell<Vec<(PolicyKey, u32, PolicyVerdict)>>,
     pub flows: RefCell<HashMap<FlowKey, Flow>>,
+    /// How many entries `flows` takes; 0: any number.
+    pub flow_places: Cell<usize>,
     pub fragments: RefCell<HashMap<FragmentKey, FragmentPorts>>,
     pub uplinks: RefCell<HashMap<u32, Uplink>>,
     pub announced: RefCell<HashMap<AnnouncedKey, Announced>>,
+    /// Prefixes and their lengths; those of a Service's sources count its id.
+    pub source_ranges: RefCell<Vec<(SourceRangeKey, u32)>>,
+    pub no_masquerade: RefCell<Vec<(Addr, u32)>>,
     pub nat: RefCell<HashMap<Tuple, Nat>>,
     /// How many entries `nat` takes; 0: any number.
     pub nat_places: Cell<usize>,
@@ -46,17 +56,22 @@ pub struct Fake {
     pub between: RefCell<Option<Box<dyn FnOnce(&Fake)>>>,
     pub drops: RefCell<HashMap<u32, u64>>,
     pub forwards: RefCell<HashMap<u32, u64>>,
+    /// Bytes of both.
+    pub dropped_bytes: RefCell<HashMap<u32, u64>>,
+    pub forwarded_bytes: RefCell<HashMap<u32, u64>>,
     /// Runs before each read of a backend set: somebody who changes maps at the same time.
     #[allow(clippy::type_complexity)]
     pub meanwhile: RefCell<Option<Box<dyn FnMut(&Fake)>>>,
 }
 
+/// Whether two numbers begin with the same `bits` of 128.
+pub fn same_prefix(a: u128, b: u128, bits: u32) -> bool {
+    bits == 0 || a >> (128 - bits) == b >> (128 - bits)
+}
+
 /// The entry with the longest matching prefix, found the plain way.
 fn longest<K: Copy, V: Copy>(table: &[(K, u32, V)], bits: impl Fn(K) -> u128, key: K) -> Option<V> {
-    let matches = |entry: &&(K, u32, V)| {
-        let shift = 128 - entry.1;
-        shift == 128 || bits(entry.0) >> shift == bits(key) >> shift
-    };
+    let matches = |entry: &&(K, u32, V)| same_prefix(bits(entry.0), bits(key), entry.1);
     table
         .iter()
         .filter(matches)
@@ -64,11 +79,11 @@ fn longest<K: Copy, V: Copy>(table: &[(K, u32, V)], bits: impl Fn(K) -> u128, ke
         .map(|e| e.2)
 }
 
-fn addr_bits(addr: Addr) -> u128 {
+pub fn addr_bits(addr: Addr) -> u128 {
     u128::from_be_bytes(addr.octets())
 }
 
-fn policy_bits(key: PolicyKey) -> u128 {
+pub fn policy_bits(key: PolicyKey) -> u128 {
     let mut bits = u128::from(key.endpoint()) << 96;
     bits |= u128::from(key.direction()) << 88;
     bits |= u128::from(key.identity()) << 32;
@@ -81,6 +96,9 @@ impl Env for Fake {
         self.time.get()
     }
     fn random(&self) -> u32 {
+        if let Some(loaded) = self.loaded_dice.get() {
+            return loaded;
+        }
         self.dice.set(
             self.dice
                 .get()
@@ -173,7 +191,12 @@ impl Env for Fake {
         self.flows.borrow_mut().get_mut(key).map(f)
     }
     fn set_flow(&self, key: &FlowKey, value: &Flow) -> bool {
-        self.flows.borrow_mut().insert(*key, *value);
+        let mut flows = self.flows.borrow_mut();
+        let places = self.flow_places.get();
+        if places != 0 && flows.len() >= places && !flows.contains_key(key) {
+            return false;
+        }
+        flows.insert(*key, *value);
         true
     }
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
@@ -188,11 +211,17 @@ impl Env for Fake {
     fn announced(&self, key: &AnnouncedKey) -> Option<Announced> {
         self.announced.borrow().get(key).copied()
     }
-    fn is_source_allowed(&self, _: &SourceRangeKey) -> bool {
-        false
+    fn is_source_allowed(&self, key: &SourceRangeKey) -> bool {
+        let (service, addr) = (key.service, addr_bits(key.addr));
+        self.source_ranges.borrow().iter().any(|(range, bits)| {
+            range.service == service && same_prefix(addr_bits(range.addr), addr, bits - 32)
+        })
     }
-    fn keeps_pod_source(&self, _: &Addr) -> bool {
-        false
+    fn keeps_pod_source(&self, dst: &Addr) -> bool {
+        let prefixes = self.no_masquerade.borrow();
+        prefixes
+            .iter()
+            .any(|(prefix, bits)| same_prefix(addr_bits(*prefix), addr_bits(*dst), *bits))
     }
     fn with_nat<R>(&self, key: &Tuple, f: impl FnOnce(&mut Nat) -> R) -> Option<R> {
         self.nat.borrow_mut().get_mut(key).map(f)
@@ -227,12 +256,18 @@ impl Env for Fake {
         self.budget.set(budget);
         Some(result)
     }
-    fn dropped(&self, reason: DropReason, _: u32) {
-        *self.drops.borrow_mut().entry(reason as u32).or_default() += 1;
+    fn dropped(&self, reason: DropReason, bytes: u32) {
+        count(&self.drops, reason as u32, 1);
+        count(&self.dropped_bytes, reason as u32, bytes);
     }
-    fn forwarded(&self, path: u32, _: u32) {
-        *self.forwards.borrow_mut().entry(path).or_default() += 1;
+    fn forwarded(&self, path: u32, bytes: u32) {
+        count(&self.forwards, path, 1);
+        count(&self.forwarded_bytes, path, bytes);
     }
+}
+
+fn count(counters: &RefCell<HashMap<u32, u64>>, number: u32, more: u32) {
+    *counters.borrow_mut().entry(number).or_default() += u64::from(more);
 }
 
 /// A packet in memory, whose checksums are all complete.
@@ -250,11 +285,33 @@ impl Bytes<'_> {
         if zero_is_none && old == 0 {
             return true;
         }
-        let mut new = checksum::apply(old, diff);
+        let mut new = replaced(old, diff);
         if zero_is_none && new == 0 {
             new = 0xffff;
         }
         field.copy_from_slice(&new.to_ne_bytes());
+        true
+    }
+}
+
+/// As the kernel's helpers do it (`csum_replace_by_diff`): of the two zeros of one's complement they
+/// always write the same one.
+fn replaced(checksum: u16, diff: u32) -> u16 {
+    let (sum, carry) = diff.overflowing_add(!u32::from(checksum));
+    let sum = sum.wrapping_add(u32::from(carry));
+    let sum = (sum & 0xffff) + (sum >> 16);
+    !((sum & 0xffff) + (sum >> 16)) as u16
+}
+
+impl Resize for Bytes<'_> {
+    fn set_len(&self, len: u32) -> bool {
+        self.0.borrow_mut().resize(len as usize, 0);
+        true
+    }
+
+    fn make_room(&self, bytes: u32) -> bool {
+        let room = vec![0; bytes as usize];
+        self.0.borrow_mut().splice(14..14, room);
         true
     }
 }

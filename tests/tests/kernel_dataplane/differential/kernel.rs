@@ -1,0 +1,90 @@
+//! The programs as the kernel runs them, and what they leave in their maps.
+
+use std::collections::HashMap;
+
+use aya::maps::PerCpuArray;
+use xebec_ebpf_abi::*;
+use xebec_ebpf_logic::reject::Budget;
+
+use crate::fixture::Dataplane;
+
+/// Places of the maps that programs fill.
+const MANY: u32 = 4096;
+/// And where they shall run out of them.
+pub const FEW: u32 = 24;
+
+pub struct Kernel {
+    pub dataplane: Dataplane,
+}
+
+/// All that programs write but counters.
+pub struct Left {
+    pub flows: HashMap<FlowKey, Flow>,
+    pub nat: HashMap<Tuple, Nat>,
+    pub affinities: HashMap<AffinityKey, Affinity>,
+    pub fragments: HashMap<FragmentKey, FragmentPorts>,
+}
+
+impl Kernel {
+    /// With so many places for flows and for translations.
+    pub fn load(places: Option<u32>) -> Kernel {
+        let dataplane = Dataplane::load_with(|loader| {
+            for name in [map::FLOWS, map::NAT] {
+                loader.map_max_entries(name, places.unwrap_or(MANY));
+            }
+            for name in [map::AFFINITY, map::FRAGMENTS] {
+                loader.map_max_entries(name, MANY);
+            }
+        });
+        Kernel { dataplane }
+    }
+
+    /// ICMP errors that may be sent.
+    pub fn set_budget(&mut self, budget: Budget) {
+        // SAFETY: two numbers of 64 bits, and the programs' own type.
+        let words: [u64; 2] = unsafe { std::mem::transmute(budget) };
+        let map = self.dataplane.ebpf.map_mut("ICMP_BUDGET").expect("the budget");
+        let mut map: PerCpuArray<_, [u64; 2]> = PerCpuArray::try_from(map).expect("a per-CPU array");
+        let cpus = aya::util::nr_cpus().expect("a number of CPUs");
+        map.set(0, aya::maps::PerCpuValues::try_from(vec![words; cpus]).expect("one a CPU"), 0).expect("the budget is written");
+    }
+
+    /// Packets and bytes of each entry of a map of counters.
+    pub fn counters(&self, name: &str, count: u32) -> Vec<DropCount> {
+        (0..count).map(|index| self.dataplane.counter(name, index)).collect()
+    }
+
+    /// What a packet's tuple becomes.
+    pub fn translation(&mut self, tuple: &Tuple) -> Option<Nat> {
+        self.dataplane.hash::<Tuple, Nat>(map::NAT).get(tuple, 0).ok()
+    }
+
+    pub fn left(&mut self) -> Left {
+        fn all<K: aya::Pod + Eq + std::hash::Hash, V: aya::Pod>(kernel: &mut Dataplane, name: &str) -> HashMap<K, V> {
+            kernel.hash::<K, V>(name).iter().map(|entry| entry.expect("nobody else writes")).collect()
+        }
+        let kernel = &mut self.dataplane;
+        Left {
+            flows: all(kernel, map::FLOWS),
+            nat: all(kernel, map::NAT),
+            affinities: all(kernel, map::AFFINITY),
+            fragments: all(kernel, map::FRAGMENTS),
+        }
+    }
+
+    /// Empties what programs fill.
+    pub fn clear(&mut self) {
+        fn clear<K: aya::Pod, V: aya::Pod>(kernel: &mut Dataplane, name: &str) {
+            let mut map = kernel.hash::<K, V>(name);
+            let keys: Vec<K> = map.keys().map(|key| key.expect("nobody else writes")).collect();
+            for key in keys {
+                map.remove(&key).expect("it was there");
+            }
+        }
+        let kernel = &mut self.dataplane;
+        clear::<FlowKey, Flow>(kernel, map::FLOWS);
+        clear::<Tuple, Nat>(kernel, map::NAT);
+        clear::<AffinityKey, Affinity>(kernel, map::AFFINITY);
+        clear::<FragmentKey, FragmentPorts>(kernel, map::FRAGMENTS);
+    }
+}
