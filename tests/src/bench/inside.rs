@@ -43,6 +43,12 @@ impl Helper {
         Ok(Helper { child, out: BufReader::new(out) })
     }
 
+    /// Asks it to end.
+    pub fn terminate(&self) -> Result<()> {
+        let pid = nix::unistd::Pid::from_raw(self.child.id().try_into()?);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).context("the helper has ended")
+    }
+
     /// The next line it prints.
     pub fn line(&mut self) -> Result<String> {
         let mut line = String::new();

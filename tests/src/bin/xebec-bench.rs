@@ -18,6 +18,16 @@ enum Bench {
     Sync(dataplane::sync::Args),
     /// How quick Services are, beside pods, loopback and nftables.
     Rate(dataplane::rate::Args),
+    /// What pods meet that come while everything is denied but one thing.
+    Policy(dataplane::policy::Args),
+    /// What connections meet while the agent is killed, upgraded and rolled back.
+    Restart(dataplane::restart::Args),
+    /// Be a node's agent, for a part of the bench.
+    DataplaneAgent(dataplane::agent::Args),
+    /// Echo bytes of many connections.
+    FlowsServe { address: SocketAddr },
+    /// Make many connections.
+    Flows(dataplane::flows::Args),
     /// Answer every load, for a part of the bench.
     LoadServe { ip: IpAddr },
     /// Print the figure of one load.
@@ -53,6 +63,11 @@ fn main() -> ExitCode {
         Bench::PacketCost => dataplane::packet_cost::run(),
         Bench::Sync(args) => dataplane::sync::run(&args),
         Bench::Rate(args) => dataplane::rate::run(&args),
+        Bench::Policy(args) => dataplane::policy::run(&args),
+        Bench::Restart(args) => dataplane::restart::run(&args),
+        Bench::DataplaneAgent(args) => args.run().map(|()| true),
+        Bench::FlowsServe { address } => block_on(dataplane::flows::serve(address)),
+        Bench::Flows(args) => block_on(dataplane::flows::run(&args)),
         Bench::LoadServe { ip } => dataplane::load::serve(ip).map(|()| true),
         Bench::Load { load, to, seconds } => load.measure(to, Duration::from_secs_f64(seconds)).map(|figure| {
             println!("{figure}");
@@ -72,6 +87,11 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn block_on(f: impl Future<Output = Result<()>>) -> Result<bool> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(f).map(|()| true)
 }
 
 impl Traffic {

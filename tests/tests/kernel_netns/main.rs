@@ -3,6 +3,7 @@
 
 mod bandwidth;
 mod cni;
+mod connects;
 mod explained;
 mod fabric;
 mod flows;

@@ -1,12 +1,11 @@
 //! Forwarding does not depend on the agent; a start adopts what it finds; teardown leaves nothing.
 
 use std::net::TcpStream;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
 
+use crate::connects::Connects;
 use crate::node::{NODE_IP, Node, ask, ask_on, at, eventually, serve};
 
 const CLUSTER_IP: &str = "10.96.0.10";
@@ -32,23 +31,11 @@ fn connections_go_on_while_the_agent_is_killed_and_started_again() {
     let mut established = client.netns.run(|| TcpStream::connect(at(CLUSTER_IP, 80))).expect("the Service answers");
     established.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
 
-    let stop = Arc::new(AtomicBool::new(false));
-    let (asked, failed) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
-    {
-        let (stop, asked, failed) = (stop.clone(), asked.clone(), failed.clone());
-        client.netns.spawn(move || {
-            while !stop.load(Ordering::SeqCst) {
-                let answer = TcpStream::connect(at(CLUSTER_IP, 80)).and_then(|mut s| ask_on(&mut s));
-                failed.fetch_add(u32::from(answer.is_err()), Ordering::SeqCst);
-                asked.fetch_add(1, Ordering::SeqCst);
-            }
-        });
-    }
+    let connects = Connects::start(&client, at(CLUSTER_IP, 80));
     let before = node.dataplane().status().maps.iter().map(|m| (m.name.clone(), m.entries)).collect::<Vec<_>>();
     for kill in [true, false] {
         node.stop(kill);
-        let seen = asked.load(Ordering::SeqCst);
-        eventually("connections without an agent", || asked.load(Ordering::SeqCst) > seen + 20);
+        connects.go_on(20);
         assert!(ask_on(&mut established).is_ok(), "established without an agent");
         assert!(node.ask_from_outside(at(NODE_IP, 30080)).is_ok(), "from outside without an agent");
         node.start();
@@ -59,8 +46,7 @@ fn connections_go_on_while_the_agent_is_killed_and_started_again() {
     let after = node.dataplane().status().maps.iter().map(|m| (m.name.clone(), m.entries)).collect::<Vec<_>>();
     let stable = |list: Vec<(String, u64)>| list.into_iter().filter(|(n, _)| !changing.contains(&n.as_str())).collect::<Vec<_>>();
     assert_eq!(stable(after), stable(before));
-    stop.store(true, Ordering::SeqCst);
-    assert_eq!(failed.load(Ordering::SeqCst), 0, "of {} connections", asked.load(Ordering::SeqCst));
+    connects.end_without_failure();
     // The new agent still follows the API.
     node.service("web", CLUSTER_IP, 80, "TCP", 8080, &[], &json!({}));
     eventually("refused", || ask(&client.netns, at(CLUSTER_IP, 80)).is_err());

@@ -1,68 +1,21 @@
 //! An agent whose maps have another layout takes over from the one before, newer or older, under traffic.
 
 use std::io::Write;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
 use xebec_dataplane::Layout;
+use xebec_tests::bench::dataplane::agent::next_layout;
 
+use crate::connects::Connects;
 use crate::node::{NODE_IP, Node, ask, ask_on, at, eventually, serve};
 
 const CLUSTER_IP: &str = "10.96.0.10";
-/// Maps that programs fill with connections; the others are filled by the agent.
-const CONNECTIONS: &[&str] = &["FLOWS", "NAT", "SOCK_REVERSE", "AFFINITY", "FRAGMENTS"];
-const ROUNDS: u32 = 21;
-
-/// The next version: every map the agent fills has changed.
-pub fn next() -> Layout {
-    let mut layout = Layout::default();
-    layout.number += 1;
-    for (name, version) in &mut layout.versions {
-        *version += u32::from(!CONNECTIONS.contains(&name.as_str()));
-    }
-    layout
-}
-
-/// New connections, one after another, from a pod to the Service.
-struct Connects {
-    stop: Arc<AtomicBool>,
-    asked: Arc<AtomicU32>,
-    failed: Arc<AtomicU32>,
-}
-
-impl Connects {
-    fn start(from: &crate::node::Pod, to: SocketAddr) -> Connects {
-        let connects = Connects { stop: Arc::default(), asked: Arc::default(), failed: Arc::default() };
-        let (stop, asked, failed) = (connects.stop.clone(), connects.asked.clone(), connects.failed.clone());
-        from.netns.spawn(move || {
-            while !stop.load(Ordering::SeqCst) {
-                let answer = TcpStream::connect(to).and_then(|mut s| {
-                    s.set_read_timeout(Some(Duration::from_secs(5)))?;
-                    ask_on(&mut s)
-                });
-                failed.fetch_add(u32::from(answer.is_err()), Ordering::SeqCst);
-                asked.fetch_add(1, Ordering::SeqCst);
-            }
-        });
-        connects
-    }
-
-    fn go_on(&self, more: u32) {
-        let seen = self.asked.load(Ordering::SeqCst);
-        eventually("more connections", || self.asked.load(Ordering::SeqCst) >= seen + more);
-    }
-}
-
-impl Drop for Connects {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-    }
-}
+/// Some of each kind; the bench `restart` has a hundred, under many more connections.
+const ROUNDS: u32 = 8;
 
 /// One connection from outside that asks and is answered for as long as the file is there; ends with an error if it breaks.
 pub struct FromOutside {
@@ -130,7 +83,7 @@ fn upgrades_rollbacks_and_kills_break_no_connection() {
         .collect();
     let mut outside = FromOutside::start(&node, NODE_IP.parse().expect("an address"), 30080);
     let connects = Connects::start(&client, at(CLUSTER_IP, 80));
-    let layouts = [Layout::default(), next()];
+    let layouts = [Layout::default(), next_layout()];
     for round in 0..ROUNDS {
         // Upgrade, rollback, and now and then a restart of the same version.
         node.stop(round % 2 == 0);
@@ -146,8 +99,7 @@ fn upgrades_rollbacks_and_kills_break_no_connection() {
         assert!(outside.lives(), "the connection from outside in round {round}");
         assert!(node.ask_from_outside(at(NODE_IP, 30080)).is_ok(), "a new one from outside in round {round}");
     }
-    assert_eq!(connects.failed.load(Ordering::SeqCst), 0, "of {} connections", connects.asked.load(Ordering::SeqCst));
-    drop(connects);
+    connects.end_without_failure();
     assert!(outside.end(), "the connection from outside lived to its end");
     // The last agent still follows the API, and policies that come now meet old connections too.
     node.policy("web", json!({"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"]}));
@@ -169,7 +121,7 @@ fn an_upgrade_without_the_api_leaves_the_programs_of_the_old_version_running() {
     let before = Layout::default().number;
     node.stop(true);
     node.api.set_away(true);
-    node.config.layout = next();
+    node.config.layout = next_layout();
     node.start_unready();
     for _ in 0..20 {
         assert!(ask(&client.netns, at(CLUSTER_IP, 80)).is_ok(), "the old programs go on");

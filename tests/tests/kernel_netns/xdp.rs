@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use serde_json::json;
 use xebec_dataplane::{Device, Layout, Xdp};
-use xebec_tests::bench::dataplane::raw;
+use xebec_tests::bench::dataplane::{agent::next_layout, raw};
 
 use crate::fabric::detach;
 use crate::net::Netns;
 use crate::node::{NODE_IP, Node, OUTSIDE_IP, at, eventually, serve};
-use crate::upgrade::{FromOutside, next};
+use crate::upgrade::FromOutside;
 
 const FAR_POD: &str = "10.244.8.5";
 const FAR_PORT: u16 = 30081;
@@ -152,7 +152,7 @@ fn flows_in_the_driver_outlive_agents_upgrades_and_the_program_itself() {
     eventually("the program is back", || uplink(&node).xdp == "native" && node.netns.ip("link show up0").contains("xdp"));
     goes_on(&node, &mut connection);
 
-    for (kill, layout) in [(true, Layout::default()), (false, next()), (true, Layout::default())] {
+    for (kill, layout) in [(true, Layout::default()), (false, next_layout()), (true, Layout::default())] {
         node.stop(kill);
         node.config.layout = layout;
         node.start();

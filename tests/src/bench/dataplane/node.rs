@@ -5,7 +5,7 @@ use std::{
     io::{BufRead, BufReader, Write},
     net::{Ipv4Addr, SocketAddr},
     os::unix::net::UnixStream,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
@@ -22,7 +22,10 @@ use tokio::runtime::Runtime;
 use xebec_ebpf_abi::{Config, Frontend, FrontendKey, map};
 use xebec_host::cgroup::Cgroup;
 
-use super::place::{Place, enter};
+use super::{
+    agent,
+    place::{Place, enter},
+};
 use crate::{
     bench::processes,
     netns::{api::Api, net::Netns},
@@ -48,19 +51,35 @@ pub fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> 
     Ok(())
 }
 
+/// The namespaces of two nodes with a wire between their uplinks.
+pub fn wire() -> [Netns; 2] {
+    let nets = [Netns::new(), Netns::new()];
+    nets[0].join("up0", &nets[1], "up0");
+    nets
+}
+
+/// What runs as a node's agent.
+#[derive(Debug, Clone)]
+pub enum Program {
+    /// `xebec agent --dataplane-only`.
+    Xebec(PathBuf),
+    /// This program's [`super::agent`], which can play another version.
+    Own,
+}
+
 /// The API of one or more nodes.
 pub struct Cluster {
     pub api: Api,
-    xebec: PathBuf,
+    program: Program,
     runtime: Runtime,
 }
 
 impl Cluster {
-    pub fn new(xebec: &Path) -> Result<Cluster> {
+    pub fn new(program: Program) -> Result<Cluster> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let api = Api::new();
         api.put(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default", "labels": {"kubernetes.io/metadata.name": "default"}}}));
-        Ok(Cluster { api, xebec: xebec.to_owned(), runtime })
+        Ok(Cluster { api, program, runtime })
     }
 
     /// Tells of a node of which no more than the API says is there.
@@ -91,21 +110,49 @@ impl Cluster {
         Node::start(self, number, netns, address)
     }
 
-    /// A Service with the ports of all loads, and its one endpoint.
-    pub fn service(&self, name: &str, ip: Ipv4Addr, ports: &[u16], backend: Ipv4Addr, node: u8) {
-        let port = |port: &u16| json!({"name": format!("p{port}"), "port": port, "targetPort": port, "protocol": "TCP"});
+    /// A Service with these ports (at every address of a node too, if it is given a port there), and its one endpoint.
+    pub fn service(&self, name: &str, ip: Ipv4Addr, ports: &[Port], backend: Ipv4Addr, node: u8) {
+        let port = |port: &Port| {
+            let Port { protocol, port, node_port } = port;
+            let mut object = json!({"name": format!("p{port}"), "port": port, "targetPort": port, "protocol": protocol});
+            if let Some(node_port) = node_port {
+                object["nodePort"] = json!(node_port);
+            }
+            object
+        };
+        let kind = if ports.iter().any(|port| port.node_port.is_some()) { "NodePort" } else { "ClusterIP" };
         let ports: Vec<Value> = ports.iter().map(port).collect();
         self.api.put(json!({
             "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "default"},
-            "spec": {"type": "ClusterIP", "clusterIP": ip.to_string(), "clusterIPs": [ip.to_string()], "ports": ports},
+            "spec": {"type": kind, "clusterIP": ip.to_string(), "clusterIPs": [ip.to_string()], "ports": ports},
         }));
-        let target = |port: &Value| json!({"name": port["name"], "port": port["targetPort"], "protocol": "TCP"});
+        let target = |port: &Value| json!({"name": port["name"], "port": port["targetPort"], "protocol": port["protocol"]});
         self.api.put(json!({
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
             "metadata": {"name": format!("{name}-1"), "namespace": "default", "labels": {"kubernetes.io/service-name": name}},
             "endpoints": [{"addresses": [backend.to_string()], "conditions": {"ready": true}, "nodeName": node_name(node)}],
             "ports": ports.iter().map(target).collect::<Vec<Value>>(),
         }));
+    }
+
+    pub fn policy(&self, name: &str, spec: &Value) {
+        self.api.put(json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": name, "namespace": "default"}, "spec": spec,
+        }));
+    }
+}
+
+/// A port of a Service, and of its endpoint.
+#[derive(Debug, Clone, Copy)]
+pub struct Port {
+    pub protocol: &'static str,
+    pub port: u16,
+    pub node_port: Option<u16>,
+}
+
+impl Port {
+    pub fn tcp(port: u16) -> Port {
+        Port { protocol: "TCP", port, node_port: None }
     }
 }
 
@@ -134,26 +181,51 @@ pub struct Node {
 
 impl Node {
     fn start(cluster: &Cluster, number: u8, netns: Netns, api: SocketAddr) -> Result<Node> {
-        let mut agent = Agent::prepare(&cluster.xebec, number, api)?;
-        agent.start(&netns)?;
+        let mut agent = Agent::prepare(cluster.program.clone(), number, api)?;
+        agent.start(&netns, false)?;
         Ok(Node { netns, number, api: cluster.api.clone(), agent })
     }
 
-    /// A pod with its network, once the agent has made that; and how long the call took that made it.
+    /// Ends the agent as SIGKILL does, and starts one of this version or of the next, whose maps differ. Returns when that has
+    /// taken over.
+    pub fn restart(&mut self, next: bool) -> Result<()> {
+        self.agent.kill();
+        self.agent.start(&self.netns, next)?;
+        let pins = self.agent.path("bpf");
+        let own = format!("maps-v{}", Config::LAYOUT + u32::from(next));
+        let begin = Instant::now();
+        loop {
+            let names = std::fs::read_dir(&pins).context("the pins")?.flatten().map(|e| e.file_name().to_string_lossy().into_owned());
+            let maps: Vec<String> = names.filter(|name| name.starts_with("maps-v")).collect();
+            if maps == [own.as_str()] && self.agent.is_ready()? {
+                return Ok(());
+            }
+            ensure!(begin.elapsed() < PATIENCE, "an agent with {own} did not take over: {maps:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// A pod with its network, once the agent has made that.
     pub fn pod(&self, name: &str, labels: &Value) -> Result<Place> {
+        Ok(self.timed_pod(name, labels)?.0)
+    }
+
+    /// The same, and how long the call took that made it.
+    pub fn timed_pod(&self, name: &str, labels: &Value) -> Result<(Place, Duration)> {
         self.api.put(pod_object(name, labels, self.number, None));
         let netns = Netns::new();
         let begin = Instant::now();
-        let result = loop {
+        let (result, took) = loop {
+            let call = Instant::now();
             match self.cni("ADD", name, &netns) {
-                Ok(result) => break result,
+                Ok(result) => break (result, call.elapsed()),
                 Err(error) if begin.elapsed() > PATIENCE => return Err(error.context(format!("no network for pod {name}"))),
                 Err(_) => std::thread::sleep(Duration::from_millis(20)),
             }
         };
         let ip = address(&result)?;
         self.api.put(pod_object(name, labels, self.number, Some(ip)));
-        Ok(Place { netns, ip, procs: vec![self.agent.socket_cgroup.clone()] })
+        Ok((Place { netns, ip, procs: vec![self.agent.socket_cgroup.clone()] }, took))
     }
 
     /// One CNI call as `xebec-cni` sends it.
@@ -208,8 +280,9 @@ impl Drop for Node {
 
 /// The agent's process and its places.
 struct Agent {
-    xebec: PathBuf,
+    program: Program,
     number: u8,
+    api: SocketAddr,
     dir: tempfile::TempDir,
     cgroup: Cgroup,
     /// Takes processes into the cgroup of the socket hooks.
@@ -219,7 +292,7 @@ struct Agent {
 }
 
 impl Agent {
-    fn prepare(xebec: &Path, number: u8, api: SocketAddr) -> Result<Agent> {
+    fn prepare(program: Program, number: u8, api: SocketAddr) -> Result<Agent> {
         static MADE: AtomicU32 = AtomicU32::new(0);
         let name = format!("/xebec-bench-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::SeqCst));
         let cgroup = Cgroup::new(&name)?;
@@ -230,7 +303,7 @@ impl Agent {
         );
         std::fs::write(dir.path().join("kubeconfig"), kubeconfig).context("cannot write a kubeconfig")?;
         let socket_cgroup = processes::cgroup2_root()?.join(&name[1..]).join("cgroup.procs");
-        Ok(Agent { xebec: xebec.to_owned(), number, dir, cgroup, socket_cgroup, name, child: None })
+        Ok(Agent { program, number, api, dir, cgroup, socket_cgroup, name, child: None })
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -242,33 +315,61 @@ impl Agent {
         command.arg("--run-dir").arg(self.path("run")).arg("--pin-dir").arg(self.path("bpf")).arg("--cni-conf-dir").arg(self.path("net.d"));
     }
 
-    fn start(&mut self, netns: &Netns) -> Result<()> {
-        let mut command = Command::new(&self.xebec);
-        command.args(["agent", "--node-name", &node_name(self.number), "--node-ip", &node_ip(self.number).to_string()]);
-        command.args(["--bind", "127.0.0.1:10249"]);
-        self.places(&mut command, "data/agent");
-        command.arg("--kubeconfig").arg(self.path("kubeconfig")).env("RUST_LOG", "error").stdin(Stdio::null()).stdout(Stdio::null());
-        enter(&mut command, netns, &self.cgroup.procs_files())?;
-        self.child = Some(command.spawn().with_context(|| format!("cannot start {}", self.xebec.display()))?);
+    fn own(&self, next: bool) -> Result<agent::Args> {
+        let cgroup = self.socket_cgroup.parent().context("a cgroup has a directory")?.to_owned();
+        Ok(agent::Args { dir: self.dir.path().to_owned(), cgroup, number: self.number, api: self.api, next })
+    }
+
+    fn start(&mut self, netns: &Netns, next: bool) -> Result<()> {
+        let mut command = match &self.program {
+            Program::Xebec(xebec) => {
+                let mut command = Command::new(xebec);
+                command.args(["agent", "--node-name", &node_name(self.number), "--node-ip", &node_ip(self.number).to_string()]);
+                command.args(["--bind", "127.0.0.1:10249"]);
+                self.places(&mut command, "data/agent");
+                command.arg("--kubeconfig").arg(self.path("kubeconfig")).env("RUST_LOG", "error");
+                command
+            }
+            Program::Own => self.own(next)?.command()?,
+        };
+        enter(command.stdin(Stdio::null()).stdout(Stdio::null()), netns, &self.cgroup.procs_files())?;
+        self.child = Some(command.spawn().with_context(|| format!("cannot start {:?}", self.program))?);
         Ok(())
     }
 
-    fn end(&mut self, netns: &Netns) {
+    /// Whether it serves pods; an agent that has ended is an error.
+    fn is_ready(&mut self) -> Result<bool> {
+        if let Some(status) = self.child.as_mut().context("the agent was not started")?.try_wait()? {
+            bail!("the agent ended with {status}");
+        }
+        Ok(UnixStream::connect(self.path("run/cni.sock")).is_ok())
+    }
+
+    fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
         }
-        let mut down = Command::new(&self.xebec);
-        down.arg("down");
-        self.places(&mut down, "data");
-        down.arg("--cni-bin-dir").arg(self.path("bin"));
-        match enter(&mut down, netns, &[]).and_then(|()| down.output().context("cannot be run")) {
-            Ok(output) if output.status.success() => {}
-            Ok(output) => eprintln!("not everything could be removed: {}", String::from_utf8_lossy(&output.stderr)),
-            Err(error) => eprintln!("{}: {error:#}", self.xebec.display()),
-        }
-        if let Err(error) = self.cgroup.kill().and_then(|()| self.cgroup.remove()) {
-            eprintln!("{error}");
+    }
+
+    fn end(&mut self, netns: &Netns) {
+        self.kill();
+        let left = match &self.program {
+            Program::Xebec(xebec) => {
+                let mut down = Command::new(xebec);
+                down.arg("down");
+                self.places(&mut down, "data");
+                down.arg("--cni-bin-dir").arg(self.path("bin"));
+                match enter(&mut down, netns, &[]).and_then(|()| down.output().context("`xebec down` cannot be run")) {
+                    Ok(output) if output.status.success() => Ok(()),
+                    Ok(output) => Err(anyhow::anyhow!("{}", String::from_utf8_lossy(&output.stderr))),
+                    Err(error) => Err(error),
+                }
+            }
+            Program::Own => self.own(false).and_then(|args| netns.run(|| args.teardown())),
+        };
+        if let Err(error) = left.and_then(|()| Ok(self.cgroup.kill().and_then(|()| self.cgroup.remove())?)) {
+            eprintln!("not everything could be removed: {error:#}");
         }
     }
 }

@@ -20,15 +20,25 @@ pub struct Place {
 impl Place {
     /// Starts this program with other arguments there.
     pub fn start(&self, args: &[&str]) -> Result<Helper> {
-        let mut command = Command::new(std::env::current_exe().context("this program's own file")?);
-        enter(command.args(args), &self.netns, &self.procs)?;
+        Helper::spawn(&mut self.command(args)?)
+    }
+
+    /// The same, before everything else on the machine.
+    fn start_first(&self, args: &[&str]) -> Result<Helper> {
+        let mut command = self.command(args)?;
         first(&mut command);
         Helper::spawn(&mut command)
     }
 
+    fn command(&self, args: &[&str]) -> Result<Command> {
+        let mut command = Command::new(std::env::current_exe().context("this program's own file")?);
+        enter(command.args(args), &self.netns, &self.procs)?;
+        Ok(command)
+    }
+
     /// Answers every load until dropped.
     pub fn serve(&self) -> Result<Helper> {
-        let mut helper = self.start(&["load-serve", "::"])?;
+        let mut helper = self.start_first(&["load-serve", "::"])?;
         helper.line()?;
         Ok(helper)
     }
@@ -37,7 +47,7 @@ impl Place {
     pub fn measure(&self, load: Load, to: Ipv4Addr, time: Duration) -> Result<f64> {
         let kind = clap::ValueEnum::to_possible_value(&load).context("every load has a name")?;
         let (to, time) = (format!("{to}:{}", load.port()), time.as_secs_f64().to_string());
-        let mut helper = self.start(&["load", kind.get_name(), &to, &time])?;
+        let mut helper = self.start_first(&["load", kind.get_name(), &to, &time])?;
         let line = helper.line().with_context(|| format!("{} to {to}", load.name()))?;
         line.parse().with_context(|| format!("the helper said {line:?}"))
     }

@@ -9,13 +9,10 @@ use serde_json::json;
 use super::{
     bridge::{BridgeNode, Rule},
     load::Load,
-    node::{self, Cluster, Node},
+    node::{self, Cluster, Node, Port, Program, wire},
     place::Place,
 };
-use crate::{
-    bench::{Goal, Line, figures::percentile, inside::Helper},
-    netns::net::Netns,
-};
+use crate::bench::{Goal, Line, figures::percentile, inside::Helper};
 
 /// What to measure with.
 #[derive(Debug, Clone, clap::Args)]
@@ -76,18 +73,11 @@ struct Ours {
     _cluster: Cluster,
 }
 
-/// The namespaces of two nodes with a wire between their uplinks.
-fn wire() -> [Netns; 2] {
-    let nets = [Netns::new(), Netns::new()];
-    nets[0].join("up0", &nets[1], "up0");
-    nets
-}
-
 fn ours(args: &Args, services: usize, with_far: bool) -> Result<Ours> {
-    let cluster = Cluster::new(&args.xebec)?;
+    let cluster = Cluster::new(Program::Xebec(args.xebec.clone()))?;
     for number in 1..services {
         let (ip, backend) = other(number);
-        cluster.service(&format!("other-{number}"), ip, &[80], backend, 9);
+        cluster.service(&format!("other-{number}"), ip, &[Port::tcp(80)], backend, 9);
     }
     let [first, second] = wire();
     let mut nodes = vec![cluster.node(1, first)?];
@@ -96,7 +86,7 @@ fn ours(args: &Args, services: usize, with_far: bool) -> Result<Ours> {
     }
     let far = nodes.get(1).map(|node| node.pod("far", &json!({}))).transpose()?;
     let pods = Pods::new(nodes[0].pod("client", &json!({}))?, nodes[0].pod("server", &json!({}))?, far)?;
-    let ports = Load::ALL.map(Load::port);
+    let ports = Load::ALL.map(|load| Port::tcp(load.port()));
     cluster.service("near", NEAR, &ports, pods.server.ip, 1);
     if let Some(far) = &pods.far {
         cluster.service("far", FAR, &ports, far.ip, 2);
