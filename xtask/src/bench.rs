@@ -48,7 +48,8 @@ pub enum Bench {
 }
 
 /// The parts of the dataplane's bench: each is a command of `xebec-bench`; and whether it starts agents.
-const DATAPLANE: &[(&str, bool)] = &[("packet-cost", false), ("rate", true), ("policy", true), ("restart", false), ("sync", true)];
+const DATAPLANE: &[(&str, bool)] =
+    &[("packet-cost", false), ("rate", true), ("flood", true), ("policy", true), ("restart", false), ("sync", true)];
 
 /// Runs the bench in a cluster of its own, which is gone afterwards.
 pub fn run(args: &Args) -> Result<()> {

@@ -18,6 +18,8 @@ enum Bench {
     Sync(dataplane::sync::Args),
     /// How quick Services are, beside pods, loopback and nftables.
     Rate(dataplane::rate::Args),
+    /// What a node forwards of a flood, beside nftables.
+    Flood(dataplane::flood::Args),
     /// What pods meet that come while everything is denied but one thing.
     Policy(dataplane::policy::Args),
     /// What connections meet while the agent is killed, upgraded and rolled back.
@@ -63,6 +65,7 @@ fn main() -> ExitCode {
         Bench::PacketCost => dataplane::packet_cost::run(),
         Bench::Sync(args) => dataplane::sync::run(&args),
         Bench::Rate(args) => dataplane::rate::run(&args),
+        Bench::Flood(args) => dataplane::flood::run(&args),
         Bench::Policy(args) => dataplane::policy::run(&args),
         Bench::Restart(args) => dataplane::restart::run(&args),
         Bench::DataplaneAgent(args) => args.run().map(|()| true),

@@ -1,6 +1,11 @@
 //! What xebec is measured beside: a node with a bridge for its pods and nftables rules in kube-proxy's shape.
 
-use std::{fmt::Write, net::Ipv4Addr, process::Command};
+use std::{
+    fmt::Write,
+    net::Ipv4Addr,
+    process::Command,
+    sync::atomic::{AtomicU8, Ordering},
+};
 
 use anyhow::{Context, Result, bail};
 
@@ -79,7 +84,7 @@ chain nat-postrouting {{ type nat hook postrouting priority srcnat; jump masquer
 pub struct BridgeNode {
     pub netns: Netns,
     number: u8,
-    pods: std::cell::Cell<u8>,
+    pods: AtomicU8,
 }
 
 impl BridgeNode {
@@ -90,13 +95,19 @@ impl BridgeNode {
         netns.ip(&format!("addr add {}/21 dev br0", gateway(number)));
         netns.ip("link set br0 up");
         netns.run(|| -> Result<()> {
-            for (name, value) in [("net/ipv4/ip_forward", "1"), ("net/bridge/bridge-nf-call-iptables", "1")] {
+            for (name, value) in [
+                ("net/ipv4/ip_forward", "1"),
+                ("net/bridge/bridge-nf-call-iptables", "1"),
+                // What leaves where it came in is answered with nothing, as with xebec.
+                ("net/ipv4/conf/all/send_redirects", "0"),
+                ("net/ipv4/conf/up0/send_redirects", "0"),
+            ] {
                 std::fs::write(format!("/proc/sys/{name}"), value)
                     .with_context(|| format!("cannot set {name}; is br_netfilter loaded?"))?;
             }
             Ok(())
         })?;
-        Ok(BridgeNode { netns, number, pods: std::cell::Cell::new(0) })
+        Ok(BridgeNode { netns, number, pods: AtomicU8::new(0) })
     }
 
     /// The way to another such node's pods.
@@ -106,8 +117,7 @@ impl BridgeNode {
 
     /// A pod on the bridge.
     pub fn pod(&self) -> Place {
-        self.pods.set(self.pods.get() + 1);
-        let (netns, number) = (Netns::new(), self.pods.get());
+        let (netns, number) = (Netns::new(), self.pods.fetch_add(1, Ordering::SeqCst) + 1);
         let ip = Ipv4Addr::new(10, 244, self.number * 8, 1 + number);
         self.netns.join(&format!("pod{number}"), &netns, "eth0");
         self.netns.ip(&format!("link set pod{number} master br0"));

@@ -8,11 +8,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use nix::{
-    sched::{CpuSet, sched_setaffinity},
-    unistd::Pid,
-};
 
+use super::place;
 use crate::bench::traffic;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -54,8 +51,7 @@ impl Load {
     /// the two. A stream gets all CPUs there are.
     fn place(self) -> Result<()> {
         if self != Load::Stream {
-            let mut cpus = CpuSet::new();
-            cpus.set(0).and_then(|()| sched_setaffinity(Pid::from_raw(0), &cpus)).context("cannot stay on the first CPU")?;
+            place::stay()?;
         }
         Ok(())
     }

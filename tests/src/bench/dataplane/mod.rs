@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod bridge;
+pub mod flood;
 pub mod flows;
 pub mod load;
 pub mod many;

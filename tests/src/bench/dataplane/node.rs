@@ -61,8 +61,8 @@ pub fn wire() -> [Netns; 2] {
 /// What runs as a node's agent.
 #[derive(Debug, Clone)]
 pub enum Program {
-    /// `xebec agent --dataplane-only`.
-    Xebec(PathBuf),
+    /// `xebec agent --dataplane-only`, with more arguments.
+    Xebec(PathBuf, &'static [&'static str]),
     /// This program's [`super::agent`], which can play another version.
     Own,
 }
@@ -247,6 +247,11 @@ impl Node {
         }
     }
 
+    /// Whether something is pinned: `links/NAME`, `maps-v3/NAME`.
+    pub fn is_pinned(&self, name: &str) -> bool {
+        self.agent.path("bpf").join(name).exists()
+    }
+
     /// How many frontends programs see.
     pub fn frontends(&self) -> Result<usize> {
         let pin = self.agent.path("bpf").join(format!("maps-v{}", Config::LAYOUT)).join(map::FRONTENDS);
@@ -322,10 +327,10 @@ impl Agent {
 
     fn start(&mut self, netns: &Netns, next: bool) -> Result<()> {
         let mut command = match &self.program {
-            Program::Xebec(xebec) => {
+            Program::Xebec(xebec, more) => {
                 let mut command = Command::new(xebec);
                 command.args(["agent", "--node-name", &node_name(self.number), "--node-ip", &node_ip(self.number).to_string()]);
-                command.args(["--bind", "127.0.0.1:10249"]);
+                command.args(["--bind", "127.0.0.1:10249"]).args(*more);
                 self.places(&mut command, "data/agent");
                 command.arg("--kubeconfig").arg(self.path("kubeconfig")).env("RUST_LOG", "error");
                 command
@@ -355,7 +360,7 @@ impl Agent {
     fn end(&mut self, netns: &Netns) {
         self.kill();
         let left = match &self.program {
-            Program::Xebec(xebec) => {
+            Program::Xebec(xebec, _) => {
                 let mut down = Command::new(xebec);
                 down.arg("down");
                 self.places(&mut down, "data");

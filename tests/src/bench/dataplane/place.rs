@@ -3,7 +3,10 @@
 use std::{fs::File, net::Ipv4Addr, os::unix::process::CommandExt, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context, Result};
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    sched::{CloneFlags, CpuSet, sched_setaffinity, setns},
+    unistd::Pid,
+};
 
 use super::load::Load;
 use crate::{bench::inside::Helper, netns::net::Netns};
@@ -67,15 +70,23 @@ pub fn enter(command: &mut Command, netns: &Netns, procs: &[PathBuf]) -> Result<
     Ok(())
 }
 
-/// Lets a command run before everything else on the machine, so that nothing else is measured. A nice value would not do: it is
-/// for processes of the same session.
+/// Lets a command run before everything else on the machine.
 fn first(command: &mut Command) {
-    let set = || {
-        let priority = libc::sched_param { sched_priority: 1 };
-        // SAFETY: reads the one value it is given.
-        nix::errno::Errno::result(unsafe { libc::sched_setscheduler(0, libc::SCHED_RR, &raw const priority) })?;
-        Ok(())
-    };
     // SAFETY: one system call between fork and exec.
-    unsafe { command.pre_exec(set) };
+    unsafe { command.pre_exec(go_first) };
+}
+
+/// From now on this thread runs before everything else on the machine, so that nothing else is measured. A nice value would not
+/// do: it is for processes of the same session.
+pub fn go_first() -> std::io::Result<()> {
+    let priority = libc::sched_param { sched_priority: 1 };
+    // SAFETY: reads the one value it is given.
+    nix::errno::Errno::result(unsafe { libc::sched_setscheduler(0, libc::SCHED_RR, &raw const priority) })?;
+    Ok(())
+}
+
+/// From now on this thread stays on the first CPU.
+pub fn stay() -> Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(0).and_then(|()| sched_setaffinity(Pid::from_raw(0), &cpus)).context("cannot stay on the first CPU")
 }

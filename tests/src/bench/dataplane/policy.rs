@@ -116,7 +116,7 @@ fn make(node: &Node, number: usize, packets: u64, to: [SocketAddr; 2]) -> Result
 /// Prints the figures; whether every goal is met. Call it while the process has one thread: it changes its mounts.
 pub fn run(args: &Args) -> Result<bool> {
     node::own_mounts()?;
-    let cluster = Cluster::new(Program::Xebec(args.xebec.clone()))?;
+    let cluster = Cluster::new(Program::Xebec(args.xebec.clone(), &[]))?;
     policies(&cluster);
     let [first, _outside] = wire();
     let node = cluster.node(1, first)?;

@@ -74,7 +74,7 @@ struct Ours {
 }
 
 fn ours(args: &Args, services: usize, with_far: bool) -> Result<Ours> {
-    let cluster = Cluster::new(Program::Xebec(args.xebec.clone()))?;
+    let cluster = Cluster::new(Program::Xebec(args.xebec.clone(), &[]))?;
     for number in 1..services {
         let (ip, backend) = other(number);
         cluster.service(&format!("other-{number}"), ip, &[Port::tcp(80)], backend, 9);

@@ -19,6 +19,12 @@ fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<i32> {
 
 /// A program that passes everything: `r0 = 2 (or -1); exit`.
 pub fn empty(kind: u32) -> io::Result<OwnedFd> {
+    let verdict: i64 = if kind == XDP { 2 } else { 0xffff_ffff };
+    load(kind, &[0xb7 | (verdict as u64) << 32, 0x95])
+}
+
+/// A program of these instructions, as the kernel has them in memory.
+pub fn load(kind: u32, instructions: &[u64]) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct Attributes {
         kind: u32,
@@ -27,11 +33,14 @@ pub fn empty(kind: u32) -> io::Result<OwnedFd> {
         license: u64,
         log: [u32; 4],
     }
-    let verdict: i64 = if kind == XDP { 2 } else { 0xffff_ffff };
-    let instructions: [u64; 2] = [0xb7 | (verdict as u64) << 32, 0x95];
     let license = c"GPL";
-    let mut attributes =
-        Attributes { kind, count: 2, instructions: instructions.as_ptr() as u64, license: license.as_ptr() as u64, log: [0; 4] };
+    let mut attributes = Attributes {
+        kind,
+        count: instructions.len() as u32,
+        instructions: instructions.as_ptr() as u64,
+        license: license.as_ptr() as u64,
+        log: [0; 4],
+    };
     let fd = bpf(PROG_LOAD, &mut attributes)?;
     // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -53,36 +62,53 @@ pub fn attach_xdp(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> 
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Arguments of a test run.
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    program: u32,
+    verdict: u32,
+    len_in: u32,
+    len_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    context_len_in: u32,
+    context_len_out: u32,
+    context_in: u64,
+    context_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch: u32,
+    pad: u32,
+}
+
+/// Runs an XDP program on so many frames, with each of which the kernel then does what the program says. A frame that comes back
+/// to the pool is as it was left.
+pub fn live(program: BorrowedFd<'_>, packet: &[u8], frames: u32) -> io::Result<()> {
+    const LIVE_FRAMES: u32 = 2;
+    let mut attributes = TestRun {
+        program: program.as_raw_fd() as u32,
+        len_in: packet.len() as u32,
+        data_in: packet.as_ptr() as u64,
+        repeat: frames,
+        flags: LIVE_FRAMES,
+        ..TestRun::default()
+    };
+    bpf(PROG_TEST_RUN, &mut attributes).map(drop)
+}
+
 /// Runs a program on a packet: its verdict and the average nanoseconds of a run. `ifindex`: the device an XDP program is told.
 pub fn run(program: BorrowedFd<'_>, packet: &[u8], ifindex: Option<u32>, repeat: u32) -> io::Result<(u32, u32)> {
-    #[repr(C)]
-    #[derive(Default)]
-    struct Attributes {
-        program: u32,
-        verdict: u32,
-        len_in: u32,
-        len_out: u32,
-        data_in: u64,
-        data_out: u64,
-        repeat: u32,
-        duration: u32,
-        context_len_in: u32,
-        context_len_out: u32,
-        context_in: u64,
-        context_out: u64,
-        flags: u32,
-        cpu: u32,
-        batch: u32,
-        pad: u32,
-    }
     // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
     let context = [0, packet.len() as u32, 0, ifindex.unwrap_or(0), 0, 0];
-    let mut attributes = Attributes {
+    let mut attributes = TestRun {
         program: program.as_raw_fd() as u32,
         len_in: packet.len() as u32,
         data_in: packet.as_ptr() as u64,
         repeat,
-        ..Attributes::default()
+        ..TestRun::default()
     };
     if ifindex.is_some() {
         attributes.context_in = context.as_ptr() as u64;
