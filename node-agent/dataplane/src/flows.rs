@@ -25,10 +25,10 @@ pub(crate) use stream::answer;
 use crate::Dataplane;
 use crate::bpf::events::Events;
 
-/// What is told while nobody follows: drops, so that the last ones can be asked for.
-const QUIET: Listen = Listen { wanted: Listen::DROPS, rate: 20 };
-/// And while somebody does.
-const LOUD: Listen = Listen { wanted: Listen::DROPS | Listen::FLOWS, rate: 1000 };
+/// Drops that a node tells in a second while nobody follows, so that the last ones can be asked for.
+const QUIET: usize = 100;
+/// Drops, and as many new flows, that it tells while somebody does. Each is named: some microseconds of the agent's.
+const LOUD: usize = 4000;
 /// Events that are remembered, and that a follower may be behind.
 const KEPT: usize = 1024;
 /// Events that are named in one go.
@@ -108,11 +108,15 @@ pub(crate) async fn read(dataplane: Arc<Dataplane>, events: Events, cancel: Canc
         }
     };
     let news = &dataplane.news;
-    let mut told = listen(events.get_mut(), QUIET);
+    // The rate is each CPU's.
+    let rate = |of_node: usize| (of_node / std::thread::available_parallelism().map_or(1, usize::from)).max(2) as u32;
+    let quiet = Listen { wanted: Listen::DROPS, rate: rate(QUIET) };
+    let loud = Listen { wanted: Listen::DROPS | Listen::FLOWS, rate: rate(LOUD) };
+    let mut told = listen(events.get_mut(), quiet);
     let mut missed = events.get_ref().untold();
     let mut tally = tokio::time::interval(TALLY);
     loop {
-        let wanted = if news.followers.load(Ordering::Relaxed) > 0 { LOUD } else { QUIET };
+        let wanted = if news.followers.load(Ordering::Relaxed) > 0 { loud } else { quiet };
         if told != Some(wanted) {
             told = listen(events.get_mut(), wanted);
             missed = events.get_ref().untold();
@@ -120,7 +124,7 @@ pub(crate) async fn read(dataplane: Arc<Dataplane>, events: Events, cancel: Canc
         let step = tokio::select! {
             () = cancel.cancelled() => Step::Stop,
             () = news.changed.notified() => Step::Look,
-            _ = tally.tick(), if wanted == LOUD => Step::Tally,
+            _ = tally.tick(), if wanted == loud => Step::Tally,
             ready = events.readable_mut() => match ready {
                 Ok(mut ready) => {
                     let batch = ready.get_inner_mut().read(BATCH);

@@ -1,6 +1,7 @@
 //! From an event's numbers to names.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use xebec_ebpf_abi::{Addr, DropReason, Endpoint, Event, Port, direction, proto, seen};
@@ -15,7 +16,8 @@ use crate::explain::{Judged, name_policy};
 /// Names, as the engine knows them now. What takes a search is found once for a batch.
 pub struct Names<'a> {
     engine: &'a Engine,
-    config: &'a Config,
+    /// The node's own.
+    addresses: BTreeSet<IpAddr>,
     services: BTreeMap<u32, Option<Named>>,
     /// Unix time minus the clock of events, in nanoseconds.
     epoch: i128,
@@ -23,9 +25,10 @@ pub struct Names<'a> {
 
 impl<'a> Names<'a> {
     /// For some events.
-    pub fn new(engine: &'a Engine, config: &'a Config) -> Names<'a> {
+    pub fn new(engine: &'a Engine, config: &Config) -> Names<'a> {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i128);
-        Names { engine, config, services: BTreeMap::new(), epoch: unix - i128::from(gc::now()) }
+        let addresses = engine.node_addresses(&config.node_ips);
+        Names { engine, addresses, services: BTreeMap::new(), epoch: unix - i128::from(gc::now()) }
     }
 
     /// An event in words.
@@ -56,7 +59,7 @@ impl<'a> Names<'a> {
         let ip = addr.to_ip();
         let has_ports = matches!(protocol, proto::TCP | proto::UDP | proto::SCTP);
         let pod = self.engine.state.policies.pod_at(ip).map(|(key, _)| key.to_string());
-        let node = pod.is_none() && (ip.is_loopback() || self.engine.node_addresses(&self.config.node_ips).contains(&ip));
+        let node = pod.is_none() && (ip.is_loopback() || self.addresses.contains(&ip));
         End { address: Some(ip), port: has_ports.then(|| port.get()), pod, node }
     }
 
