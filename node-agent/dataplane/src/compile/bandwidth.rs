@@ -34,17 +34,15 @@ impl Bandwidth {
     }
 }
 
-/// A bucket of so many bytes at least: TCP sends 64 KiB in one piece, and a sender whose every second piece is lost never
-/// comes up to its rate,
+const SECOND: u64 = 1_000_000_000;
+/// A bucket holds so many bytes at least: TCP sends 64 KiB in one piece, and a sender whose every second piece is lost never
+/// comes up to its rate. Else it holds what a second brings: who lost much is silent until TCP's timer runs out, 200 ms and
+/// twice that the next time, and what fills into the bucket meanwhile must not be lost too.
 const LEAST: u64 = 256 << 10;
-/// and of an eighth of a second: longer than most round trips, so that a window fits into it.
-const SHARE: u64 = 8;
 
 fn limit(rate: u64) -> Limit {
-    const SECOND: u128 = 1_000_000_000;
-    let bytes = LEAST.max(rate / SHARE);
-    let burst = u128::from(bytes) * SECOND / u128::from(rate.max(1));
-    Limit { rate, burst: u64::try_from(burst).unwrap_or(u64::MAX / 4), until: 0 }
+    let least = u128::from(LEAST) * u128::from(SECOND) / u128::from(rate.max(1));
+    Limit { rate, burst: u64::try_from(least).unwrap_or(u64::MAX / 4).max(SECOND), until: 0 }
 }
 
 /// A quantity in whole units, within a thousand and 10^15 as upstream has it.
@@ -122,7 +120,7 @@ mod tests {
         assert_eq!(bandwidth, Bandwidth { ingress: None, egress: Some(1_000_000) });
         let limits: Vec<_> = bandwidth.limits().collect();
         assert_eq!(limits.len(), 1);
-        assert_eq!(limits[0], (direction::EGRESS, Limit { rate: 1_000_000, burst: 262_144_000, until: 0 }));
+        assert_eq!(limits[0], (direction::EGRESS, Limit { rate: 1_000_000, burst: SECOND, until: 0 }));
         assert_eq!(of(None), Bandwidth::default());
     }
 
@@ -130,11 +128,8 @@ mod tests {
     fn a_bucket_holds_what_tcp_sends_at_once_whatever_the_rate() {
         for rate in [125, 125_000, 1_250_000_000, 125_000_000_000_000] {
             let limit = limit(rate);
-            let bytes = u128::from(limit.burst) * u128::from(rate) / 1_000_000_000;
-            assert!(
-                bytes >= u128::from(LEAST) - u128::from(rate) / 1_000_000_000 - 1 && bytes + 200_000 >= u128::from(rate / SHARE),
-                "{rate}: {bytes}"
-            );
+            let bytes = u128::from(limit.burst) * u128::from(rate) / u128::from(SECOND);
+            assert!(bytes + 1 >= u128::from(LEAST.max(rate)), "{rate}: {bytes}");
         }
     }
 }
