@@ -14,6 +14,8 @@ mod packet;
 mod pods;
 mod reject;
 mod socket;
+mod unusual;
 mod uplink;
+mod verdicts;
 mod wire;
 mod xdp;

@@ -68,8 +68,8 @@ fn new_netns() -> u64 {
     cookie
 }
 
-struct Node {
-    dataplane: Dataplane,
+pub struct Node {
+    pub dataplane: Dataplane,
     cookie: u64,
     // Last: programs are detached before the process leaves.
     _cgroup: Cgroup,
@@ -104,7 +104,7 @@ impl Node {
         self.dataplane.put(map::BACKEND_SETS, set, BackendSet { count, flags: 0 });
     }
 
-    fn is_the_node(&mut self) {
+    pub fn is_the_node(&mut self) {
         self.dataplane.configure(Config {
             node_netns_cookie: self.cookie,
             nat_port_min: Config::NAT_PORT_MIN,
@@ -115,7 +115,7 @@ impl Node {
 }
 
 /// Runs `body` with the hooks in force, on a thread of its own: the namespace goes with it.
-fn with_hooks(body: impl FnOnce(&mut Node) + Send) {
+pub fn with_hooks(body: impl FnOnce(&mut Node) + Send) {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             let cookie = new_netns();

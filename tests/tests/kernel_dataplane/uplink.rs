@@ -48,6 +48,12 @@ const REMOTE_SET: u32 = 2;
 /// elsewhere.
 pub fn node(net: &Net) -> Dataplane {
     let mut dp = Dataplane::load();
+    fill(&mut dp, net);
+    dp
+}
+
+/// The same in maps that are there.
+pub fn fill(dp: &mut Dataplane, net: &Net) {
     dp.configure(Config { node_netns_cookie: 1, nat_port_min: Config::NAT_PORT_MIN, nat_port_max: Config::NAT_PORT_MAX, flags: 0 });
     let own = Addr::from(net.node);
     let (v4, v6) = if own.is_v4() { (own, Addr::ANY) } else { (Addr::ANY, own) };
@@ -58,14 +64,13 @@ pub fn node(net: &Net) -> Dataplane {
     dp.put(map::ENDPOINTS, Addr::from(net.pod), endpoint);
     for (port, set, pod, flags) in [(NODE_PORT, LOCAL_SET, net.pod, Backend::LOCAL), (NODE_PORT + 1, REMOTE_SET, net.remote_pod, 0)] {
         for proto in [TCP, UDP] {
-            frontend(&mut dp, FrontendKey::node_port(own.is_v4(), Port::new(port), proto), set, 0);
+            frontend(dp, FrontendKey::node_port(own.is_v4(), Port::new(port), proto), set, 0);
         }
         dp.put(map::BACKENDS, set, Backend::new(pod.into(), Port::new(TARGET_PORT), flags));
         dp.put(map::BACKEND_SLOTS, SlotKey { set, slot: 0 }, set);
         dp.put(map::SET_MEMBERS, xebec_ebpf_abi::MemberKey { set, backend: set }, 0u32);
         dp.put(map::BACKEND_SETS, set, BackendSet { count: 1, flags: 0 });
     }
-    dp
 }
 
 pub fn frontend(dp: &mut Dataplane, key: FrontendKey, set: u32, flags: u32) {
