@@ -1,5 +1,6 @@
 //! Clusters of several nodes on one machine.
 
+mod absence;
 mod faults;
 mod lifecycle;
 mod pods;

@@ -28,7 +28,7 @@ fn asked_by_pod(cluster: &Cluster, number: u8, to: SocketAddr) -> Option<(String
 }
 
 /// The same from outside the nodes.
-fn asked_by_host(to: SocketAddr) -> Option<(String, IpAddr)> {
+pub fn asked_by_host(to: SocketAddr) -> Option<(String, IpAddr)> {
     let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(3)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(3))).ok()?;
     stream.write_all(b"GET /cgi-bin/who HTTP/1.0\r\n\r\n").ok()?;
