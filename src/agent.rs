@@ -96,6 +96,10 @@ pub struct Args {
     /// Places of a ring of consistent hashing (a prime below a power of two, 251 to 131071), the same on every node.
     #[arg(long)]
     maglev_table_size: Option<u32>,
+    /// Entries of BPF maps, NAME=ENTRIES, where the usual size does not do. A restart with another number copies what the map
+    /// holds and breaks no connection.
+    #[arg(long, value_delimiter = ',')]
+    map_entries: Vec<String>,
     /// Most pods this node takes.
     #[arg(long, default_value_t = 110)]
     max_pods: usize,
@@ -206,6 +210,7 @@ fn config(args: Args) -> Result<xebec_agent::Config> {
         routing,
         xdp: args.xdp.into(),
         maglev_size: args.maglev_table_size,
+        map_entries: map_entries(&args.map_entries)?,
         max_pods: args.max_pods,
         labels: labels(&args.node_labels)?,
         dataplane_only: only,
@@ -220,6 +225,14 @@ fn labels(given: &[String]) -> Result<BTreeMap<String, String>> {
     let pair = |text: &String| {
         let (name, value) = text.split_once('=').with_context(|| format!("label {text:?} is not NAME=VALUE"))?;
         Ok((name.to_owned(), value.to_owned()))
+    };
+    given.iter().map(pair).collect()
+}
+
+fn map_entries(given: &[String]) -> Result<BTreeMap<String, u32>> {
+    let pair = |text: &String| {
+        let (name, entries) = text.split_once('=').with_context(|| format!("map size {text:?} is not NAME=ENTRIES"))?;
+        Ok((name.to_owned(), entries.parse().with_context(|| format!("map size {text:?}: {entries:?} is not a number"))?))
     };
     given.iter().map(pair).collect()
 }
@@ -272,5 +285,11 @@ mod tests {
     fn labels_are_pairs() {
         assert_eq!(labels(&["a=b".to_owned(), "c=".to_owned()]).unwrap().len(), 2);
         assert!(labels(&["a".to_owned()]).is_err());
+    }
+
+    #[test]
+    fn map_sizes_are_names_and_numbers() {
+        assert_eq!(map_entries(&["BACKENDS=1048576".to_owned()]).unwrap()["BACKENDS"], 1_048_576);
+        assert!(map_entries(&["BACKENDS".to_owned()]).is_err() && map_entries(&["BACKENDS=many".to_owned()]).is_err());
     }
 }

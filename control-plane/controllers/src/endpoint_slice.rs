@@ -1,8 +1,8 @@
 //! EndpointSlice: the addresses behind each Service that has a selector.
 
 mod plan;
+mod topology;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
@@ -13,10 +13,9 @@ use xebec_loops::{Cache, Error, EventType, Key, Outcome, Recorder, Selector, api
 
 use crate::service_pods::{may_serve, selector_of, wake_services};
 use crate::setup::{Setup, sides};
-use plan::MANAGER;
 pub use plan::{MANAGED_BY, SERVICE_NAME};
-
-const ZONE: &str = "topology.kubernetes.io/zone";
+use plan::{MANAGER, Note};
+use topology::Topology;
 
 #[derive(Clone)]
 struct Controller {
@@ -53,8 +52,7 @@ pub fn register(setup: &mut Setup) {
         }
     });
     nodes.on_change(move |c| {
-        let zone = |n: Option<&Arc<Node>>| n.and_then(|n| label(&n.metadata, ZONE).map(str::to_owned));
-        if zone(c.old) != zone(c.new) {
+        if c.old.map(|n| topology::part(n)) != c.new.map(|n| topology::part(n)) {
             services.keys().into_iter().for_each(|k| queue.add(k));
         }
     });
@@ -84,9 +82,15 @@ impl Controller {
                     && !deleting(&s.metadata)
             })
             .collect();
-        let zones: HashMap<String, String> =
-            self.nodes.list().iter().filter_map(|n| Some((n.metadata.name.clone()?, label(&n.metadata, ZONE)?.to_owned()))).collect();
-        if let Err(error) = self.execute(&key, plan::plan(&service, &pods, &zones, &existing)).await {
+        let nodes = self.nodes.list();
+        let mut plan = plan::plan(&service, &pods, &Topology::of(nodes.iter().map(|n| &**n)), &existing);
+        for note in std::mem::take(&mut plan.notes) {
+            match note {
+                Note::Enabled(text) => self.recorder.event(&*service, EventType::Normal, "TopologyAwareHintsEnabled", text),
+                Note::Disabled(text) => self.recorder.event(&*service, EventType::Warning, "TopologyAwareHintsDisabled", text),
+            }
+        }
+        if let Err(error) = self.execute(&key, plan).await {
             if let Error::Api(e) = &error
                 && !error.is_conflict()
             {

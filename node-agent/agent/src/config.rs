@@ -59,6 +59,8 @@ pub struct Config {
     pub xdp: xebec_dataplane::Xdp,
     /// Places of a ring of consistent hashing; `None`: the dataplane's default.
     pub maglev_size: Option<u32>,
+    /// Entries of maps that shall have another size than they have by themselves.
+    pub map_entries: BTreeMap<String, u32>,
     pub max_pods: usize,
     /// Labels the Node is registered with besides the well-known ones.
     pub labels: BTreeMap<String, String>,
@@ -99,6 +101,7 @@ impl Config {
             routing: xebec_dataplane::Routing::Native,
             xdp: xebec_dataplane::Xdp::Auto,
             maglev_size: None,
+            map_entries: BTreeMap::new(),
             max_pods: 110,
             labels: BTreeMap::new(),
             dataplane_only: false,
@@ -163,6 +166,7 @@ impl Config {
             host_root: host_root::find().filter(|_| self.dataplane_only),
             xdp: self.xdp,
             maglev_size: self.maglev_size.unwrap_or(defaults.maglev_size),
+            layout: defaults.layout.clone().sized(self.map_entries.clone())?,
             ..defaults
         })
     }

@@ -80,7 +80,10 @@ impl Dataplane {
         mount::ensure(&config.pin_dir, &mount_record(&config))?;
         let (pins, layouts) = (Pins::new(&config.pin_dir, config.layout.number), Layouts::new(&config.state_dir));
         let others_run = layouts.prepare(&config.layout, &pins)?;
-        let (programs, mut maps, connections, events) = Programs::load(pins.clone())?;
+        let (programs, mut maps, connections, events) = Programs::load(pins.clone(), &config.layout.sizes)?;
+        if others_run {
+            layouts.copy_resized(&config.layout, &pins)?;
+        }
         // One of the two sets of hooks serves the node's own sockets at any time: see `abi::Config`.
         let at_root = programs.is_at_root(&links::cgroup_root(&config.cgroup));
         maps.configure(facts(at_root)?)?;
@@ -252,7 +255,8 @@ impl Dataplane {
             return Vec::new();
         }
         let refused = engine.state.policies.refused();
-        engine.policy_news.take(refused)
+        let services = engine.state.services.complaints();
+        engine.policy_news.take(refused, services)
     }
 
     fn tell_health(&self, settled: bool) {
@@ -369,7 +373,9 @@ impl Dataplane {
             sync: engine.sync.status(Instant::now()),
             errors: {
                 let refused = engine.state.policies.refused();
-                engine.errors.iter().chain(&engine.problems).cloned().chain(refused.iter().map(policy_news::refusal)).collect()
+                let policies = refused.iter().map(policy_news::refusal);
+                let services = engine.state.services.complaints().into_iter().map(|((key, _), why)| format!("Service {key}: {why}"));
+                engine.errors.iter().chain(&engine.problems).cloned().chain(policies).chain(services).collect()
             },
         }
     }

@@ -17,6 +17,7 @@ use crate::compile::announce;
 use crate::compile::expand::{NodeFacts, addr};
 use crate::compile::input::{Key, NodeIn};
 use crate::compile::policies::LocalEndpoint;
+use crate::compile::services::room;
 use crate::compile::state::{Op, State};
 use crate::device::uplink::NodeDevices;
 use crate::device::xdp::{Mode, Xdp};
@@ -117,6 +118,7 @@ impl Engine {
         maps.keep_service_counts(|id| alive.contains(&id));
         let last_endpoint = found.endpoints.values().map(|e| e.id).max().unwrap_or(0);
         state.load(found);
+        state.services.set_room(room::MAPS.map(|map| maps.max_entries(map) as usize));
         state.policies.set_room(maps.max_entries(xebec_ebpf_abi::map::POLICY) as usize);
         Ok(Engine {
             name: node_name.to_owned(),

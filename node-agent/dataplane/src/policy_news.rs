@@ -1,5 +1,5 @@
-//! What authors of policies are told: a condition in the status of a ClusterNetworkPolicy that says what of it is not
-//! understood, and an Event for a policy that does not fit into the maps.
+//! What authors of policies and Services are told: a condition in the status of a ClusterNetworkPolicy that says what of it
+//! is not understood, and an Event for a policy or a Service that does not fit into the maps, or whose address is another's.
 //!
 //! Every node would write the same condition, so it is written only where it is not there yet.
 
@@ -14,9 +14,13 @@ use serde_json::{Value, json};
 
 use crate::compile::cluster::{ClusterNetworkPolicy, ClusterPolicy};
 use crate::compile::input::Key;
+use crate::compile::services::complaints::Subject;
 
 /// Type of the condition.
 const CONDITION: &str = "xebec.dev/Accepted";
+
+/// Services that are told of in one round: thousands may be without room at once, and none helps more than the first.
+const AT_ONCE: usize = 20;
 
 /// One thing to tell.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +29,8 @@ pub enum News {
     Condition(String, Value),
     /// There is no room for this policy.
     Refused(Key),
+    /// Something is wrong with this Service.
+    Service(Subject, String),
 }
 
 /// What has been told and what has not.
@@ -32,6 +38,7 @@ pub enum News {
 pub struct PolicyNews {
     conditions: BTreeMap<String, Value>,
     refused: BTreeSet<Key>,
+    services: BTreeSet<Subject>,
 }
 
 impl PolicyNews {
@@ -49,12 +56,15 @@ impl PolicyNews {
         }
     }
 
-    /// What is to be told now, with the policies there is no room for.
-    pub fn take(&mut self, refused: BTreeSet<Key>) -> Vec<News> {
+    /// What is to be told now, with the policies there is no room for and what is wrong with Services.
+    pub fn take(&mut self, refused: BTreeSet<Key>, services: BTreeMap<Subject, String>) -> Vec<News> {
         let conditions = std::mem::take(&mut self.conditions).into_iter().map(|(name, condition)| News::Condition(name, condition));
         let new = refused.difference(&self.refused).cloned().map(News::Refused);
-        let news = conditions.chain(new).collect();
+        let mut news: Vec<News> = conditions.chain(new).collect();
         self.refused = refused;
+        let known = std::mem::replace(&mut self.services, services.keys().cloned().collect());
+        let new = services.into_iter().filter(|(subject, _)| !known.contains(subject)).take(AT_ONCE);
+        news.extend(new.map(|(subject, why)| News::Service(subject, why)));
         news
     }
 }
@@ -91,19 +101,33 @@ pub async fn tell(client: kube::Client, node: String, news: Vec<News>) {
             }
             News::Refused(key) => {
                 tracing::error!("{}", refusal(&key));
-                let told = recorder.publish(&event(&key), &reference(&key)).await;
+                let told = recorder.publish(&event("PolicyDoesNotFit", refusal(&key)), &reference(&key)).await;
+                (key.to_string(), told)
+            }
+            News::Service((key, reason), why) => {
+                tracing::error!(service = %key, "{why}");
+                let told = recorder.publish(&event(reason, why), &service_reference(&key)).await;
                 (key.to_string(), told)
             }
         };
         if let Err(error) = told {
-            tracing::warn!(policy = what, %error, "the author of a policy cannot be told about it");
+            tracing::warn!(what, %error, "the author of a policy or a Service cannot be told about it");
         }
     }
 }
 
-fn event(key: &Key) -> Event {
-    let note = Some(refusal(key));
-    Event { type_: EventType::Warning, reason: "PolicyDoesNotFit".into(), note, action: "Refuse".into(), secondary: None }
+fn event(reason: &str, note: String) -> Event {
+    Event { type_: EventType::Warning, reason: reason.into(), note: Some(note), action: "Refuse".into(), secondary: None }
+}
+
+fn service_reference(key: &Key) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Service".into()),
+        name: Some(key.name.clone()),
+        namespace: Some(key.namespace.clone()),
+        ..ObjectReference::default()
+    }
 }
 
 fn reference(key: &Key) -> ObjectReference {
@@ -136,28 +160,41 @@ mod tests {
         let policy = cluster::policy(&object);
         let mut news = PolicyNews::default();
         news.seen("p", Some(&object), policy.as_ref());
-        let told = news.take(BTreeSet::new());
+        let told = news.take(BTreeSet::new(), BTreeMap::new());
         let [News::Condition(name, condition)] = &told[..] else { panic!("{told:?}") };
         assert_eq!((name.as_str(), &condition["status"], &condition["reason"]), ("p", &json!("False"), &json!("Unsupported")));
         assert!(condition["message"].as_str().expect("words").contains("domainNames are not supported"));
-        assert_eq!(news.take(BTreeSet::new()), vec![], "once");
+        assert_eq!(news.take(BTreeSet::new(), BTreeMap::new()), vec![], "once");
         let mut there = condition.clone();
         there["lastTransitionTime"] = json!("2026-01-01T00:00:00Z");
         object.status = json!({"conditions": [{"type": "other"}, there]});
         news.seen("p", Some(&object), policy.as_ref());
-        assert_eq!(news.take(BTreeSet::new()), vec![], "another node has told it");
+        assert_eq!(news.take(BTreeSet::new(), BTreeMap::new()), vec![], "another node has told it");
         object.metadata.generation = Some(4);
         news.seen("p", Some(&object), policy.as_ref());
-        assert_eq!(news.take(BTreeSet::new()).len(), 1, "of a newer generation it says nothing");
+        assert_eq!(news.take(BTreeSet::new(), BTreeMap::new()).len(), 1, "of a newer generation it says nothing");
     }
 
     #[test]
     fn a_refusal_is_told_when_it_begins() {
         let key = Key::new("default", "large");
         let mut news = PolicyNews::default();
-        assert_eq!(news.take(BTreeSet::from([key.clone()])), vec![News::Refused(key.clone())]);
-        assert_eq!(news.take(BTreeSet::from([key.clone()])), vec![]);
-        assert_eq!(news.take(BTreeSet::new()), vec![]);
-        assert_eq!(news.take(BTreeSet::from([key.clone()])), vec![News::Refused(key)]);
+        assert_eq!(news.take(BTreeSet::from([key.clone()]), BTreeMap::new()), vec![News::Refused(key.clone())]);
+        assert_eq!(news.take(BTreeSet::from([key.clone()]), BTreeMap::new()), vec![]);
+        assert_eq!(news.take(BTreeSet::new(), BTreeMap::new()), vec![]);
+        assert_eq!(news.take(BTreeSet::from([key.clone()]), BTreeMap::new()), vec![News::Refused(key)]);
+    }
+
+    #[test]
+    fn what_is_wrong_with_services_is_told_when_it_begins_and_not_all_at_once() {
+        let mut news = PolicyNews::default();
+        let many = |count: usize| {
+            (0..count).map(|n| ((Key::new("ns", &format!("s{n:03}")), "NoRoom"), "no room".to_owned())).collect::<BTreeMap<_, _>>()
+        };
+        assert_eq!(news.take(BTreeSet::new(), many(1)), vec![News::Service((Key::new("ns", "s000"), "NoRoom"), "no room".into())]);
+        assert_eq!(news.take(BTreeSet::new(), many(1)), vec![]);
+        assert_eq!(news.take(BTreeSet::new(), many(500)).len(), AT_ONCE);
+        assert_eq!(news.take(BTreeSet::new(), many(0)), vec![]);
+        assert_eq!(news.take(BTreeSet::new(), many(2)).len(), 2, "it began again");
     }
 }

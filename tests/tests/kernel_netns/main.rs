@@ -7,6 +7,7 @@ mod connects;
 mod explained;
 mod fabric;
 mod flows;
+mod growth;
 mod host;
 mod node;
 mod policies;

@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use xebec_loops::meta::{controller_reference, deleting};
 use xebec_loops::pod::{is_ready, node_name};
 
+use super::topology::{self, Topology};
 use crate::service_pods::{addresses, hostname, is_headless, target_port};
 
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -24,6 +25,15 @@ pub struct Plan {
     pub create: Vec<EndpointSlice>,
     pub update: Vec<EndpointSlice>,
     pub delete: Vec<Arc<EndpointSlice>>,
+    /// What the Service's author is told of topology hints.
+    pub notes: Vec<Note>,
+}
+
+/// Whether endpoints are shared out to zones as asked.
+#[derive(Debug, PartialEq)]
+pub enum Note {
+    Enabled(String),
+    Disabled(String),
 }
 
 /// Ports in an order that makes equal sets equal.
@@ -82,6 +92,9 @@ pub fn endpoint(service: &Service, pod: &Pod, family: &str, zone: Option<&str>) 
 /// Who shall prefer an endpoint (`trafficDistribution`): its own zone, or its own node and then its zone.
 fn hints(service: &Service, node: Option<&str>, zone: Option<&str>) -> Option<EndpointHints> {
     let for_zones = zone.map(|name| vec![ForZone { name: name.to_owned() }]);
+    if topology::is_asked(service) {
+        return None;
+    }
     match service.spec.as_ref()?.traffic_distribution.as_deref()? {
         "PreferClose" | "PreferSameZone" => Some(EndpointHints { for_zones: Some(for_zones?), for_nodes: None }),
         "PreferSameNode" => Some(EndpointHints { for_zones, for_nodes: Some(vec![ForNode { name: node?.to_owned() }]) }),
@@ -114,19 +127,23 @@ fn labels_for(service: &Service) -> BTreeMap<String, String> {
     labels
 }
 
-/// Compares what the Service should have with the slices it has. `zones` maps node names to zones.
-pub fn plan(service: &Service, pods: &[Arc<Pod>], zones: &HashMap<String, String>, existing: &[Arc<EndpointSlice>]) -> Plan {
+/// Compares what the Service should have with the slices it has.
+pub fn plan(service: &Service, pods: &[Arc<Pod>], topology: &Topology, existing: &[Arc<EndpointSlice>]) -> Plan {
     let mut plan = Plan::default();
     let families = families(service);
     for family in &families {
         let mut groups: BTreeMap<Ports, (Vec<EndpointPort>, BTreeMap<String, Endpoint>)> = BTreeMap::new();
         for pod in pods {
-            let zone = node_name(pod).and_then(|n| zones.get(n)).map(String::as_str);
+            let zone = node_name(pod).and_then(|n| topology.zones.get(n)).map(String::as_str);
             if let Some(e) = endpoint(service, pod, family, zone) {
                 let ports = ports_for(service, pod);
                 let id = identity(&e);
                 groups.entry(key_of(&ports)).or_insert_with(|| (ports, BTreeMap::new())).1.insert(id, e);
             }
+        }
+        if topology::is_asked(service) {
+            let all = groups.values_mut().flat_map(|(_, endpoints)| endpoints.iter_mut());
+            plan.notes.extend(share_out(all, topology, family, existing));
         }
         if groups.is_empty() {
             // A Service without endpoints still has a slice, so that clients see it is known.
@@ -146,6 +163,24 @@ pub fn plan(service: &Service, pods: &[Arc<Pod>], zones: &HashMap<String, String
     plan.delete.extend(other_family.cloned());
     recycle(&mut plan);
     plan
+}
+
+/// Hints for the endpoints of a family, and what is to be said of them: that there are none, and why; that there are now.
+fn share_out<'a>(
+    endpoints: impl Iterator<Item = (&'a String, &'a mut Endpoint)>,
+    topology: &Topology,
+    family: &str,
+    existing: &[Arc<EndpointSlice>],
+) -> Option<Note> {
+    let of_family = existing.iter().filter(|s| s.address_type == family).flat_map(|s| s.endpoints.iter().flatten());
+    let zone = |e: &Endpoint| Some(e.hints.as_ref()?.for_zones.as_ref()?.first()?.name.clone());
+    let had: HashMap<String, String> = of_family.filter_map(|e| Some((identity(e), zone(e)?))).collect();
+    let (before, mut endpoints): (Vec<Option<String>>, Vec<&mut Endpoint>) = endpoints.map(|(id, e)| (had.get(id).cloned(), e)).unzip();
+    let told = |what: &str| format!("{what}, addressType: {family}");
+    match topology::assign(&mut endpoints, &before, topology.shares.as_ref()) {
+        Ok(()) => had.is_empty().then(|| Note::Enabled(told("Topology Aware Hints has been enabled"))),
+        Err(why) => Some(Note::Disabled(told(&why))),
+    }
 }
 
 /// A slice that would go takes the contents of one that would be made: one write instead of two.
@@ -303,8 +338,8 @@ mod tests {
     #[test]
     fn endpoints_carry_conditions_node_zone_and_ports() {
         let s = service(json!([{"name": "http", "port": 80, "targetPort": "web"}, {"name": "gone", "port": 1, "targetPort": "no"}]));
-        let zones = HashMap::from([("node".to_owned(), "z1".to_owned())]);
-        let plan = plan(&s, &[pod(1, true, 8080)], &zones, &[]);
+        let topology = Topology { zones: HashMap::from([("node".to_owned(), "z1".to_owned())]), ..Topology::default() };
+        let plan = plan(&s, &[pod(1, true, 8080)], &topology, &[]);
         let slice = serde_json::to_value(&plan.create[0]).unwrap();
         assert_eq!(
             slice["endpoints"],
@@ -335,6 +370,30 @@ mod tests {
     }
 
     #[test]
+    fn topology_mode_auto_goes_before_traffic_distribution_and_is_told_of() {
+        let mut s = service(json!([{"port": 80}]));
+        s.spec.as_mut().unwrap().traffic_distribution = Some("PreferSameNode".into());
+        s.metadata.annotations = Some(BTreeMap::from([("service.kubernetes.io/topology-mode".to_owned(), "Auto".to_owned())]));
+        let topology = Topology {
+            zones: HashMap::from([("node".to_owned(), "z1".to_owned())]),
+            shares: Some(BTreeMap::from([("z1".to_owned(), 0.5), ("z2".to_owned(), 0.5)])),
+        };
+        let pods: Vec<Arc<Pod>> = (0..4).map(|i| pod(i, true, 80)).collect();
+        let mut names = 0;
+        let first = plan(&s, &pods, &topology, &[]);
+        assert_eq!(first.notes, [Note::Enabled("Topology Aware Hints has been enabled, addressType: IPv4".into())]);
+        let slices = apply(first, &[], &mut names);
+        let hints: Vec<EndpointHints> = slices[0].endpoints.iter().flatten().filter_map(|e| e.hints.clone()).collect();
+        let of = |zone: &str| hints.iter().filter(|h| h.for_nodes.is_none() && h.for_zones.as_ref().unwrap()[0].name == zone).count();
+        assert_eq!((of("z1"), of("z2")), (2, 2));
+        assert_eq!(plan(&s, &pods, &topology, &slices), Plan::default(), "what is there is kept");
+        // Too few for two zones: no hints, and the reason.
+        let one = plan(&s, &pods[..1], &topology, &slices);
+        assert_eq!(one.notes, [Note::Disabled("Insufficient number of endpoints (1 endpoints, 2 zones), addressType: IPv4".into())]);
+        assert!(one.update[0].endpoints.iter().flatten().all(|e| e.hints.is_none()));
+    }
+
+    #[test]
     fn terminating_pods_still_serve_but_are_not_ready() {
         let mut p = (*pod(1, true, 80)).clone();
         p.metadata.deletion_timestamp = Some(xebec_loops::clock::now());
@@ -346,12 +405,12 @@ mod tests {
     fn a_service_without_endpoints_has_one_empty_slice() {
         let s = service(json!([{"port": 80}]));
         let mut names = 0;
-        let first = apply(plan(&s, &[], &HashMap::new(), &[]), &[], &mut names);
+        let first = apply(plan(&s, &[], &Topology::default(), &[]), &[], &mut names);
         assert_eq!(first.len(), 1);
-        assert_eq!(plan(&s, &[], &HashMap::new(), &first), Plan::default());
-        let one = apply(plan(&s, &[pod(1, true, 80)], &HashMap::new(), &first), &first, &mut names);
+        assert_eq!(plan(&s, &[], &Topology::default(), &first), Plan::default());
+        let one = apply(plan(&s, &[pod(1, true, 80)], &Topology::default(), &first), &first, &mut names);
         assert_eq!((one.len(), one[0].endpoints.as_ref().unwrap().len()), (1, 1));
-        let none = apply(plan(&s, &[], &HashMap::new(), &one), &one, &mut names);
+        let none = apply(plan(&s, &[], &Topology::default(), &one), &one, &mut names);
         assert_eq!((none.len(), none[0].endpoints.as_ref().unwrap().len()), (1, 0));
     }
 
@@ -364,7 +423,7 @@ mod tests {
             let (mut slices, mut names) = (Vec::new(), 0);
             for round in rounds {
                 let pods: Vec<_> = round.iter().map(|(i, (ready, port))| pod(*i, *ready, *port)).collect();
-                slices = apply(plan(&s, &pods, &HashMap::new(), &slices), &slices, &mut names);
+                slices = apply(plan(&s, &pods, &Topology::default(), &slices), &slices, &mut names);
                 let mut seen: Vec<(String, bool, i32)> = slices.iter().flat_map(|s| {
                     let port = s.ports.as_ref().unwrap().first().and_then(|p| p.port).unwrap_or(0);
                     s.endpoints.iter().flatten().map(move |e| (e.addresses[0].clone(), e.conditions.as_ref().unwrap().ready.unwrap(), port))
@@ -374,7 +433,7 @@ mod tests {
                 want.sort();
                 prop_assert_eq!(seen, want);
                 prop_assert!(slices.iter().all(|s| s.endpoints.as_ref().unwrap().len() <= MAX_ENDPOINTS));
-                prop_assert_eq!(plan(&s, &pods, &HashMap::new(), &slices), Plan::default());
+                prop_assert_eq!(plan(&s, &pods, &Topology::default(), &slices), Plan::default());
             }
         }
     }

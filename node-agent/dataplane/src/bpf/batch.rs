@@ -118,6 +118,46 @@ pub fn scan<K: Pod, V: Pod>(map: &HashMap<MapData, K, V>, mut each: impl FnMut(K
     }
 }
 
+/// Puts all entries of a map into another of the same keys and values. Returns how many there are.
+pub fn copy(from: &MapData, to: &MapData) -> Result<usize, MapError> {
+    let info = from.info()?;
+    let (key, value) = (info.key_size() as usize, info.value_size() as usize);
+    let mut room = ENTRIES;
+    // Places that the kernel notes: a number, or a key.
+    let (mut place, mut next) = (vec![0u8; key.max(8)], vec![0u8; key.max(8)]);
+    let (mut is_first, mut copied) = (true, 0);
+    loop {
+        let (mut keys, mut values) = (vec![0u8; room * key], vec![0u8; room * value]);
+        let mut read = Attributes {
+            in_batch: if is_first { 0 } else { place.as_ptr() as u64 },
+            out_batch: next.as_mut_ptr() as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            ..attributes(from, room)
+        };
+        let is_last = match call(LOOKUP, &mut read) {
+            Ok(()) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+                room *= 2;
+                continue;
+            }
+            Err(error) => return Err(MapError::IoError(error)),
+        };
+        if read.count > 0 {
+            let mut write =
+                Attributes { keys: keys.as_ptr() as u64, values: values.as_ptr() as u64, ..attributes(to, read.count as usize) };
+            call(UPDATE, &mut write).map_err(MapError::IoError)?;
+            copied += read.count as usize;
+        }
+        if is_last {
+            return Ok(copied);
+        }
+        std::mem::swap(&mut place, &mut next);
+        is_first = false;
+    }
+}
+
 fn attributes(map: &MapData, count: usize) -> Attributes {
     Attributes { map_fd: map.fd().as_fd().as_raw_fd() as u32, count: count as u32, ..Attributes::default() }
 }

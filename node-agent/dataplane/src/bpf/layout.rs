@@ -4,17 +4,20 @@
 //! pinned in both directories, so nothing is copied and connections that old and new programs see during the hand-over are
 //! the same connections. A map of another version is made anew and filled from the API before any program that reads it is
 //! attached. The programs of the other layout run until then.
+//!
+//! Maps of another size are a layout of their own too: what user space has written is copied into the new ones, so that every
+//! number stays what it was and connections, which stay in their maps, know their backends again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use aya::maps::MapInfo;
+use aya::maps::{MapData, MapInfo};
 use serde::{Deserialize, Serialize};
 use xebec_ebpf_abi as abi;
 
-use super::links;
-use super::loader::Pins;
+use super::loader::{Pins, chain};
+use super::{batch, links};
 use crate::{Error, file};
 
 /// Maps whose keys or values have changed since version 1: whoever changes one raises its number here, and
@@ -28,13 +31,62 @@ pub struct Layout {
     pub number: u32,
     /// Version of each map's keys and values.
     pub versions: BTreeMap<String, u32>,
+    /// Entries of maps that have another size than the object says.
+    #[serde(default)]
+    pub sizes: BTreeMap<String, u32>,
+}
+
+/// Maps whose size may be chosen: those user space alone writes, and can fill again.
+const RESIZABLE: &[&str] = &[
+    abi::map::FRONTENDS,
+    abi::map::BACKEND_SETS,
+    abi::map::BACKEND_SLOTS,
+    abi::map::SET_MEMBERS,
+    abi::map::BACKENDS,
+    abi::map::SOURCE_RANGES,
+    abi::map::ENDPOINTS,
+    abi::map::IPCACHE,
+    abi::map::POLICY,
+];
+
+/// What a map may have: the kernel takes more, but no node's memory does.
+const ENTRIES: std::ops::RangeInclusive<u32> = 64..=1 << 24;
+
+impl Layout {
+    /// The same with maps of these sizes.
+    pub fn sized(self, sizes: BTreeMap<String, u32>) -> Result<Layout, Error> {
+        for (name, entries) in &sizes {
+            if !RESIZABLE.contains(&name.as_str()) {
+                return Err(Error::Config(format!(
+                    "the size of a map {name} cannot be chosen; those that can be: {}",
+                    RESIZABLE.join(", ")
+                )));
+            }
+            if !ENTRIES.contains(entries) {
+                return Err(Error::Config(format!("a map {name} of {entries} entries is not possible; choose {ENTRIES:?}")));
+            }
+        }
+        if sizes.is_empty() {
+            return Ok(self);
+        }
+        // Other sizes, another directory. FNV-1a, which is the same in every version.
+        let text = sizes.iter().map(|(name, entries)| format!("{name}={entries} ")).collect::<String>();
+        let hash = text.bytes().fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
+        Ok(Layout { number: self.number + 1000 * (1 + hash % 1_000_000), sizes, ..self })
+    }
+
+    /// Whether a map of this name is the very same in both layouts but for its size.
+    fn differs_in_size(&self, other: &Layout, name: &str) -> bool {
+        self.versions.get(name) == other.versions.get(name) && self.sizes.get(name) != other.sizes.get(name)
+    }
 }
 
 impl Default for Layout {
     /// That of the object this agent has.
     fn default() -> Layout {
         let version = |name: &str| VERSIONS.iter().find(|(n, _)| *n == name).map_or(1, |(_, version)| *version);
-        Layout { number: abi::Config::LAYOUT, versions: abi::map::ALL.iter().map(|name| ((*name).to_owned(), version(name))).collect() }
+        let versions = abi::map::ALL.iter().map(|name| ((*name).to_owned(), version(name))).collect();
+        Layout { number: abi::Config::LAYOUT, versions, sizes: BTreeMap::new() }
     }
 }
 
@@ -78,6 +130,25 @@ impl Layouts {
         Ok(others_run)
     }
 
+    /// Fills the own maps that are those of the running layout but for their size with what these hold.
+    pub fn copy_resized(&self, own: &Layout, pins: &Pins) -> Result<(), Error> {
+        let record = self.read();
+        let Some(other) = record.active.and_then(|active| record.layouts.get(&active)).filter(|other| other.number != own.number) else {
+            return Ok(());
+        };
+        for name in RESIZABLE.iter().filter(|name| own.differs_in_size(other, name)) {
+            let (from, to) = (pins.of(other.number).join(name), pins.maps().join(name));
+            if !from.exists() {
+                continue;
+            }
+            let fail = |reason: String| Error::Map { what: format!("copy the map {name} into one of another size"), reason };
+            let open = |path: &Path| MapData::from_pin(path).map_err(|e| fail(chain(&e)));
+            let copied = batch::copy(&open(&from)?, &open(&to)?).map_err(|e| fail(chain(&e)))?;
+            tracing::info!(map = name, entries = copied, "copied into a map of another size");
+        }
+        Ok(())
+    }
+
     /// Every attached program is of this layout now.
     pub fn activate(&self, own: &Layout) -> Result<(), Error> {
         let mut record = self.read();
@@ -100,7 +171,7 @@ fn share(own: &Layout, pins: &Pins, other: &Layout) -> Result<(), Error> {
     let mut shared = BTreeSet::new();
     for (name, version) in &own.versions {
         let (old, new) = (from.join(name), to.join(name));
-        if other.versions.get(name) != Some(version) || !old.exists() {
+        if other.versions.get(name) != Some(version) || own.differs_in_size(other, name) || !old.exists() {
             continue;
         }
         // What an upgrade that was cut off left there is this map, or a new one that nobody reads.
@@ -150,5 +221,25 @@ mod tests {
         std::fs::write(dir.path().join("layouts.json"), "{").unwrap();
         assert_eq!(layouts.read().active, None);
         layouts.remove().unwrap();
+    }
+
+    #[test]
+    fn other_sizes_are_another_layout_of_the_same_maps() {
+        let sized = |sizes: &[(&str, u32)]| Layout::default().sized(sizes.iter().map(|(n, e)| ((*n).to_owned(), *e)).collect());
+        let large = sized(&[("BACKENDS", 1 << 20)]).unwrap();
+        assert_ne!(large.number, Layout::default().number);
+        assert_eq!(large, sized(&[("BACKENDS", 1 << 20)]).unwrap(), "the same directory after a restart");
+        assert_ne!(large.number, sized(&[("BACKENDS", 1 << 21)]).unwrap().number);
+        assert_eq!(sized(&[]).unwrap(), Layout::default());
+        let differing: Vec<&&str> = abi::map::ALL.iter().filter(|name| large.differs_in_size(&Layout::default(), name)).collect();
+        assert_eq!(differing, [&abi::map::BACKENDS]);
+        for (name, entries, word) in
+            [("FLOWS", 4096, "cannot be chosen"), ("NONE", 4096, "cannot be chosen"), ("POLICY", 1, "not possible")]
+        {
+            assert!(sized(&[(name, entries)]).unwrap_err().to_string().contains(word));
+        }
+        // What an agent has noted that knew of no sizes.
+        let old: Layout = serde_json::from_str(r#"{"number":3,"versions":{"BACKENDS":1}}"#).unwrap();
+        assert!(old.sizes.is_empty());
     }
 }

@@ -1,5 +1,6 @@
 //! Loads the embedded object on top of what is pinned, and attaches its programs.
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -109,13 +110,17 @@ impl Hook {
 }
 
 impl Programs {
-    /// Loads the object: maps that are pinned are used again with all they hold, others are made and pinned.
-    pub fn load(pins: Pins) -> Result<(Programs, Maps, Connections, Events), Error> {
+    /// Loads the object: maps that are pinned are used again with all they hold, others are made, of these sizes where one is
+    /// given, and pinned.
+    pub fn load(pins: Pins, sizes: &BTreeMap<String, u32>) -> Result<(Programs, Maps, Connections, Events), Error> {
         for dir in [pins.maps(), pins.links()] {
             std::fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
         }
         let mut loader = EbpfLoader::new();
         loader.default_map_pin_directory(pins.maps());
+        for (name, entries) in sizes {
+            loader.map_max_entries(name, *entries);
+        }
         // bpf_set_retval came with 5.18.
         if KernelVersion::current().is_ok_and(|v| v < KernelVersion::new(5, 18, 0)) {
             loader.override_global(global::SET_RETVAL, &0u32, false);

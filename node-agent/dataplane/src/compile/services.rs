@@ -1,7 +1,9 @@
 //! Services to map entries: gives out numbers, keeps what each Service wants, recompiles only what changed.
 
+pub mod complaints;
 pub mod names;
 mod pool;
+pub mod room;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +21,7 @@ use crate::HealthCheck;
 use crate::sorted::Sorted;
 use crate::table::Table;
 use pool::Pool;
+use room::{Entries, Refusal};
 
 /// Who wants a frontend. The order decides who gets an address that two want.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,9 +96,19 @@ pub struct Services {
     installed: BTreeMap<Owner, Box<[(PortId, Installed)]>>,
     /// In the order of the owners.
     claims: Sorted<FrontendKey, Vec<(Owner, Frontend)>>,
+    /// Frontends more than one owner wants.
+    contested: BTreeSet<FrontendKey>,
     /// Number and users.
     backends: Sorted<BackendKey, (u32, u32)>,
     numbers: Numbers,
+    /// How many entries the maps take; none: that is not known, as in tests.
+    room: Option<Entries>,
+    /// Wanted slots and members of all sets.
+    slots: usize,
+    members: usize,
+    refused: BTreeMap<Owner, Refusal>,
+    /// Entries in use when it was last found that there is no room.
+    refused_at: Entries,
     /// What the maps shall hold.
     pub tables: ServiceTables,
     /// Places of a ring; 0: none are made.
@@ -260,10 +273,14 @@ impl Services {
     pub fn compile(&mut self) {
         for _ in 0..PORTION {
             let Some(owner) = self.dirty.pop_first() else {
-                return;
+                break;
             };
             let specs = self.specs(&owner);
+            let specs = self.admit(&owner, specs);
             self.install(owner, specs);
+        }
+        if self.dirty.is_empty() {
+            self.retry_refused();
         }
     }
 
@@ -308,7 +325,7 @@ impl Services {
         for gone in old.into_values() {
             self.drop_port(&owner, &gone, &now);
             for set in [gone.ids.cluster, gone.ids.local] {
-                self.tables.sets.unset(&set);
+                self.put_set(set, None);
                 self.drop_ring(set);
                 self.numbers.sets.remove(&set);
             }
@@ -362,13 +379,12 @@ impl Services {
         let mut backends = Vec::new();
         for (role, id) in [(Role::Cluster, ids.cluster), (Role::Local, ids.local)] {
             let Some(set) = spec.set(role) else {
-                self.tables.sets.unset(&id);
+                self.put_set(id, None);
                 self.drop_ring(id);
                 continue;
             };
             backends.extend(set.backends.iter().filter(|key| held.insert(**key)).map(|key| self.hold_backend(*key)));
-            // Affinity counts, and so does a UDP flow, only while its backend is a member.
-            self.want_set(id, set, spec.affinity.is_some() || spec.id.1 == xebec_ebpf_abi::proto::UDP);
+            self.want_set(id, set, spec.has_members());
             if spec.has_ring(role) {
                 self.want_ring(id, set, spec);
             } else {
@@ -410,7 +426,10 @@ impl Services {
         match self.claims.get_mut(&key) {
             Some(claims) => match claims.binary_search_by(|(other, _)| other.cmp(owner)) {
                 Ok(at) => claims[at].1 = value,
-                Err(at) => claims.insert(at, (owner.clone(), value)),
+                Err(at) => {
+                    claims.insert(at, (owner.clone(), value));
+                    self.contested.insert(key);
+                }
             },
             None => drop(self.claims.insert(key, vec![(owner.clone(), value)])),
         }
@@ -425,6 +444,9 @@ impl Services {
             }
             if let Some(claims) = self.claims.get_mut(key) {
                 claims.retain(|(other, _)| other != owner);
+                if claims.len() < 2 {
+                    self.contested.remove(key);
+                }
                 if claims.is_empty() {
                     self.claims.remove(key);
                 }
@@ -503,6 +525,13 @@ impl Services {
         let tables = &self.tables.sets;
         let old = tables.want().get(&id).or_else(|| tables.have().get(&id)).map(|s| s.slots.clone()).unwrap_or_default();
         let flags = if spec.drop_when_empty { BackendSet::DROP_WHEN_EMPTY } else { 0 };
-        self.tables.sets.set(id, Set::build(&old, &ids, flags, members));
+        self.put_set(id, Some(Set::build(&old, &ids, flags, members)));
+    }
+
+    fn put_set(&mut self, id: u32, set: Option<Set>) {
+        let size = |set: Option<&Set>| set.map_or((0, 0), |s| (s.slots.len(), s.members.len()));
+        let (before, now) = (size(self.tables.sets.want().get(&id)), size(set.as_ref()));
+        (self.slots, self.members) = (self.slots + now.0 - before.0, self.members + now.1 - before.1);
+        self.tables.sets.put(id, set);
     }
 }
