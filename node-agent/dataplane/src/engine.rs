@@ -13,7 +13,7 @@ use crate::Error;
 use crate::bpf::gc::{self, Swept};
 use crate::bpf::loader::{Hook, Programs};
 use crate::bpf::maps::Maps;
-use crate::compile::announce;
+use crate::compile::announce::Elections;
 use crate::compile::expand::{NodeFacts, addr};
 use crate::compile::input::{Key, NodeIn};
 use crate::compile::policies::LocalEndpoint;
@@ -94,6 +94,10 @@ pub struct Engine {
     pub holding: bool,
     synced: BTreeSet<Watch>,
     reconciled: bool,
+    elections: Elections,
+    /// Since they were last applied.
+    peers_changed: bool,
+    applied_ranges: Vec<IpNet>,
 }
 
 /// What became of the writes of a round.
@@ -141,6 +145,9 @@ impl Engine {
             holding: false,
             synced: BTreeSet::new(),
             reconciled: false,
+            elections: Elections::default(),
+            peers_changed: true,
+            applied_ranges: Vec::new(),
         })
     }
 
@@ -150,8 +157,8 @@ impl Engine {
             Some(node) if name == self.name => self.node = node,
             // Our own that was deleted is made again by the agent; until then the last one stands.
             None if name == self.name => {}
-            Some(node) => drop(self.peers.insert(name, node)),
-            None => drop(self.peers.remove(&name)),
+            Some(node) => self.peers_changed |= self.peers.insert(name, node.clone()) != Some(node),
+            None => self.peers_changed |= self.peers.remove(&name).is_some(),
         }
     }
 
@@ -216,14 +223,19 @@ impl Engine {
         if !ranges.is_empty() {
             self.ipam.set_ranges(&ranges);
         }
-        let peers = self.peers.values();
-        let remote: BTreeSet<IpAddr> = peers.clone().flat_map(|peer| &peer.addresses).copied().collect();
-        // Whatever belongs to the cluster sees pods' own addresses.
-        let mut direct: BTreeSet<IpNet> = self.ipam.ranges().iter().chain(cluster_cidrs).map(IpNet::trunc).collect();
-        direct.extend(peers.flat_map(|peer| &peer.pod_cidrs).map(IpNet::trunc));
-        direct.extend(remote.iter().map(|ip| IpNet::from(*ip)));
-        self.state.policies.set_remote_nodes(remote);
-        self.state.set_no_masquerade(&direct);
+        // Nodes are many and change seldom: what follows from them is not put together for every endpoint that comes or goes.
+        let ranges = self.ipam.ranges();
+        if std::mem::take(&mut self.peers_changed) || self.applied_ranges != ranges {
+            let peers = self.peers.values();
+            let remote: BTreeSet<IpAddr> = peers.clone().flat_map(|peer| &peer.addresses).copied().collect();
+            // Whatever belongs to the cluster sees pods' own addresses.
+            let mut direct: BTreeSet<IpNet> = ranges.iter().chain(cluster_cidrs).map(IpNet::trunc).collect();
+            direct.extend(peers.flat_map(|peer| &peer.pod_cidrs).map(IpNet::trunc));
+            direct.extend(remote.iter().map(|ip| IpNet::from(*ip)));
+            self.state.policies.set_remote_nodes(remote);
+            self.state.set_no_masquerade(&direct);
+            self.applied_ranges = ranges;
+        }
         self.state.set_uplinks(self.devices.uplinks.iter().map(|(i, u)| (*i, u.entry)).collect());
         self.apply_announced();
         let addresses = self.node_addresses(given);
@@ -231,9 +243,15 @@ impl Engine {
     }
 
     fn apply_announced(&mut self) {
-        let mut nodes: BTreeMap<&str, bool> = self.peers.iter().map(|(name, peer)| (name.as_str(), peer.balances)).collect();
-        nodes.insert(&self.name, self.node.balances);
-        let won = announce::won_by(&self.name, &nodes, &self.state.services.announcements());
+        let announcements = self.state.services.announcements();
+        let won = match announcements.is_empty() {
+            true => Vec::new(),
+            false => {
+                let mut nodes: BTreeMap<String, bool> = self.peers.iter().map(|(name, peer)| (name.clone(), peer.balances)).collect();
+                nodes.insert(self.name.clone(), self.node.balances);
+                self.elections.won_by(&self.name, nodes, announcements)
+            }
+        };
         let devices = || self.devices.uplinks.iter().filter_map(|(index, uplink)| Some((*index, uplink.mac?)));
         let on = |ip: IpAddr| devices().map(move |(ifindex, mac)| (AnnouncedKey { addr: addr(ip), ifindex }, Announced::new(mac)));
         let entries = won.into_iter().flat_map(on).collect();

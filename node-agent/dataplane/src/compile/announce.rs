@@ -22,24 +22,40 @@ fn score(address: IpAddr, node: &str) -> u64 {
     h ^ (h >> 31)
 }
 
-/// Addresses that `node` has. `nodes`: every node's name, and whether it takes part.
-pub fn won_by(node: &str, nodes: &BTreeMap<&str, bool>, announcements: &[Announcement]) -> Vec<IpAddr> {
-    let taking_part = |name: &&str| nodes.get(name).copied().unwrap_or(false);
-    let mut won = Vec::new();
-    for a in announcements {
-        for address in &a.addresses {
-            let winner = match &a.only {
-                Some(only) => elect(*address, only.iter().map(String::as_str).filter(taking_part)),
-                None => elect(*address, nodes.keys().copied().filter(taking_part)),
-            };
-            if winner == Some(node) {
-                won.push(*address);
-            }
+/// The elections of a node. What nobody's candidature has changed is not elected again: there are as many scores as addresses
+/// times nodes.
+#[derive(Default)]
+pub struct Elections {
+    nodes: BTreeMap<String, bool>,
+    won: BTreeMap<Announcement, Vec<IpAddr>>,
+}
+
+impl Elections {
+    /// Addresses that `node` has. `nodes`: every node's name, and whether it takes part.
+    pub fn won_by(&mut self, node: &str, nodes: BTreeMap<String, bool>, announcements: Vec<Announcement>) -> Vec<IpAddr> {
+        if nodes != self.nodes {
+            self.nodes = nodes;
+            self.won.clear();
         }
+        let mut known = std::mem::take(&mut self.won);
+        for announcement in announcements {
+            let won = known.remove(&announcement).unwrap_or_else(|| won_by(node, &self.nodes, &announcement));
+            self.won.insert(announcement, won);
+        }
+        let mut won: Vec<IpAddr> = self.won.values().flatten().copied().collect();
+        won.sort();
+        won.dedup();
+        won
     }
-    won.sort();
-    won.dedup();
-    won
+}
+
+fn won_by(node: &str, nodes: &BTreeMap<String, bool>, announcement: &Announcement) -> Vec<IpAddr> {
+    let taking_part = |name: &&str| nodes.get(*name).copied().unwrap_or(false);
+    let winner = |address: IpAddr| match &announcement.only {
+        Some(only) => elect(address, only.iter().map(String::as_str).filter(taking_part)),
+        None => elect(address, nodes.keys().map(String::as_str).filter(taking_part)),
+    };
+    announcement.addresses.iter().copied().filter(|address| winner(*address) == Some(node)).collect()
 }
 
 #[cfg(test)]
@@ -51,14 +67,18 @@ mod tests {
         (0..=255).map(|n| IpAddr::from([192, 0, 2, n])).collect()
     }
 
+    fn nodes(nodes: &[(&str, bool)]) -> BTreeMap<String, bool> {
+        nodes.iter().map(|(name, takes_part)| ((*name).to_owned(), *takes_part)).collect()
+    }
+
     fn announcement(only: Option<&[&str]>) -> Vec<Announcement> {
         vec![Announcement { addresses: addresses(), only: only.map(|nodes| nodes.iter().map(|n| n.to_string()).collect()) }]
     }
 
     #[test]
     fn every_address_has_exactly_one_node_and_moves_only_with_it() {
-        let all = BTreeMap::from([("a", true), ("b", true), ("c", true), ("cordoned", false)]);
-        let of = |node: &str, nodes: &BTreeMap<&str, bool>| won_by(node, nodes, &announcement(None));
+        let all = nodes(&[("a", true), ("b", true), ("c", true), ("cordoned", false)]);
+        let of = |node: &str, nodes: &BTreeMap<String, bool>| Elections::default().won_by(node, nodes.clone(), announcement(None));
         let mut seen = BTreeSet::new();
         for node in ["a", "b", "c"] {
             let won = of(node, &all);
@@ -67,7 +87,7 @@ mod tests {
         }
         assert_eq!(seen.len(), 256);
         assert!(of("cordoned", &all).is_empty());
-        let without_c = BTreeMap::from([("a", true), ("b", true), ("c", false)]);
+        let without_c = nodes(&[("a", true), ("b", true), ("c", false)]);
         for node in ["a", "b"] {
             let (before, after) = (of(node, &all), of(node, &without_c));
             assert!(before.iter().all(|ip| after.contains(ip)), "{node} keeps what it had");
@@ -76,9 +96,23 @@ mod tests {
 
     #[test]
     fn with_a_local_policy_only_nodes_with_endpoints_count() {
-        let all = BTreeMap::from([("a", true), ("b", true), ("c", false)]);
-        assert_eq!(won_by("a", &all, &announcement(Some(&["a", "c"]))).len(), 256);
-        assert_eq!(won_by("b", &all, &announcement(Some(&["a", "c"]))).len(), 0);
-        assert_eq!(won_by("a", &all, &announcement(Some(&["c"]))).len(), 0, "nobody, rather than one that would drop");
+        let all = nodes(&[("a", true), ("b", true), ("c", false)]);
+        let of = |node: &str, only: &[&str]| Elections::default().won_by(node, all.clone(), announcement(Some(only))).len();
+        assert_eq!(of("a", &["a", "c"]), 256);
+        assert_eq!(of("b", &["a", "c"]), 0);
+        assert_eq!(of("a", &["c"]), 0, "nobody, rather than one that would drop");
+    }
+
+    #[test]
+    fn what_is_remembered_is_what_would_be_elected() {
+        let mut elections = Elections::default();
+        let all = [nodes(&[("a", true), ("b", true)]), nodes(&[("a", true), ("b", false)]), nodes(&[("a", true)])];
+        let wanted =
+            [announcement(None), announcement(Some(&["b"])), [announcement(None), announcement(Some(&["a", "b"]))].concat(), vec![]];
+        for (nodes, announcements) in all.iter().chain(&all).flat_map(|n| wanted.iter().chain(&wanted).map(move |w| (n, w))) {
+            let remembered = elections.won_by("a", nodes.clone(), announcements.clone());
+            assert_eq!(remembered, Elections::default().won_by("a", nodes.clone(), announcements.clone()));
+            assert_eq!(elections.won.len(), announcements.len(), "what is gone is forgotten");
+        }
     }
 }

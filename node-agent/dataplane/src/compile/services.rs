@@ -34,7 +34,7 @@ pub enum Owner {
 }
 
 /// Load-balancer addresses of a Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Announcement {
     /// Of both families.
     pub addresses: Vec<IpAddr>,

@@ -118,6 +118,8 @@ impl Many {
         let many = self.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
+                // As API servers do: else a change now and then waits for the acknowledgement of the one before.
+                let _ = stream.set_nodelay(true);
                 let many = many.clone();
                 let service = hyper::service::service_fn(move |request: Request<Incoming>| {
                     let answer = many.answer(&request);
