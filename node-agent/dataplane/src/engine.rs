@@ -377,6 +377,12 @@ impl Engine {
         })
     }
 
+    /// Whether the driver of an uplink runs the XDP program.
+    pub fn has_driver(&self, name: &str) -> bool {
+        let native = |index: &u32| self.modes.get(index) == Some(&Mode::Native);
+        self.devices.uplinks.iter().any(|(index, uplink)| uplink.name == name && native(index))
+    }
+
     /// Attaches the XDP program to the drivers that run it; says of each uplink what came of it. Another program there, or a
     /// driver without XDP, is no failure: tc does all of it.
     fn attach_drivers(&mut self) -> Result<(), Error> {

@@ -9,7 +9,7 @@ mod party;
 use std::net::IpAddr;
 
 use xebec_ebpf_abi::{
-    Addr, AffinityKey, Config as Facts, DropReason, Endpoint, FlowKey, Frontend, NodeAddr, Port, Tuple, direction, proto,
+    Addr, AffinityKey, Config as Facts, DropReason, Endpoint, FlowKey, Frontend, NodeAddr, Port, Tuple, direction, prog, proto,
 };
 use xebec_ebpf_logic::socket::{self, Action, Socket};
 use xebec_ebpf_logic::{Env, policy, service};
@@ -58,7 +58,13 @@ pub fn why(dataplane: &Dataplane, question: &WhyQuestion) -> Result<Why, String>
     let tuple = Tuple::new(src.address, Port::new(sport), dst.address, Port::new(dport), number);
     let mut run = Run { replica, tuple, known: false, steps: Vec::new(), service: None, backend: None, judged: Vec::new() };
     let fate = run.all(&src, cookie, &dataplane.uplinks()).map_err(text)?;
-    let Run { steps, service, backend, judged, tuple: last, .. } = run;
+    let Run { mut steps, service, backend, judged, tuple: last, .. } = run;
+    if let (Place::Outside, Fate::Leaves { device }, Some(_), proto::TCP | proto::UDP) = (&src.place, &fate, &service, number)
+        && dataplane.engine.lock().has_driver(device)
+    {
+        let what = "does what follows at once, as soon as it knows the next hop".to_owned();
+        steps.insert(0, Step { program: prog::XDP_UPLINK.into(), at: format!("the driver of {device}"), what });
+    }
     let engine = dataplane.engine.lock();
     Ok(Why {
         source: party::name(&engine, tuple.src),

@@ -371,6 +371,87 @@ fn a_udp_flow_whose_backend_leaves_its_service_goes_to_another_one() {
 }
 
 #[test]
+fn what_does_not_fit_the_way_is_the_stacks_to_answer() {
+    for net in nets() {
+        let node = XdpNode::new(&net);
+        let (full, router) = if net.node.is_ipv4() { (32, "192.0.2.254") } else { (128, "2001:db8:2::ffff") };
+        node.space.ip(&format!("route replace {}/{full} via {router} mtu lock 1300", net.remote_pod));
+        let (client, asked) = ((net.client, CLIENT), (net.node, REMOTE_PORT));
+        let large = packet::ethernet(&packet::ip(net.client, net.node, UDP, &packet::udp_datagram(client, asked, &[7; 1280])));
+        node.passes(&large);
+        node.turns(&make(UDP, client, asked));
+        // From what was decided, too.
+        node.passes(&large);
+        let half = node.dp.run(prog::FROM_UPLINK, &large);
+        assert_eq!(half.verdict, UNSPEC);
+        assert_eq!(read(&half.bytes).tuple(), (client, (net.remote_pod, TARGET_PORT)), "the stack tells this client");
+    }
+}
+
+#[test]
+fn without_a_way_or_an_address_of_its_own_the_driver_begins_nothing() {
+    for net in nets() {
+        let mut node = XdpNode::new(&net);
+        let (client, asked) = ((net.client, CLIENT), (net.node, REMOTE_PORT));
+        let own = Addr::from(net.node);
+        let nothing = |node: &mut XdpNode, why: &str| {
+            node.passes(&make(TCP, client, asked));
+            assert!(node.entry(&tuple(TCP, client, asked)).is_none(), "{why}");
+        };
+        node.space.ip(&format!("route del {}", net.remote_pod));
+        nothing(&mut node, "no route");
+        let router = if net.node.is_ipv4() { "192.0.2.254" } else { "2001:db8:2::ffff" };
+        node.space.ip(&format!("route add blackhole {}", net.remote_pod));
+        nothing(&mut node, "a blackhole");
+        node.space.ip(&format!("route del blackhole {}", net.remote_pod));
+        node.space.ip(&format!("route add {} via {router}", net.remote_pod));
+        node.dp.put(map::UPLINKS, node.uplink, Uplink { v4: Addr::ANY, v6: Addr::ANY, flags: 0 });
+        nothing(&mut node, "no address of the family");
+        node.dp.hash::<u32, Uplink>(map::UPLINKS).remove(&node.uplink).expect("there was one");
+        nothing(&mut node, "no uplink");
+        node.dp.put(map::UPLINKS, node.uplink, Uplink { v4: own, v6: own, flags: 0 });
+        node.turns(&make(TCP, client, asked));
+    }
+}
+
+#[test]
+fn a_flow_that_tc_has_begun_stays_tcs() {
+    for net in nets() {
+        let node = XdpNode::new(&net);
+        for proto in [TCP, UDP] {
+            let request = make(proto, (net.client, CLIENT), (net.node, REMOTE_PORT));
+            assert_eq!(node.dp.run(prog::FROM_UPLINK, &request).verdict, UNSPEC);
+            node.passes(&request);
+            node.passes(&make_answer(proto, (net.client, CLIENT), (net.node, REMOTE_PORT)));
+        }
+    }
+}
+
+#[test]
+fn a_datagrams_checksum_of_zero_is_sent_as_its_other_form() {
+    for net in nets() {
+        let node = XdpNode::new(&net);
+        let (client, asked, target) = ((net.client, CLIENT), (net.node, REMOTE_PORT), (net.remote_pod, TARGET_PORT));
+        let hidden = (net.node, node.turns(&make(UDP, client, asked)).sport);
+        let answer = |data: &[u8]| packet::ethernet(&packet::ip(target.0, hidden.0, UDP, &packet::udp_datagram(target, hidden, data)));
+        let out = node.turns(&answer(&[0, 0]));
+        // What is missing to a sum of all ones is the checksum: with that much more data it is zero.
+        let out = node.turns(&answer(&out.l4[6..8]));
+        assert_eq!((out.tuple(), &out.l4[6..8]), ((asked, client), &[0xff, 0xff][..]));
+    }
+}
+
+#[test]
+fn datagrams_from_port_zero_keep_it() {
+    for net in nets() {
+        let node = XdpNode::new(&net);
+        let (client, asked, target) = ((net.client, 0), (net.node, REMOTE_PORT), (net.remote_pod, TARGET_PORT));
+        assert_eq!(node.turns(&make(UDP, client, asked)).tuple(), ((net.node, 0), target));
+        assert_eq!(node.turns(&make(UDP, target, (net.node, 0))).tuple(), (asked, client));
+    }
+}
+
+#[test]
 fn other_devices_are_used_only_if_their_driver_takes_part() {
     for net in nets() {
         let mut node = XdpNode::new(&net);

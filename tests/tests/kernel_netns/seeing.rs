@@ -72,7 +72,7 @@ fn tables(node: &Node) -> BTreeSet<String> {
     all.into_iter().flatten().collect()
 }
 
-fn why(node: &Node, source: &str, destination: &str, port: u16) -> Value {
+pub fn why(node: &Node, source: &str, destination: &str, port: u16) -> Value {
     let asked = json!({"ask": "why", "source": source, "destination": destination, "protocol": "tcp", "port": port});
     let answer = question(node, &asked.to_string());
     assert!(answer["error"].is_null(), "{asked}: {answer}");

@@ -11,6 +11,7 @@ use xebec_tests::bench::dataplane::{agent::next_layout, raw};
 use crate::fabric::detach;
 use crate::net::Netns;
 use crate::node::{NODE_IP, Node, OUTSIDE_IP, at, eventually, serve};
+use crate::seeing::why;
 use crate::upgrade::FromOutside;
 
 const FAR_POD: &str = "10.244.8.5";
@@ -131,6 +132,13 @@ fn drivers_turn_flows_to_other_nodes_round_and_tc_does_the_rest() {
     });
     // A backend here is tc's, which keeps the client's address.
     eventually("the near pod answers", || seen(NEAR_PORT) == is("near", OUTSIDE_IP));
+    let programs = |port: u16| -> Vec<String> {
+        let why = why(&node, OUTSIDE_IP, NODE_IP, port);
+        let steps = why["steps"].as_array().unwrap_or_else(|| panic!("{why}")).clone();
+        steps.iter().map(|step| step["program"].as_str().expect("a name").to_owned()).collect()
+    };
+    assert_eq!(programs(FAR_PORT), ["xdp_uplink", "from_uplink", "to_uplink"]);
+    assert_eq!(programs(NEAR_PORT)[0], "from_uplink");
 }
 
 #[test]
