@@ -142,6 +142,46 @@ fn drivers_turn_flows_to_other_nodes_round_and_tc_does_the_rest() {
 }
 
 #[test]
+fn ipv6_turns_round_in_the_driver_as_well() {
+    const NODE_V6: &str = "2001:db8::1";
+    const FAR_POD_V6: &str = "fd00:8::5";
+    let (mut node, _wire) = node();
+    node.netns.ip(&format!("addr add {NODE_V6}/64 dev up0 nodad"));
+    node.outside.ip("addr add 2001:db8::2/64 dev out0 nodad");
+    node.outside.ip(&format!("addr add {FAR_POD_V6}/128 dev lo nodad"));
+    for (name, ranges, addresses) in [
+        ("node-1", ["10.244.7.0/24", "fd00:7::/64"], [NODE_IP, NODE_V6]),
+        ("node-2", ["10.244.8.0/24", "fd00:8::/64"], [OUTSIDE_IP, "2001:db8::2"]),
+    ] {
+        let addresses = addresses.map(|address| json!({"type": "InternalIP", "address": address}));
+        node.api.put(json!({
+            "apiVersion": "v1", "kind": "Node", "metadata": {"name": name},
+            "spec": {"podCIDRs": ranges}, "status": {"addresses": addresses},
+        }));
+    }
+    let port = json!({"name": "tcp", "port": 80, "targetPort": 8080, "protocol": "TCP", "nodePort": FAR_PORT});
+    node.api.put(json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "far", "namespace": "default"},
+        "spec": {"type": "NodePort", "clusterIP": "fd00:96::11", "clusterIPs": ["fd00:96::11"], "ports": [port]},
+    }));
+    node.api.put(json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv6",
+        "metadata": {"name": "far-6", "namespace": "default", "labels": {"kubernetes.io/service-name": "far"}},
+        "endpoints": [{"addresses": [FAR_POD_V6], "conditions": {"ready": true}, "nodeName": "node-2"}],
+        "ports": [{"name": "tcp", "port": 8080, "protocol": "TCP"}],
+    }));
+    node.start();
+    let asked = || node.ask_from_outside(at(NODE_V6, FAR_PORT)).ok();
+    let right = Some(("far".to_owned(), NODE_V6.to_owned()));
+    eventually("the far pod answers", || asked() == right);
+    let before = in_driver(&node);
+    eventually("the driver takes requests and answers", || {
+        assert_eq!(asked(), right);
+        in_driver(&node).iter().zip(before).all(|(now, before)| *now > before)
+    });
+}
+
+#[test]
 fn flows_in_the_driver_outlive_agents_upgrades_and_the_program_itself() {
     let (mut node, _wire) = node();
     node.start();
