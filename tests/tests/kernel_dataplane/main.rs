@@ -7,6 +7,7 @@ mod differential;
 mod direct;
 mod events;
 mod fixture;
+mod full;
 mod load;
 mod maglev;
 mod masquerade;

@@ -54,6 +54,9 @@ pub struct Fake {
     /// Runs once, after the first new entry of `nat`: another CPU.
     #[allow(clippy::type_complexity)]
     pub between: RefCell<Option<Box<dyn FnOnce(&Fake)>>>,
+    pub limits: RefCell<HashMap<LimitKey, Limit>>,
+    /// What each Service was asked for.
+    pub served: RefCell<HashMap<u32, ServiceCount>>,
     pub drops: RefCell<HashMap<u32, u64>>,
     pub forwards: RefCell<HashMap<u32, u64>>,
     /// Bytes of both.
@@ -255,6 +258,21 @@ impl Env for Fake {
         let result = f(&mut budget);
         self.budget.set(budget);
         Some(result)
+    }
+    fn served(&self, service: u32, refused: bool) {
+        let mut all = self.served.borrow_mut();
+        let count = all.entry(service).or_insert(ServiceCount {
+            flows: 0,
+            refused: 0,
+        });
+        if refused {
+            count.refused += 1;
+        } else {
+            count.flows += 1;
+        }
+    }
+    fn with_limit<R>(&self, key: &LimitKey, f: impl FnOnce(&mut Limit) -> R) -> Option<R> {
+        self.limits.borrow_mut().get_mut(key).map(f)
     }
     fn dropped(&self, reason: DropReason, bytes: u32) {
         count(&self.drops, reason as u32, 1);

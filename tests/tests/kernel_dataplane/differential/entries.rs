@@ -27,6 +27,7 @@ pub enum Entry {
     Uplink(u32, Uplink),
     Announced(AnnouncedKey, Announced),
     NoMasquerade(Addr, u32),
+    Limit(LimitKey, Limit),
     Nat(Tuple, Nat),
 }
 
@@ -118,6 +119,10 @@ impl Entry {
                 kernel.put_prefix(map::NO_MASQUERADE, *bits, *key, 1u32);
                 host.no_masquerade.borrow_mut().push((*key, *bits));
             }
+            Entry::Limit(key, value) => {
+                kernel.put(map::LIMITS, *key, *value);
+                host.limits.borrow_mut().insert(*key, *value);
+            }
             Entry::Nat(key, value) => {
                 if xebec_ebpf_logic::Env::set_nat(host, key, value, false) == xebec_ebpf_logic::Stored::Written {
                     kernel.put(map::NAT, *key, *value);
@@ -156,6 +161,7 @@ impl Entry {
             Entry::Uplink(key, value) => hash(kernel, map::UPLINKS, key, *value),
             Entry::Announced(key, value) => hash(kernel, map::ANNOUNCED, key, *value),
             Entry::NoMasquerade(key, bits) => trie(kernel, map::NO_MASQUERADE, *bits, *key, 1u32),
+            Entry::Limit(key, value) => hash(kernel, map::LIMITS, key, *value),
             Entry::Nat(key, value) => hash(kernel, map::NAT, key, *value),
         }
     }

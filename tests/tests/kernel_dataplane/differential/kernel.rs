@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use aya::maps::PerCpuArray;
+use aya::maps::{PerCpuArray, PerCpuHashMap};
 use xebec_ebpf_abi::*;
 use xebec_ebpf_logic::reject::Budget;
 
@@ -17,12 +17,13 @@ pub struct Kernel {
     pub dataplane: Dataplane,
 }
 
-/// All that programs write but counters.
+/// All that programs write but counters of drops and ways.
 pub struct Left {
     pub flows: HashMap<FlowKey, Flow>,
     pub nat: HashMap<Tuple, Nat>,
     pub affinities: HashMap<AffinityKey, Affinity>,
     pub fragments: HashMap<FragmentKey, FragmentPorts>,
+    pub served: HashMap<u32, ServiceCount>,
 }
 
 impl Kernel {
@@ -32,7 +33,7 @@ impl Kernel {
             for name in [map::FLOWS, map::NAT] {
                 loader.map_max_entries(name, places.unwrap_or(MANY));
             }
-            for name in [map::AFFINITY, map::FRAGMENTS] {
+            for name in [map::AFFINITY, map::FRAGMENTS, map::SERVICE_COUNTS] {
                 loader.map_max_entries(name, MANY);
             }
         });
@@ -69,6 +70,7 @@ impl Kernel {
             nat: all(kernel, map::NAT),
             affinities: all(kernel, map::AFFINITY),
             fragments: all(kernel, map::FRAGMENTS),
+            served: served(kernel),
         }
     }
 
@@ -86,5 +88,24 @@ impl Kernel {
         clear::<Tuple, Nat>(kernel, map::NAT);
         clear::<AffinityKey, Affinity>(kernel, map::AFFINITY);
         clear::<FragmentKey, FragmentPorts>(kernel, map::FRAGMENTS);
+        let services: Vec<u32> = served(kernel).into_keys().collect();
+        let map = kernel.ebpf.map_mut(map::SERVICE_COUNTS).expect("the counts");
+        let mut map: PerCpuHashMap<_, u32, ServiceCount> = PerCpuHashMap::try_from(map).expect("a per-CPU hash map");
+        for service in services {
+            map.remove(&service).expect("it was there");
+        }
     }
+}
+
+/// Counts of Services, summed over the CPUs.
+fn served(kernel: &Dataplane) -> HashMap<u32, ServiceCount> {
+    let map = kernel.ebpf.map(map::SERVICE_COUNTS).expect("the counts");
+    let map: PerCpuHashMap<_, u32, ServiceCount> = PerCpuHashMap::try_from(map).expect("a per-CPU hash map");
+    let sum = |entry: Result<(u32, aya::maps::PerCpuValues<ServiceCount>), _>| {
+        let (service, counts): (u32, _) = entry.expect("nobody else writes");
+        let flows = counts.iter().map(|count| count.flows).sum();
+        let refused = counts.iter().map(|count| count.refused).sum();
+        (service, ServiceCount { flows, refused })
+    };
+    map.iter().map(sum).collect()
 }

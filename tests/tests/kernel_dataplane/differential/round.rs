@@ -66,6 +66,8 @@ pub struct Tally {
     pub packets: u64,
     pub drops: BTreeMap<u32, u64>,
     pub forwards: BTreeMap<u32, u64>,
+    /// What Services were asked for.
+    pub served: u64,
     /// Dropped, but sent back as something else.
     pub answered: u64,
     pub verdicts: BTreeMap<(&'static str, i32), u64>,
@@ -80,6 +82,7 @@ impl Tally {
         }
         self.packets += other.packets;
         self.answered += other.answered;
+        self.served += other.served;
         sum(&mut self.drops, &other.drops);
         sum(&mut self.forwards, &other.forwards);
         sum(&mut self.verdicts, &other.verdicts);
@@ -88,7 +91,7 @@ impl Tally {
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} packets, {} of them turned back", self.packets, self.answered)?;
+        write!(f, "{} packets, {} of them turned back, {} for Services counted", self.packets, self.answered, self.served)?;
         for ((program, verdict), count) in &self.verdicts {
             write!(f, "\n{program} {verdict}: {count}")?;
         }
@@ -240,7 +243,9 @@ fn once(kernel: &mut Kernel, case: &Case) -> Result<Tally, String> {
     let after = counters(kernel);
     same_counters("drops", (&before.0, &after.0), (&host.drops.borrow(), &host.dropped_bytes.borrow()), &mut tally.drops)?;
     same_counters("forwards", (&before.1, &after.1), (&host.forwards.borrow(), &host.forwarded_bytes.borrow()), &mut tally.forwards)?;
-    same_entries(&host, &kernel.left())?;
+    let left = kernel.left();
+    same_entries(&host, &left)?;
+    tally.served += left.served.values().map(|count| count.flows + count.refused).sum::<u64>();
     Ok(tally)
 }
 
@@ -289,6 +294,7 @@ fn same_entries(host: &Fake, left: &Left) -> Result<(), String> {
         (nat.expires, format!("{:?}", (nat.to, nat.flags, nat.state, nat.backend, nat.set)))
     })?;
     same_map("AFFINITY", &host.affinities.borrow(), &left.affinities, |affinity| (affinity.last_used, affinity.backend.to_string()))?;
+    same_map("SERVICE_COUNTS", &host.served.borrow(), &left.served, |count| (0, format!("{count:?}")))?;
     same_map("FRAGMENTS", &host.fragments.borrow(), &left.fragments, |ports| (0, format!("{ports:?}")))
 }
 

@@ -89,6 +89,12 @@ impl States<'_> {
                 }
             }
         }
+        // Nothing passes, for longer than any machine runs, or all that comes.
+        let limits = [Limit { rate: 1, burst: 1, until: u64::MAX / 2 }, Limit { rate: u64::MAX, burst: 1, until: 0 }];
+        for endpoint in 1..=2 {
+            let key = LimitKey { endpoint, direction: self.rng.random_range(0..=1) };
+            entries.push(Entry::Limit(key, *limits.choose(self.rng).expect("some")));
+        }
         for _ in 0..self.rng.random_range(0..16) {
             entries.push(self.policy());
         }
@@ -215,12 +221,16 @@ impl States<'_> {
     }
 
     fn endpoint_value(&mut self, id: u32) -> Endpoint {
+        let mut flags = bits(self.rng, Endpoint::ISOLATE_INGRESS | Endpoint::ISOLATE_EGRESS | Endpoint::DIRECT);
+        if self.rng.random_ratio(1, 6) {
+            flags |= bits(self.rng, Endpoint::LIMIT_INGRESS | Endpoint::LIMIT_EGRESS);
+        }
         Endpoint {
             id,
             ifindex: if self.rng.random_ratio(1, 8) { 2 } else { 1 },
             pod_mac: [2, 0, 0, 0, 1, id as u8],
             host_mac: [2, 0, 0, 0, 2, id as u8],
-            flags: bits(self.rng, Endpoint::ISOLATE_INGRESS | Endpoint::ISOLATE_EGRESS | Endpoint::DIRECT),
+            flags,
             epoch: self.rng.random_range(0..3),
             netns: NetnsCookie::new(self.rng.random_range(0..3)),
         }
