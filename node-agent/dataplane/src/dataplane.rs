@@ -185,6 +185,7 @@ impl Dataplane {
                     if let Err(error) = self.engine.lock().verify() {
                         tracing::error!(%error, "the maps cannot be read");
                     }
+                    give_back_memory();
                 }
             }
             settled = self.round();
@@ -431,7 +432,8 @@ async fn first_uplinks(config: &Config, engine: &Engine, netlink: &Netlink) -> R
     Ok(links.into_iter().map(|l| l.name).filter(|name| *name != vxlan::NAME && attached.contains(&name.replace('.', "_"))).collect())
 }
 
-/// The first lists and the writes they led to take more than anything after them, in small pieces that the allocator keeps.
+/// The first lists and the writes they led to, and all that maps hold, take more than anything else, in small pieces that the
+/// allocator keeps.
 fn give_back_memory() {
     // SAFETY: the allocator's own call; it takes the allocator's locks like any other.
     #[cfg(target_env = "gnu")]

@@ -80,7 +80,7 @@ fn condition(generation: i64, policy: Option<&ClusterPolicy>) -> Value {
 /// A refusal in words for an operator.
 pub fn refusal(key: &Key) -> String {
     format!(
-        "policy {key} has more rules than there is room for: pods it selects on this node are isolated, and it allows them nothing (use fewer peers and wider port ranges)"
+        "policy {key} has more rules than there is room for: pods it selects on this node are isolated, and it allows them nothing (use fewer peers and wider port ranges, or start the agent with --map-entries POLICY=N)"
     )
 }
 

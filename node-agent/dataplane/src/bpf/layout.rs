@@ -52,11 +52,16 @@ const RESIZABLE: &[&str] = &[
 /// What a map may have: the kernel takes more, but no node's memory does.
 const ENTRIES: std::ops::RangeInclusive<u32> = 64..=1 << 24;
 
+/// Whether an operator may choose a map's size.
+pub fn is_resizable(name: &str) -> bool {
+    RESIZABLE.contains(&name)
+}
+
 impl Layout {
     /// The same with maps of these sizes.
     pub fn sized(self, sizes: BTreeMap<String, u32>) -> Result<Layout, Error> {
         for (name, entries) in &sizes {
-            if !RESIZABLE.contains(&name.as_str()) {
+            if !is_resizable(name) {
                 return Err(Error::Config(format!(
                     "the size of a map {name} cannot be chosen; those that can be: {}",
                     RESIZABLE.join(", ")

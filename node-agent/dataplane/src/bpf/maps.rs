@@ -13,6 +13,7 @@ use xebec_ebpf_abi::{
 };
 
 use super::batch;
+use super::layout;
 use super::limits::Limits;
 use super::loader::chain;
 use crate::Error;
@@ -168,7 +169,7 @@ impl Maps {
             Op::Announced(k, v) => ("ANNOUNCED", write(&mut self.announced, k, v)),
             Op::NoMasquerade(k, v) => ("NO_MASQUERADE", write_prefix(&mut self.no_masquerade, k, v)),
         };
-        result.map_err(|e| Error::Map { what: format!("write {op:?} to {name}"), reason: chain(&e) })
+        result.map_err(|e| Error::Map { what: format!("write {op:?} to {name}"), reason: reason(name, &e) })
     }
 
     /// Devices whose drivers run the XDP program, with their hardware addresses.
@@ -297,6 +298,19 @@ fn write_prefix<K: Pod, V: Pod>(map: &mut Trie<K, V>, key: (u32, K), value: Opti
     }
 }
 
+/// Why a write failed. A full hash map says "argument list too long", a full trie that a device has no space left.
+fn reason(name: &str, error: &MapError) -> String {
+    let is_full = match error {
+        MapError::SyscallError(e) => matches!(e.io_error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)),
+        _ => false,
+    };
+    match is_full {
+        true if layout::is_resizable(name) => format!("the map is full; start the agent with --map-entries {name}=N for a larger one"),
+        true => "the map is full".to_owned(),
+        false => chain(error),
+    }
+}
+
 pub(super) fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
     if is_gone(&result) { Ok(()) } else { result }
 }
@@ -306,5 +320,24 @@ fn is_gone(result: &Result<(), MapError>) -> bool {
         Err(MapError::KeyNotFound) => true,
         Err(MapError::SyscallError(e)) => e.io_error.raw_os_error() == Some(libc::ENOENT),
         Ok(()) | Err(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_map_is_called_one_and_what_helps_is_named() {
+        let error = |number| {
+            MapError::SyscallError(aya::sys::SyscallError {
+                call: "bpf_map_update_elem",
+                io_error: std::io::Error::from_raw_os_error(number),
+            })
+        };
+        assert!(reason("IPCACHE", &error(libc::ENOSPC)).ends_with("--map-entries IPCACHE=N for a larger one"));
+        assert!(reason("BACKENDS", &error(libc::E2BIG)).contains("--map-entries BACKENDS=N"));
+        assert_eq!(reason("UPLINKS", &error(libc::E2BIG)), "the map is full");
+        assert!(reason("IPCACHE", &error(libc::EPERM)).contains("not permitted"));
     }
 }
