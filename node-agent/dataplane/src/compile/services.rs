@@ -103,6 +103,8 @@ pub struct Services {
     numbers: Numbers,
     /// How many entries the maps take; none: that is not known, as in tests.
     room: Option<Entries>,
+    /// The greatest number a backend shall have.
+    most_backend: Option<u32>,
     /// Wanted slots and members of all sets.
     slots: usize,
     members: usize,
@@ -142,6 +144,21 @@ fn fresh(next: &mut u32, taken: impl Fn(u32) -> bool) -> u32 {
             return *next;
         }
     }
+}
+
+/// As [`fresh`], and not above `most` while there is one: connections are counted in an array, by the number of their backend.
+fn fresh_below(next: &mut u32, most: Option<u32>, taken: impl Fn(u32) -> bool) -> u32 {
+    let Some(most) = most else {
+        return fresh(next, taken);
+    };
+    for _ in 0..most {
+        *next = if *next < most { *next + 1 } else { 1 };
+        if !taken(*next) {
+            return *next;
+        }
+    }
+    // What is wanted and what is not yet deleted may be more together.
+    fresh(&mut most.clone(), taken)
 }
 
 impl Services {
@@ -479,7 +496,8 @@ impl Services {
             Some(id) if self.tables.backends.want().get(&id).is_none() => id,
             _ => {
                 let tables = &self.tables.backends;
-                fresh(&mut self.numbers.next_backend, |id| tables.want().contains_key(&id) || tables.have().contains_key(&id))
+                let taken = |id| tables.want().contains_key(&id) || tables.have().contains_key(&id);
+                fresh_below(&mut self.numbers.next_backend, self.most_backend, taken)
             }
         };
         self.backends.insert(key, (id, 1));

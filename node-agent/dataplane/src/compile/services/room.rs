@@ -12,6 +12,9 @@ use crate::compile::input::Key;
 /// Entries of the maps of Services, in the order of [`MAPS`].
 pub type Entries = [usize; 6];
 
+/// Where [`map::BACKENDS`] is among them.
+const BACKENDS: usize = 4;
+
 /// The maps that fill up with Services. Rings have a rule of their own: without one a Service still works.
 pub const MAPS: [&str; 6] = [map::FRONTENDS, map::BACKEND_SETS, map::BACKEND_SLOTS, map::SET_MEMBERS, map::BACKENDS, map::SOURCE_RANGES];
 
@@ -54,6 +57,8 @@ impl Services {
     /// How many entries the maps have, in the order of [`MAPS`].
     pub fn set_room(&mut self, places: Entries) {
         self.room = Some(places.map(usable));
+        // An index into an array of as many places.
+        self.most_backend = u32::try_from(places[BACKENDS]).ok().map(|places| places.saturating_sub(1).max(1));
     }
 
     /// Services there is no room for, and why.
@@ -288,6 +293,24 @@ mod tests {
         kernel.follow(&mut state, |_| ());
         assert_eq!((slots(&kernel), refused(&state)), (vec![30], vec![]));
         assert!(kernel.0.backends.values().any(|b| b.addr.octets()[15] == 30));
+    }
+
+    #[test]
+    fn numbers_of_backends_stay_below_the_places_of_their_map_however_many_come_and_go() {
+        let (mut state, mut kernel) = (state(30), Kernel::default());
+        for first in (0..200).step_by(7) {
+            set(&mut state, "a", first..first + 20);
+            kernel.follow(&mut state, |_| ());
+            assert!(
+                kernel.0.backends.len() == 20 && kernel.0.backends.keys().all(|id| (1..30).contains(id)),
+                "{:?}",
+                kernel.0.backends.keys()
+            );
+        }
+        // All at once: for a moment there are more than there are numbers.
+        set(&mut state, "a", 220..249);
+        kernel.follow(&mut state, |_| ());
+        assert_eq!(kernel.0.backends.len(), 29);
     }
 
     #[test]
