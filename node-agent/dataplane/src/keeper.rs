@@ -1,8 +1,9 @@
 //! Keeps the node's stack as pods need it: devices, programs on them, settings, routes, the tunnel. Whatever changes is read
 //! again and put right, whoever changed it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +21,14 @@ use crate::{Dataplane, Error, fabric};
 const GATHER: Duration = Duration::from_millis(20);
 /// How often everything is looked at without news: programs taken off a device are told to nobody.
 const LOOK: Duration = Duration::from_secs(10);
+/// How often as long as the last look took news are gathered, at most [`REST`]: on a node with many pods each pod that comes is
+/// news about all of them, and looking takes the locks that its ADD waits for.
+const SHARE: u32 = 4;
+/// The longest that news wait.
+const REST: Duration = Duration::from_secs(1);
+
+/// Pods' devices that had their programs when they were last looked at, and their indices.
+type Judged = HashMap<String, u32>;
 
 /// Runs until `cancel`.
 pub async fn keep(dataplane: Arc<Dataplane>, cancel: CancellationToken) {
@@ -32,6 +41,7 @@ pub async fn keep(dataplane: Arc<Dataplane>, cancel: CancellationToken) {
     };
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let (mut judged, mut rest) = (Judged::new(), GATHER);
     loop {
         let tunnel = dataplane.engine.lock().devices.tunnel();
         let told = async {
@@ -42,17 +52,19 @@ pub async fn keep(dataplane: Arc<Dataplane>, cancel: CancellationToken) {
         };
         tokio::select! {
             () = cancel.cancelled() => return,
-            _ = look.tick() => {}
+            _ = look.tick() => judged.clear(),
             () = dataplane.nodes_changed.notified() => {}
             told = told => match told {
-                Ok(()) => tokio::time::sleep(GATHER).await,
+                Ok(()) => tokio::time::sleep(rest).await,
                 Err(error) => {
                     tracing::warn!(%error, "changes of the network can no longer be watched; they are seen every {LOOK:?}");
                     news = None;
                 }
             },
         }
-        let problems = dataplane.put_right().await;
+        let begin = Instant::now();
+        let problems = dataplane.put_right(&mut judged).await;
+        rest = (begin.elapsed() * SHARE).clamp(GATHER, REST);
         let mut engine = dataplane.engine.lock();
         if engine.problems != problems {
             for problem in &problems {
@@ -65,12 +77,12 @@ pub async fn keep(dataplane: Arc<Dataplane>, cancel: CancellationToken) {
 
 impl Dataplane {
     /// Reads and puts right everything. Returns what could not be.
-    async fn put_right(&self) -> Vec<String> {
+    async fn put_right(&self, judged: &mut Judged) -> Vec<String> {
         let mut problems: Vec<String> = Vec::new();
         let mut note = |result: Result<(), Error>| problems.extend(result.err().map(|e| e.to_string()));
         note(self.keep_tunnel().await);
         note(self.read_devices().await);
-        note(self.keep_pods().await);
+        note(self.keep_pods(judged).await);
         problems.extend(self.keep_settings().iter().map(ToString::to_string));
         match self.keep_routes().await {
             Ok(more) => problems.extend(more),
@@ -121,15 +133,19 @@ impl Dataplane {
         errors.into_iter().next().map_or(Ok(()), Err)
     }
 
-    /// Pods' devices: their programs and their size.
-    async fn keep_pods(&self) -> Result<(), Error> {
+    /// Pods' devices: their size, and the programs of those that are not judged yet.
+    async fn keep_pods(&self, judged: &mut Judged) -> Result<(), Error> {
         let links = self.netlink.links().await.map_err(Error::netlink("read devices"))?;
         let mtu = self.mtu();
         let sandboxes: Vec<(String, String)> = self.sandboxes.lock().iter().map(|(o, s)| (o.clone(), s.host_name.clone())).collect();
+        let links: HashMap<&str, &Link> = links.iter().map(|link| (link.name.as_str(), link)).collect();
+        let before = std::mem::take(judged);
         for (owner, host_name) in sandboxes {
-            let Some(link) = links.iter().find(|l| l.name == host_name) else { continue };
-            let attached = self.engine.lock().programs.is_attached((&link.name, link.index), Hook::POD);
+            let Some(link) = links.get(host_name.as_str()) else { continue };
+            let attached =
+                before.get(&host_name) == Some(&link.index) || self.engine.lock().programs.is_attached((&link.name, link.index), Hook::POD);
             if attached && link.mtu == mtu {
+                judged.insert(host_name, link.index);
                 continue;
             }
             // A call about it may be under way, whose end decides what there is to keep.

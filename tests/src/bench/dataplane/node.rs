@@ -24,7 +24,7 @@ use xebec_host::cgroup::Cgroup;
 
 use super::{
     agent,
-    place::{Place, enter},
+    place::{Place, enter, go_first},
 };
 use crate::{
     bench::processes,
@@ -76,7 +76,9 @@ pub struct Cluster {
 
 impl Cluster {
     pub fn new(program: Program) -> Result<Cluster> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        // Nobody's time is measured with this one's in it.
+        let first = || go_first().unwrap_or_else(|error| eprintln!("the API has no precedence: {error}"));
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).on_thread_start(first).enable_all().build()?;
         let api = Api::new();
         api.put(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default", "labels": {"kubernetes.io/metadata.name": "default"}}}));
         Ok(Cluster { api, program, runtime })
@@ -302,6 +304,15 @@ impl Agent {
         let name = format!("/xebec-bench-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::SeqCst));
         let cgroup = Cgroup::new(&name)?;
         cgroup.create()?;
+        for dir in cgroup.dirs() {
+            // What else the machine does is not measured: by the controller's old interface or its new one.
+            for (file, most) in [("cpu.shares", "262144"), ("cpu.weight", "10000")] {
+                let file = dir.join(file);
+                if file.exists() {
+                    std::fs::write(&file, most).with_context(|| format!("cannot set {}", file.display()))?;
+                }
+            }
+        }
         let dir = tempfile::tempdir().context("no temporary directory")?;
         let kubeconfig = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: a\nclusters: [{{name: a, cluster: {{server: \"http://{api}\"}}}}]\nusers: [{{name: a, user: {{}}}}]\ncontexts: [{{name: a, context: {{cluster: a, user: a}}}}]\n"

@@ -15,7 +15,10 @@ use anyhow::{Context, Result};
 use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 use serde_json::json;
 
-use super::node::{self, Cluster, Node, Program, wire};
+use super::{
+    node::{self, Cluster, Node, Program, wire},
+    place::go_first,
+};
 use crate::{
     bench::{Goal, Line, figures::percentile},
     netns::net::Netns,
@@ -33,7 +36,7 @@ pub struct Args {
     #[arg(long, default_value_t = 100)]
     pub packets: u64,
     /// Pods that are made at the same time.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 1)]
     pub at_once: usize,
 }
 
@@ -129,7 +132,10 @@ pub fn run(args: &Args) -> Result<bool> {
         let threads: Vec<_> = (0..args.at_once)
             .map(|first| {
                 let numbers = (first..args.pods).step_by(args.at_once);
-                scope.spawn(move || numbers.map(|number| make(node, number, args.packets, to)).collect::<Result<Vec<Made>>>())
+                scope.spawn(move || {
+                    go_first()?;
+                    numbers.map(|number| make(node, number, args.packets, to)).collect::<Result<Vec<Made>>>()
+                })
             })
             .collect();
         let join = |thread: std::thread::ScopedJoinHandle<'_, _>| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
