@@ -77,7 +77,9 @@ pub(crate) fn openapi_response(core: &Core, path: &str, headers: &HeaderMap) -> 
             ["v2"] => Some(customs::in_v2(&table, openapi::v2(&refs))),
             ["v3"] => Some(customs::in_v3_index(&table, openapi::v3_index(&refs))),
             ["v3", "api", version] => openapi::v3_group(&refs, "", version),
-            ["v3", "apis", group, version] => openapi::v3_group(&refs, group, version).map(|doc| customs::in_v3(&table, group, version, doc)),
+            ["v3", "apis", group, version] => {
+                openapi::v3_group(&refs, group, version).map(|doc| customs::in_v3(&table, group, version, doc))
+            }
             _ => None,
         };
         let doc = doc.ok_or_else(status::no_such_path)?;

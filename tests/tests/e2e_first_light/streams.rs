@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
-    process::Stdio,
+    process::{Command, Stdio},
 };
 
 use xebec_tests::cluster::{Cluster, IMAGE, until};
@@ -28,6 +28,43 @@ fn exec_passes_bytes_both_ways_and_tells_the_exit_code() {
     assert!(!missing.status.success());
     let nobody = cluster.try_kubectl(&["exec", "nobody", "--", "true"], "");
     assert!(String::from_utf8_lossy(&nobody.stderr).contains("NotFound"));
+}
+
+#[test]
+fn attach_joins_the_main_process() {
+    let cluster = Cluster::up("attach");
+    let script = "while read line; do echo got $line; done; echo end";
+    cluster.apply(&format!(
+        r#"{{"apiVersion": "v1", "kind": "Pod", "metadata": {{"name": "reader"}}, "spec": {{"restartPolicy": "Never", "containers": [
+            {{"name": "c", "image": "{IMAGE}", "stdin": true, "stdinOnce": true, "command": ["sh", "-c", "{script}"]}}]}}}}"#
+    ));
+    cluster.kubectl(&["wait", "--for=condition=Ready", "pod/reader", "--timeout=120s"]);
+    // With `stdinOnce` the container's input ends with that of the first client.
+    assert_eq!(cluster.kubectl_with(&["attach", "-i", "reader"], "one\ntwo\n"), "got one\ngot two\nend\n");
+    cluster.kubectl(&["wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/reader", "--timeout=60s"]);
+    assert_eq!(cluster.kubectl(&["logs", "reader"]), "got one\ngot two\nend\n");
+
+    let said =
+        cluster.kubectl_with(&["run", "once", "-i", "--rm", "--restart=Never", "--image", IMAGE, "--command", "--", "cat"], "through\n");
+    assert!(said.starts_with("through\n"), "{said}");
+    assert!(said.contains("pod \"once\" deleted"), "{said}");
+}
+
+#[test]
+fn a_terminal_has_the_size_of_the_clients() {
+    let cluster = Cluster::up("terminal");
+    cluster.sleeper("box", "default");
+    let asks = "until [ \"$(stty size)\" = '33 77' ]; do sleep 0.1; done; tty; echo it is large enough";
+    let exec = cluster.kubectl_command(&["exec", "-it", "box", "--", "sh", "-c", asks]);
+    let words: Vec<String> = exec.get_args().map(|word| format!("'{}'", word.to_str().unwrap().replace('\'', "'\\''"))).collect();
+    // `script` gives kubectl a terminal to run in.
+    let output = Command::new("timeout")
+        .args(["60", "script", "-qec", &format!("stty rows 33 cols 77; exec kubectl {}", words.join(" ")), "/dev/null"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("/dev/pts/0\r\n") && said.contains("it is large enough"), "{said}");
 }
 
 #[test]

@@ -3,8 +3,10 @@
 //!
 //! Only the vocabulary of [`v2`](super::v2) documents is known; what else a schema holds has no place in the message.
 
-use prost::encoding::{WireType, encode_key, encode_varint};
+use prost::encoding::{WireType, encode_key};
 use serde_json::{Map, Value};
+
+use crate::protobuf::wire::{bytes, varint};
 
 /// The message of a document made by [`v2`](super::v2).
 pub fn encode(doc: &Value) -> Vec<u8> {
@@ -19,7 +21,9 @@ pub fn encode(doc: &Value) -> Vec<u8> {
     for requirement in list(&doc["security"]) {
         message(12, &mut out, |out| named(1, requirement, out, |scopes, out| texts(1, scopes, out)));
     }
-    message(13, &mut out, |out| named(1, &doc["securityDefinitions"], out, |definition, out| message(2, out, |out| api_key(definition, out))));
+    message(13, &mut out, |out| {
+        named(1, &doc["securityDefinitions"], out, |definition, out| message(2, out, |out| api_key(definition, out)))
+    });
     out
 }
 
@@ -189,17 +193,6 @@ fn message(number: u32, out: &mut Vec<u8>, fill: impl FnOnce(&mut Vec<u8>)) {
     let mut body = Vec::new();
     fill(&mut body);
     bytes(number, &body, out);
-}
-
-fn varint(number: u32, value: u64, out: &mut Vec<u8>) {
-    encode_key(number, WireType::Varint, out);
-    encode_varint(value, out);
-}
-
-fn bytes(number: u32, value: &[u8], out: &mut Vec<u8>) {
-    encode_key(number, WireType::LengthDelimited, out);
-    encode_varint(value.len() as u64, out);
-    out.extend_from_slice(value);
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use base64::Engine;
 use prost::{
     Message as _,
-    encoding::{WireType, encode_key, encode_varint},
+    encoding::{WireType, encode_key},
 };
 use serde_json::{Map, Value};
 
@@ -11,6 +11,7 @@ use super::{
     MAGIC,
     numbers::{self, Message, Slot},
     scalars::{IntOrString, Quantity, Raw, Timestamp, TypeMeta, Unknown},
+    wire::{bytes, varint},
 };
 use crate::{
     Document,
@@ -160,17 +161,6 @@ fn either(first: &Type, second: &Type, value: &Value) -> Option<Vec<u8>> {
         (_, schema) => put(1, first, schema, &mut out)?,
     }
     Some(out)
-}
-
-fn varint(number: u32, value: u64, out: &mut Vec<u8>) {
-    encode_key(number, WireType::Varint, out);
-    encode_varint(value, out);
-}
-
-fn bytes(number: u32, value: &[u8], out: &mut Vec<u8>) {
-    encode_key(number, WireType::LengthDelimited, out);
-    encode_varint(value.len() as u64, out);
-    out.extend_from_slice(value);
 }
 
 #[cfg(test)]

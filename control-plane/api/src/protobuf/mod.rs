@@ -8,6 +8,7 @@ mod decode;
 mod encode;
 mod numbers;
 mod scalars;
+pub(crate) mod wire;
 
 pub use decode::decode;
 pub use encode::{encode, encode_list, watch_frame};

@@ -78,9 +78,7 @@ pub fn secret(doc: &Document, errors: &mut Errors) {
         }
     };
     match text(&doc["type"]) {
-        "kubernetes.io/service-account-token"
-            if text(&doc["metadata"]["annotations"]["kubernetes.io/service-account.name"]).is_empty() =>
-        {
+        "kubernetes.io/service-account-token" if text(&doc["metadata"]["annotations"]["kubernetes.io/service-account.name"]).is_empty() => {
             errors.push(FieldError::required("metadata.annotations[kubernetes.io/service-account.name]", ""));
         }
         "kubernetes.io/dockercfg" => needs(&[".dockercfg"]),

@@ -148,10 +148,13 @@ mod tests {
 
     #[test]
     fn version_2_keeps_what_it_can_say() {
-        let plain = json!({"type": "object", "required": ["a"], "properties": {"a": {"type": "string", "pattern": "x+", "description": "d"}}});
+        let plain =
+            json!({"type": "object", "required": ["a"], "properties": {"a": {"type": "string", "pattern": "x+", "description": "d"}}});
         assert_eq!(reduced(plain.clone()), plain);
         assert_eq!(
-            reduced(json!({"type": "object", "anyOf": [{"required": ["a"]}], "properties": {"a": {"type": "integer", "not": {"minimum": 3}}}})),
+            reduced(
+                json!({"type": "object", "anyOf": [{"required": ["a"]}], "properties": {"a": {"type": "integer", "not": {"minimum": 3}}}})
+            ),
             json!({"type": "object", "properties": {"a": {"type": "integer"}}})
         );
     }
