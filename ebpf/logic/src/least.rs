@@ -46,7 +46,7 @@ pub fn scaled(dice: u32, count: u32) -> u32 {
 #[inline(always)]
 fn for_slot(slot: u32, count: u32) -> u32 {
     let count = u64::from(count);
-    (((u64::from(slot) << 32) + count - 1) / count) as u32
+    (u64::from(slot) << 32).div_ceil(count) as u32
 }
 
 #[cfg(test)]
