@@ -38,7 +38,7 @@ enum Command {
     /// Run the control plane: API server, scheduler and controllers.
     Server(server::Args),
     /// Run the node: pods on containerd, Services and policies in eBPF.
-    Agent(agent::Args),
+    Agent(Box<agent::Args>),
     /// Answer load balancers' health checks, also while the agent is down.
     #[command(hide = true)]
     HealthResponder(agent::ResponderArgs),
@@ -77,7 +77,7 @@ fn main() -> ExitCode {
         Command::Server(args) => runtime(server::run(args)),
         Command::Up(args) => runtime(host::up(args)),
         Command::Down(args) => runtime(host::down(args)),
-        Command::Agent(args) => runtime(agent::run(args)),
+        Command::Agent(args) => runtime(agent::run(*args)),
         Command::HealthResponder(args) => runtime(agent::respond(args)),
         Command::Cni(args) => cni::run(&args),
         Command::Containerd(args) => containerd::run(&args),

@@ -24,7 +24,11 @@ fn client(n: u8) -> Tuple {
         Port::new(4000),
         server(n % 3),
         Port::new(80),
-        if n % 2 == 0 { proto::TCP } else { proto::UDP },
+        if n.is_multiple_of(2) {
+            proto::TCP
+        } else {
+            proto::UDP
+        },
     )
 }
 

@@ -145,15 +145,14 @@ mod tests {
         let remote = policies.tables.ipcache.want()[&(address.prefix_len(32), address)];
         assert_eq!(remote.flags, 0, "it is not the node");
         policies.tables.policy.want().keys().any(|(length, key)| {
-            let meant = [remote.identity, identity::ANY].iter().any(|peer| {
+            [remote.identity, identity::ANY].iter().any(|peer| {
                 [PolicyKey::ANY_PROTO, PolicyKey::ANY_PORT, PolicyKey::EXACT].iter().any(|precision| {
                     let port = if *precision == PolicyKey::EXACT { 53 } else { 0 };
                     let proto = if *precision == PolicyKey::ANY_PROTO { 0 } else { protocol };
                     let wanted = PolicyKey::new(7, direction::EGRESS, *peer, proto, xebec_ebpf_abi::Port::new(port));
                     length == precision && *key == wanted
                 })
-            });
-            meant
+            })
         })
     }
 

@@ -164,14 +164,10 @@ impl<K: Ord + Copy, V> std::ops::Index<&K> for Have<'_, K, V> {
 }
 
 /// Two sequences in order as one.
-fn merge<K: Ord, V>(
+fn merge<K: Ord + Clone, V: Clone>(
     mut a: Peekable<impl Iterator<Item = (K, V)> + Clone>,
     mut b: Peekable<impl Iterator<Item = (K, V)> + Clone>,
-) -> impl Iterator<Item = (K, V)> + Clone
-where
-    K: Clone,
-    V: Clone,
-{
+) -> impl Iterator<Item = (K, V)> + Clone {
     std::iter::from_fn(move || match (a.peek(), b.peek()) {
         (Some((first, _)), Some((second, _))) if first > second => b.next(),
         (Some(_), _) => a.next(),

@@ -44,7 +44,7 @@ pub fn parts(size: u32) -> u32 {
 }
 
 /// A ring as compared with the kernel's.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Contents {
     /// Of all its parts.
     pub digest: u64,
@@ -59,12 +59,6 @@ pub struct Contents {
 impl PartialEq for Contents {
     fn eq(&self, other: &Contents) -> bool {
         (self.digest, self.parts) == (other.digest, other.parts)
-    }
-}
-
-impl Default for Contents {
-    fn default() -> Contents {
-        Contents { digest: 0, highest: 0, parts: 0, spec: None }
     }
 }
 

@@ -68,6 +68,11 @@ impl Pairs {
         self.0.iter().map(|(_, v)| v)
     }
 
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.0.len()

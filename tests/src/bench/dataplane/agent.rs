@@ -54,7 +54,7 @@ impl Args {
     fn config(&self) -> Result<Config> {
         let [pins, state, socket] = ["bpf", "data/agent", "run/cni.sock"].map(|name| self.dir.join(name));
         std::fs::create_dir_all(self.dir.join("run")).context("cannot make the directory of sockets")?;
-        let mut config = Config::new(&node_name(self.number), self.cgroup.clone(), pins, state, socket);
+        let mut config = Config::new(node_name(self.number), self.cgroup.clone(), pins, state, socket);
         config.node_ips = vec![node_ip(self.number).into()];
         config.cluster_cidrs = vec!["10.244.0.0/16".parse()?];
         if self.next {
