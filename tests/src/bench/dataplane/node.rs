@@ -384,8 +384,18 @@ impl Agent {
             }
             Program::Own => self.own(false).and_then(|args| netns.run(|| args.teardown())),
         };
-        if let Err(error) = left.and_then(|()| Ok(self.cgroup.kill().and_then(|()| self.cgroup.remove())?)) {
+        if let Err(error) = left {
             eprintln!("not everything could be removed: {error:#}");
+        }
+    }
+}
+
+/// Also where the node was never whole, as when its agent could not be started.
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.kill();
+        if let Err(error) = self.cgroup.kill().and_then(|()| self.cgroup.remove()) {
+            eprintln!("the cgroup {} could not be removed: {error}", self.name);
         }
     }
 }
