@@ -1,8 +1,12 @@
-//! Reading processes from `/proc`.
+//! Processes: what `/proc` tells of others, and where this one runs.
 
 use std::{fs, path::PathBuf};
 
 use anyhow::{Context, Result};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
 
 /// Resident memory in MiB.
 pub fn resident_mib(pid: u32) -> Result<f64> {
@@ -37,6 +41,12 @@ pub fn named(comm: &str) -> Vec<u32> {
 /// The command line of a process, words separated by spaces.
 pub fn command_line(pid: u32) -> String {
     fs::read(format!("/proc/{pid}/cmdline")).map(|b| String::from_utf8_lossy(&b).replace('\0', " ")).unwrap_or_default()
+}
+
+/// From now on this thread, and those it starts, stay on the first CPU.
+pub fn stay() -> Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(0).and_then(|()| sched_setaffinity(Pid::from_raw(0), &cpus)).context("cannot stay on the first CPU")
 }
 
 #[cfg(test)]

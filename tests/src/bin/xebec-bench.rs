@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Result;
 use clap::Parser;
-use xebec_tests::bench::{dataplane, first_light, inside, traffic};
+use xebec_tests::bench::{dataplane, first_light, inside, processes, traffic};
 
 #[derive(Parser)]
 enum Bench {
@@ -100,7 +100,7 @@ fn block_on(f: impl Future<Output = Result<()>>) -> Result<bool> {
 impl Traffic {
     fn run(self) -> Result<()> {
         match self {
-            Traffic::Serve { address } => traffic::serve(address),
+            Traffic::Serve { address } => processes::stay().and_then(|()| traffic::serve(address)),
             Traffic::RoundTrips { to, seconds } => first_light::round_trips(to, seconds),
             Traffic::Connections { to, rate, seconds } => {
                 let seen = traffic::connections(to, rate, Duration::from_secs(seconds))?;

@@ -20,7 +20,7 @@ use super::{
     place, raw,
 };
 use crate::{
-    bench::{Goal, Line, figures::percentile},
+    bench::{Goal, Line, figures::percentile, processes},
     netns::net::Netns,
 };
 
@@ -187,7 +187,7 @@ impl Scene {
 
 /// CPU time of a run on the first CPU, before everything else.
 fn timed(program: &OwnedFd, packet: &[u8], packets: u32) -> Result<Duration> {
-    place::stay()?;
+    processes::stay()?;
     place::go_first()?;
     let begin = cpu_time()?;
     raw::live(program.as_fd(), packet, packets).context("live frames")?;

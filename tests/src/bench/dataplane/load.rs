@@ -9,8 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::place;
-use crate::bench::traffic;
+use crate::bench::{processes, traffic};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// What a stream writes at once.
@@ -51,7 +50,7 @@ impl Load {
     /// the two. A stream gets all CPUs there are.
     fn place(self) -> Result<()> {
         if self != Load::Stream {
-            place::stay()?;
+            processes::stay()?;
         }
         Ok(())
     }

@@ -3,10 +3,7 @@
 use std::{fs::File, net::Ipv4Addr, os::unix::process::CommandExt, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context, Result};
-use nix::{
-    sched::{CloneFlags, CpuSet, sched_setaffinity, setns},
-    unistd::Pid,
-};
+use nix::sched::{CloneFlags, setns};
 
 use super::load::Load;
 use crate::{bench::inside::Helper, netns::net::Netns};
@@ -83,10 +80,4 @@ pub fn go_first() -> std::io::Result<()> {
     // SAFETY: reads the one value it is given.
     nix::errno::Errno::result(unsafe { libc::sched_setscheduler(0, libc::SCHED_RR, &raw const priority) })?;
     Ok(())
-}
-
-/// From now on this thread stays on the first CPU.
-pub fn stay() -> Result<()> {
-    let mut cpus = CpuSet::new();
-    cpus.set(0).and_then(|()| sched_setaffinity(Pid::from_raw(0), &cpus)).context("cannot stay on the first CPU")
 }

@@ -11,7 +11,7 @@ use kube::{
 use serde_json::json;
 
 use super::{Args, pods};
-use crate::bench::{Goal, Line, figures::percentile, inside::Helper, traffic};
+use crate::bench::{Goal, Line, figures::percentile, inside::Helper, processes, traffic};
 
 const PORT: u16 = 7777;
 const ROUNDS: usize = 9;
@@ -98,8 +98,10 @@ pub async fn measure(client: &Client, args: &Args) -> Result<Vec<Line>> {
     ])
 }
 
-/// The helper's side.
+/// The helper's side. It shares a CPU with the server: where the scheduler puts the two makes more of a difference than what is
+/// measured.
 pub fn round_trips(to: SocketAddr, seconds: f64) -> Result<()> {
+    processes::stay()?;
     println!("{}", traffic::round_trips(to, Duration::from_secs_f64(seconds))?);
     Ok(())
 }
