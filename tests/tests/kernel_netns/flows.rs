@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -91,24 +92,27 @@ fn drops_and_flows_are_told_with_names() {
 
     let mut follower = Follower::new(&node, &json!({"ask": "flows", "follow": true, "filter": {"verdict": "forwarded", "pod": "client"}}));
     let mut other = Follower::new(&node, &json!({"ask": "flows", "follow": true, "filter": {"reason": "policy_ingress"}}));
-    let flow = std::thread::scope(|scope| {
-        // Until the programs know of the followers nothing new is told: the client keeps asking.
-        let asks = scope.spawn(|| {
+    let are_told = AtomicBool::new(false);
+    let (flow, drop) = std::thread::scope(|scope| {
+        // Until the programs know of the followers nothing new is told, and nobody is told what was before: the client keeps
+        // asking until both have heard.
+        scope.spawn(|| {
             eventually("flows are told", || {
                 let _ = ask(&client.netns, at("10.96.0.10", 80));
                 let _ = ask(&client.netns, at(shut.ip, 8080));
-                past(json!({"verdict": "forwarded", "service": "web"})).is_some()
+                are_told.load(Ordering::Relaxed)
             });
         });
-        let flow = follower.until("a flow", |flow| flow["service"]["name"] == "default/web");
-        asks.join().expect("flows are told");
-        flow
+        let told = (follower.until("a flow", |flow| flow["service"]["name"] == "default/web"), other.until("a drop", |_| true));
+        are_told.store(true, Ordering::Relaxed);
+        told
     });
+    assert_eq!(drop["reason"], "policy_ingress", "each follower has a filter of its own");
+    assert!(past(json!({"verdict": "forwarded", "service": "web"})).is_some(), "what is told is remembered");
     assert_eq!((&flow["source"]["pod"], &flow["destination"]["pod"]), (&json!("default/client"), &json!("default/web")), "{flow}");
     assert_eq!((&flow["service"]["address"], &flow["service"]["atPort"]), (&json!("10.96.0.10"), &json!(80)), "{flow}");
     let said = &flow["policies"][0];
     assert_eq!((&said["allowed"], &said["rule"]), (&json!(true), &json!("spec.ingress[1]")), "{flow}");
-    assert_eq!(other.until("a drop", |_| true)["reason"], "policy_ingress", "each follower has a filter of its own");
 
     // Services count what they were asked for.
     let services = || Follower::new(&node, &json!({"ask": "status"})).next().expect("a status")["services"].clone();
