@@ -138,6 +138,7 @@ mod tests {
             host_mac: [4; 6],
             ips: vec!["10.244.0.7".parse().unwrap()],
             pod: Key::new("default", "client"),
+            asked: Default::default(),
             last_seen: PodIn::default(),
         });
         policies.compile();

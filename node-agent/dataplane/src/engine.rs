@@ -15,7 +15,7 @@ use crate::bpf::loader::{Hook, Programs};
 use crate::bpf::maps::Maps;
 use crate::compile::announce::Elections;
 use crate::compile::expand::{NodeFacts, addr};
-use crate::compile::input::{Key, NodeIn};
+use crate::compile::input::{Key, NodeIn, PodIn};
 use crate::compile::policies::LocalEndpoint;
 use crate::compile::services::room;
 use crate::compile::state::{Op, State};
@@ -160,6 +160,11 @@ impl Engine {
             Some(node) => self.peers_changed |= self.peers.insert(name, node.clone()) != Some(node),
             None => self.peers_changed |= self.peers.remove(&name).is_some(),
         }
+    }
+
+    /// What is wrong with a pod of this node is told here; other nodes tell of theirs.
+    pub fn tell_of_pod(&mut self, key: &Key, pod: Option<&PodIn>) {
+        self.policy_news.seen_pod(key, pod.filter(|p| p.node == self.name));
     }
 
     /// Names of the other nodes, for a full replacement.

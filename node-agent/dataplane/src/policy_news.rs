@@ -1,5 +1,6 @@
 //! What authors of policies and Services are told: a condition in the status of a ClusterNetworkPolicy that says what of it
-//! is not understood, and an Event for a policy or a Service that does not fit into the maps, or whose address is another's.
+//! is not understood, and an Event for a policy or a Service that does not fit into the maps, or whose address is another's, and
+//! for a pod whose annotations of bandwidth are none.
 //!
 //! Every node would write the same condition, so it is written only where it is not there yet.
 
@@ -13,7 +14,7 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use serde_json::{Value, json};
 
 use crate::compile::cluster::{ClusterNetworkPolicy, ClusterPolicy};
-use crate::compile::input::Key;
+use crate::compile::input::{Key, PodIn};
 use crate::compile::services::complaints::Subject;
 
 /// Type of the condition.
@@ -31,7 +32,12 @@ pub enum News {
     Refused(Key),
     /// Something is wrong with this Service.
     Service(Subject, String),
+    /// Something is wrong with this pod.
+    Pod(PodSubject, String),
 }
+
+/// A pod, and its UID.
+pub type PodSubject = (Key, String);
 
 /// What has been told and what has not.
 #[derive(Debug, Default)]
@@ -39,6 +45,8 @@ pub struct PolicyNews {
     conditions: BTreeMap<String, Value>,
     refused: BTreeSet<Key>,
     services: BTreeSet<Subject>,
+    /// What is wrong with pods of this node, and whether that has been told.
+    pods: BTreeMap<PodSubject, (String, bool)>,
 }
 
 impl PolicyNews {
@@ -56,6 +64,15 @@ impl PolicyNews {
         }
     }
 
+    /// A pod of this node as watched; none when it is gone, or another node's.
+    pub fn seen_pod(&mut self, key: &Key, pod: Option<&PodIn>) {
+        let now = pod.and_then(|p| Some(((key.clone(), p.uid.clone()), p.bandwidth_complaint.as_deref()?)));
+        self.pods.retain(|subject, (text, _)| subject.0 != *key || now.as_ref().is_some_and(|(s, t)| s == subject && t == text));
+        if let Some((subject, text)) = now {
+            self.pods.entry(subject).or_insert_with(|| (text.to_owned(), false));
+        }
+    }
+
     /// What is to be told now, with the policies there is no room for and what is wrong with Services.
     pub fn take(&mut self, refused: BTreeSet<Key>, services: BTreeMap<Subject, String>) -> Vec<News> {
         let conditions = std::mem::take(&mut self.conditions).into_iter().map(|(name, condition)| News::Condition(name, condition));
@@ -65,6 +82,10 @@ impl PolicyNews {
         let known = std::mem::replace(&mut self.services, services.keys().cloned().collect());
         let new = services.into_iter().filter(|(subject, _)| !known.contains(subject)).take(AT_ONCE);
         news.extend(new.map(|(subject, why)| News::Service(subject, why)));
+        for (subject, (why, told)) in self.pods.iter_mut().filter(|(_, (_, told))| !told).take(AT_ONCE) {
+            *told = true;
+            news.push(News::Pod(subject.clone(), why.clone()));
+        }
         news
     }
 }
@@ -109,9 +130,14 @@ pub async fn tell(client: kube::Client, node: String, news: Vec<News>) {
                 let told = recorder.publish(&event(reason, why), &service_reference(&key)).await;
                 (key.to_string(), told)
             }
+            News::Pod((key, uid), why) => {
+                tracing::error!(pod = %key, "{why}");
+                let told = recorder.publish(&event("InvalidBandwidth", why), &pod_reference(&key, uid)).await;
+                (key.to_string(), told)
+            }
         };
         if let Err(error) = told {
-            tracing::warn!(what, %error, "the author of a policy or a Service cannot be told about it");
+            tracing::warn!(what, %error, "the author of a policy, a Service or a pod cannot be told about it");
         }
     }
 }
@@ -128,6 +154,10 @@ fn service_reference(key: &Key) -> ObjectReference {
         namespace: Some(key.namespace.clone()),
         ..ObjectReference::default()
     }
+}
+
+fn pod_reference(key: &Key, uid: String) -> ObjectReference {
+    ObjectReference { kind: Some("Pod".into()), uid: Some(uid), ..service_reference(key) }
 }
 
 fn reference(key: &Key) -> ObjectReference {
@@ -173,6 +203,26 @@ mod tests {
         object.metadata.generation = Some(4);
         news.seen("p", Some(&object), policy.as_ref());
         assert_eq!(news.take(BTreeSet::new(), BTreeMap::new()).len(), 1, "of a newer generation it says nothing");
+    }
+
+    #[test]
+    fn a_pod_with_a_wrong_annotation_is_told_of_once_and_again_when_it_is_another_or_otherwise_wrong() {
+        let key = Key::new("ns", "p");
+        let pod = |uid: &str, text: Option<&str>| PodIn { uid: uid.into(), bandwidth_complaint: text.map(Into::into), ..PodIn::default() };
+        let mut news = PolicyNews::default();
+        let mut told = |seen: Option<PodIn>| {
+            news.seen_pod(&key, seen.as_ref());
+            news.take(BTreeSet::new(), BTreeMap::new())
+        };
+        let of = |uid: &str, text: &str| vec![News::Pod((Key::new("ns", "p"), uid.into()), text.into())];
+        assert_eq!(told(Some(pod("1", None))), vec![]);
+        assert_eq!(told(Some(pod("1", Some("a")))), of("1", "a"));
+        assert_eq!(told(Some(pod("1", Some("a")))), vec![], "once");
+        assert_eq!(told(Some(pod("1", Some("b")))), of("1", "b"), "otherwise wrong");
+        assert_eq!(told(Some(pod("2", Some("b")))), of("2", "b"), "another pod of the name");
+        assert_eq!(told(None), vec![]);
+        assert_eq!(told(Some(pod("2", Some("b")))), of("2", "b"));
+        assert_eq!(told(Some(pod("2", None))), vec![], "mended");
     }
 
     #[test]

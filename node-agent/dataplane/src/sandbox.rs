@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::compile::bandwidth::Bandwidth;
 use crate::compile::input::{Key, PodIn};
 use crate::compile::policies::LocalEndpoint;
 
@@ -38,6 +39,9 @@ pub struct Sandbox {
     pub netns_cookie: u64,
     /// The pod when the device was made.
     pub last_seen: PodIn,
+    /// What the runtime limits it to beyond its annotations; nothing in records of before this was kept.
+    #[serde(default)]
+    pub asked: Bandwidth,
 }
 
 impl Sandbox {
@@ -56,6 +60,7 @@ impl Sandbox {
             ips: self.ips.clone(),
             netns_cookie: self.netns_cookie,
             pod: self.pod.clone(),
+            asked: self.asked,
             last_seen: self.last_seen.clone(),
         }
     }

@@ -56,7 +56,11 @@ pub fn start(dataplane: &Arc<Dataplane>, cancel: &CancellationToken, tasks: &mut
         all(),
         Feed {
             watch: Watch::Pods,
-            set: |e, key, pod| e.state.policies.set_pod(key, pod.map(|p| input::pod(&p))),
+            set: |e, key, pod| {
+                let pod = pod.map(|p| input::pod(&p));
+                e.tell_of_pod(&key, pod.as_ref());
+                e.state.policies.set_pod(key, pod);
+            },
             // Cluster DNS stands among the pods without being one.
             keys: |e| e.state.policies.pod_keys().into_iter().filter(|key| *key != cluster_dns::key()).collect(),
         },

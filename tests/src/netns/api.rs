@@ -18,6 +18,7 @@ struct Objects {
     version: u64,
     by_path: BTreeMap<String, BTreeMap<String, Value>>,
     log: Vec<(u64, String, Value)>,
+    posts: Vec<String>,
 }
 
 /// The API; clones share their objects.
@@ -98,6 +99,11 @@ impl Api {
         let _ = self.news.send(());
     }
 
+    /// Where something was to be made, which this API takes no part in.
+    pub fn posts(&self) -> Vec<String> {
+        self.objects.lock().expect("not poisoned").posts.clone()
+    }
+
     /// A client on it. Call it inside a runtime.
     pub fn client(&self) -> kube::Client {
         let api = self.clone();
@@ -133,7 +139,10 @@ impl Api {
         }
         let path = request.uri().path().trim_end_matches('/').to_owned();
         let query = request.uri().query().unwrap_or_default().to_owned();
-        let objects = self.objects.lock().expect("not poisoned");
+        let mut objects = self.objects.lock().expect("not poisoned");
+        if request.method() == http::Method::POST {
+            objects.posts.push(path.clone());
+        }
         let undefined = path == path_of(&json!({"kind": CUSTOM})) && !objects.by_path.contains_key(&path);
         if undefined || !KINDS.iter().any(|(_, p)| *p == path) {
             return match find(&objects, &path) {

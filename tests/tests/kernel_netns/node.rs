@@ -140,11 +140,19 @@ impl Node {
 
     /// One CNI call as `xebec-cni` sends it.
     pub fn cni(&self, command: &str, sandbox: &str, netns: &str, pod: &str) -> Result<Value, Value> {
-        let request = json!({
+        self.cni_with(command, sandbox, netns, pod, &json!({}))
+    }
+
+    /// The same with `more` in the configuration.
+    pub fn cni_with(&self, command: &str, sandbox: &str, netns: &str, pod: &str, more: &Value) -> Result<Value, Value> {
+        let mut request = json!({
             "command": command, "containerId": sandbox, "netns": netns, "ifname": "eth0", "path": "",
             "args": format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod};K8S_POD_UID=uid-{pod}"),
             "config": {"cniVersion": "1.0.0", "name": "xebec", "type": "xebec-cni"},
         });
+        for (key, value) in more.as_object().into_iter().flatten() {
+            request["config"][key] = value.clone();
+        }
         let mut stream = UnixStream::connect(&self.config.cni_socket).expect("the agent listens");
         stream.set_read_timeout(Some(DEADLINE * 2)).expect("a timeout");
         writeln!(stream, "{request}").expect("the agent reads");
@@ -159,10 +167,16 @@ impl Node {
 
     /// Creates a pod in the API and its network.
     pub fn pod(&self, name: &str, labels: Value, ports: Value) -> Pod {
+        self.pod_with(name, labels, ports, &json!({}))
+    }
+
+    /// The same with `more` in the configuration of ADD.
+    pub fn pod_with(&self, name: &str, labels: Value, ports: Value, more: &Value) -> Pod {
         self.api.put(pod_object(name, &labels, &ports, None));
         let netns = Netns::new();
         let sandbox = format!("{name}0123456789abcdef");
-        let result = self.cni("ADD", &sandbox, &netns.path().display().to_string(), name).unwrap_or_else(|e| panic!("ADD of {name}: {e}"));
+        let result = self.cni_with("ADD", &sandbox, &netns.path().display().to_string(), name, more);
+        let result = result.unwrap_or_else(|e| panic!("ADD of {name}: {e}"));
         let address = result["ips"][0]["address"].as_str().expect("an address");
         let ip = address.trim_end_matches("/32").parse().expect("an IPv4 address");
         self.api.put(pod_object(name, &labels, &ports, Some(ip)));

@@ -22,6 +22,7 @@ impl Dataplane {
     pub(crate) async fn cni_add(&self, request: &Request) -> Result<Value, CniError> {
         request.check(true)?;
         let pod_ref = request.pod()?;
+        let asked = request.bandwidth()?;
         let owner = owner(&request.container_id, &request.ifname);
         let _one_at_a_time = self.sandbox_lock(&owner).await;
         if self.sandboxes.lock().contains_key(&owner) {
@@ -33,6 +34,10 @@ impl Dataplane {
             return Err(CniError::try_again(format!("the agent still waits for: {waiting}")));
         }
         let seen = self.find_pod(&pod_ref).await?;
+        if let Some(complaint) = &seen.bandwidth_complaint {
+            // As upstream's runtimes: a limit that was meant and is not there is worse than a pod that does not start and says why.
+            return Err(CniError::failed("the pod's bandwidth is not understood", complaint));
+        }
         self.find_namespace(&pod_ref.key.namespace).await?;
         let netns_path = self.config.on_host(&request.netns);
         match netns::same(&netns_path, Path::new("/proc/thread-self/ns/net")) {
@@ -69,6 +74,7 @@ impl Dataplane {
             host_mac: pod::random_mac(),
             pod: pod_ref.key,
             netns_cookie,
+            asked: asked.beyond(seen.bandwidth),
             last_seen: seen,
         };
         match self.set_up(&sandbox).await {

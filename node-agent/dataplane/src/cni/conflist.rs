@@ -19,7 +19,8 @@ pub fn write(dir: &Path, socket: &Path) -> Result<(), Error> {
     let list = json!({
         "cniVersion": "1.0.0",
         "name": "xebec",
-        "plugins": [{"type": "xebec-cni", "socket": socket}],
+        // What a runtime is to hand over of the pod's configuration, as `runtimeConfig`.
+        "plugins": [{"type": "xebec-cni", "socket": socket, "capabilities": {"bandwidth": true}}],
     });
     let bytes = serde_json::to_vec_pretty(&list).map_err(|e| Error::io("encode", path(dir))(e.into()))?;
     crate::file::write(&path(dir), &bytes, 0o644)

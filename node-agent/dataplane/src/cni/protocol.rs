@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::compile::bandwidth::Bandwidth;
 use crate::compile::input::Key;
 use crate::device::pod::gateway;
 use crate::sandbox::Sandbox;
@@ -107,6 +108,34 @@ impl Request {
         Ok(())
     }
 
+    /// `runtimeConfig.bandwidth`: what the runtime limits the pod to, in bits. Rates of zero are none, as with upstream's plugin;
+    /// a burst of 2^32 - 1 is what runtimes say who know of none.
+    pub fn bandwidth(&self) -> Result<Bandwidth, CniError> {
+        let Some(asked) = self.config.get("runtimeConfig").and_then(|c| c.get("bandwidth")).filter(|b| !b.is_null()) else {
+            return Ok(Bandwidth::default());
+        };
+        let invalid = |details: String| CniError { code: 7, msg: "invalid network config".into(), details };
+        if !asked.is_object() {
+            return Err(invalid(format!("runtimeConfig.bandwidth is no object: {asked}")));
+        }
+        let bits = |name: &str| match asked.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => {
+                let bits =
+                    value.as_u64().ok_or_else(|| invalid(format!("runtimeConfig.bandwidth.{name} is no number of bits: {value}")))?;
+                Ok(Some(bits).filter(|bits| *bits > 0))
+            }
+        };
+        let rate = |name| Ok(bits(name)?.map(|bits| bits.div_ceil(8)));
+        let burst = |name| Ok(bits(name)?.filter(|bits| *bits != u64::from(u32::MAX)).map(|bits| bits / 8));
+        Ok(Bandwidth {
+            ingress: rate("ingressRate")?,
+            egress: rate("egressRate")?,
+            ingress_burst: burst("ingressBurst")?,
+            egress_burst: burst("egressBurst")?,
+        })
+    }
+
     /// `cniVersion` of the configuration.
     pub fn version(&self) -> &str {
         self.config.get("cniVersion").and_then(Value::as_str).unwrap_or("1.0.0")
@@ -184,6 +213,23 @@ mod tests {
     }
 
     #[test]
+    fn a_runtimes_limits_are_bits_and_what_is_none_is_refused() {
+        let of = |config: Value| Request { config, ..Request::default() }.bandwidth();
+        let asked = |bandwidth: Value| of(json!({"runtimeConfig": {"bandwidth": bandwidth}}));
+        for none in [json!({}), json!({"runtimeConfig": null}), json!({"runtimeConfig": {"portMappings": []}}), json!(null)] {
+            assert_eq!(of(none.clone()), Ok(Bandwidth::default()), "{none}");
+        }
+        assert_eq!(asked(json!(null)), Ok(Bandwidth::default()));
+        let usual = json!({"ingressRate": 8000, "ingressBurst": 4294967295u64, "egressRate": 0, "egressBurst": 0});
+        assert_eq!(asked(usual), Ok(Bandwidth { ingress: Some(1000), ..Bandwidth::default() }));
+        let bursts = json!({"egressRate": 9, "egressBurst": 80_000, "shares": "unknown"});
+        assert_eq!(asked(bursts), Ok(Bandwidth { egress: Some(2), egress_burst: Some(10_000), ..Bandwidth::default() }));
+        for wrong in [json!({"ingressRate": -1}), json!({"egressBurst": "1M"}), json!({"egressRate": 1.5}), json!([]), json!("1M")] {
+            assert_eq!(asked(wrong.clone()).map_err(|e| e.code), Err(7), "{wrong}");
+        }
+    }
+
+    #[test]
     fn results_follow_the_version() {
         let sandbox = Sandbox {
             id: "ab".into(),
@@ -197,6 +243,7 @@ mod tests {
             pod: Key::new("ns", "p"),
             netns_cookie: 0,
             last_seen: Default::default(),
+            asked: Default::default(),
         };
         let now = result("1.0.0", &sandbox);
         assert_eq!(now["ips"][0], json!({"address": "10.244.0.5/32", "gateway": "169.254.1.1", "interface": 1}));

@@ -214,6 +214,9 @@ pub struct PodIn {
     /// None in records of before this was kept.
     #[serde(default)]
     pub bandwidth: Bandwidth,
+    /// What is wrong with its annotations of bandwidth; none in older records too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth_complaint: Option<Box<str>>,
 }
 
 /// A `hostPort` of a container.
@@ -265,6 +268,8 @@ pub fn pod(pod: &Pod) -> PodIn {
         host_ports,
         host_network,
         bandwidth: bandwidth::of(pod.metadata.annotations.as_ref()),
+        // As with runtimes, which hand on nothing of pods that share the node's network.
+        bandwidth_complaint: bandwidth::complaint(pod.metadata.annotations.as_ref()).filter(|_| !host_network).map(Into::into),
     }
 }
 

@@ -157,6 +157,7 @@ pub(super) fn add_endpoints(state: &mut State, world: &World) {
             netns_cookie: 0,
             ips: vec![pod_ip(pod)],
             pod: key(pod),
+            asked: Default::default(),
             last_seen: pod_in(pod, world.labels[pod]),
         });
     }

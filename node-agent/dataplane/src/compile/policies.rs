@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use xebec_ebpf_abi::{Addr, Endpoint, NetnsCookie, PolicyKey, PolicyVerdict, Remote, direction, identity};
 
+use super::bandwidth::Bandwidth;
 use super::cluster::{ClusterPeer, ClusterPolicy};
 use super::cluster_resolve::{self, ResolvedCluster, Way};
 use super::expand::addr;
@@ -36,8 +37,17 @@ pub struct LocalEndpoint {
     pub netns_cookie: u64,
     /// Namespace and name of the pod.
     pub pod: Key,
+    /// What the runtime limits it to beyond its annotations.
+    pub asked: Bandwidth,
     /// The pod as last seen: policy stays in force while its object is gone and the device is not.
     pub last_seen: PodIn,
+}
+
+impl LocalEndpoint {
+    /// What it may send and be sent: its annotations, which may change, win over what the runtime asked for when it started.
+    pub fn bandwidth(&self) -> Bandwidth {
+        self.last_seen.bandwidth.or(self.asked)
+    }
 }
 
 /// The maps of pods and policies.
@@ -565,11 +575,11 @@ impl Policies {
     /// An endpoint's entries and flags, and the policies for whose entries there is no room: they isolate, but allow nothing.
     fn verdicts(&self, endpoint: &LocalEndpoint, room: usize) -> (BTreeMap<(u32, PolicyKey), PolicyVerdict>, u32, BTreeSet<Key>) {
         const WAYS: [(u8, u32); 2] = [(direction::INGRESS, Endpoint::ISOLATE_INGRESS), (direction::EGRESS, Endpoint::ISOLATE_EGRESS)];
-        let (id, pod) = (endpoint.id, &endpoint.last_seen);
+        let (id, pod, bandwidth) = (endpoint.id, &endpoint.last_seen, endpoint.bandwidth());
         // Pods' devices are veth pairs into namespaces of their own, so packets may skip the node's stack.
         let mut flags = Endpoint::DIRECT;
-        flags |= if pod.bandwidth.ingress.is_some() { Endpoint::LIMIT_INGRESS } else { 0 };
-        flags |= if pod.bandwidth.egress.is_some() { Endpoint::LIMIT_EGRESS } else { 0 };
+        flags |= if bandwidth.ingress.is_some() { Endpoint::LIMIT_INGRESS } else { 0 };
+        flags |= if bandwidth.egress.is_some() { Endpoint::LIMIT_EGRESS } else { 0 };
         let mut refused = BTreeSet::new();
         let mut grants: [Option<Grants>; 2] = [None, None];
         let mut left = room;

@@ -43,6 +43,7 @@ impl Node {
             host_mac: [4; 6],
             ips: vec![ip(POD)],
             pod: Key::new("default", "web"),
+            asked: Default::default(),
             last_seen,
         });
         node.follow();

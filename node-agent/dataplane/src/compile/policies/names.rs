@@ -68,7 +68,7 @@ impl Policies {
     pub fn limits(&self) -> BTreeMap<LimitKey, Limit> {
         let of = |(id, local): (&u32, &Local)| {
             let endpoint = *id;
-            local.endpoint.last_seen.bandwidth.limits().map(move |(way, limit)| (LimitKey { endpoint, direction: u32::from(way) }, limit))
+            local.endpoint.bandwidth().limits().map(move |(way, limit)| (LimitKey { endpoint, direction: u32::from(way) }, limit))
         };
         self.locals.iter().flat_map(of).collect()
     }
