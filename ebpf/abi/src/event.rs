@@ -27,7 +27,7 @@ pub mod seen {
     ];
 }
 
-/// A drop, or the first packet of a flow.
+/// A drop, the first packet of a flow, or a socket's backend.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {
@@ -89,7 +89,7 @@ pub struct Listen {
 impl Listen {
     /// What is dropped.
     pub const DROPS: u32 = 1;
-    /// First packets of flows.
+    /// First packets of flows, and sockets that are given a backend elsewhere.
     pub const FLOWS: u32 = 2;
 }
 

@@ -128,7 +128,8 @@
 //! - `SERVICE_COUNTS`: per-CPU hash, bpf, `Frontend::service` → [`ServiceCount`]. User space deletes those of
 //!   Services that are gone before it gives their number to another one.
 //! - `LISTEN`: array of 1, user, `u32` 0 → [`Listen`]: which events are told, and how many in a second.
-//! - `EVENTS`: ring buffer, bpf, [`Event`]: drops, and first packets of flows, as `LISTEN` says. Whoever
+//! - `EVENTS`: ring buffer, bpf, [`Event`]: drops, first packets of flows, and sockets of the node that are given a
+//!   backend elsewhere, which sends no packet that shows a Service, as `LISTEN` says. Whoever
 //!   cannot keep up, or asks for less than there is, finds how many it has missed in `UNTOLD`.
 //! - `UNTOLD`: per-CPU array of 1, bpf, `u32` 0 → `u64`: events that were wanted and not told.
 //!

@@ -2,10 +2,11 @@
 
 use crate::nat::Scratch;
 use crate::reject::Budget;
+use crate::socket::Socket;
 use xebec_ebpf_abi::{
     Addr, Affinity, AffinityKey, Announced, AnnouncedKey, Backend, BackendSet, Config, DropReason,
     Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, Given, Limit,
-    LimitKey, MemberKey, Nat, NodeAddr, PolicyKey, PolicyVerdict, Remote, Rings, SlotKey,
+    LimitKey, MemberKey, Nat, NodeAddr, PolicyKey, PolicyVerdict, Port, Remote, Rings, SlotKey,
     SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink,
 };
 
@@ -83,6 +84,9 @@ pub trait Env {
     fn forwarded(&self, path: u32, bytes: u32);
     /// Counts what a Service (`Frontend::service`) was asked for and gave, or refused.
     fn served(&self, _service: u32, _refused: bool) {}
+    /// A socket of the node was given a backend that has no device here, for what it `asked`: no program will see its packets
+    /// as those of a Service.
+    fn sent_away(&self, _socket: &Socket, _asked: &SockFrontend, _to: &Addr, _port: Port) {}
     /// Runs `f` on a pod's limit in place.
     fn with_limit<R>(&self, _key: &LimitKey, _f: impl FnOnce(&mut Limit) -> R) -> Option<R> {
         None

@@ -206,6 +206,10 @@ fn remember<E: Env>(
     if !kept && socket.proto == proto::UDP {
         return Action::Refuse(DropReason::FlowTableFull);
     }
+    // What goes to or comes from a pod of this node is seen at its device.
+    if is_node(env, socket.netns) && env.endpoint(&to).is_none() {
+        env.sent_away(socket, &asked, &to, to_port);
+    }
     env.forwarded(forward::SOCKET, 0);
     Action::Rewrite(to, to_port)
 }

@@ -319,6 +319,57 @@ fn a_socket_forgets_a_service_when_it_connects_elsewhere() {
     assert_eq!(socket::connect(&fake, &icmp, vip, port), Action::Pass);
 }
 
+#[test]
+fn sockets_of_the_node_are_told_of_where_no_pods_device_sees_them() {
+    const NODE: u64 = 1;
+    let fake = Fake::default();
+    let frontend = two_backends(&fake);
+    fake.config.set(Some(Config {
+        node_netns_cookie: NODE,
+        nat_port_min: 1,
+        nat_port_max: 2,
+        flags: 0,
+    }));
+    let (vip, port) = (Addr::v4([10, 96, 0, 1]), Port::new(53));
+    for proto in [proto::UDP, proto::TCP] {
+        fake.frontends
+            .borrow_mut()
+            .insert(FrontendKey::new(vip, port, proto), frontend);
+    }
+    let socket = |cookie, netns, proto| Socket {
+        cookie,
+        netns,
+        proto,
+    };
+    let told = || std::mem::take(&mut *fake.sent_away.borrow_mut());
+    let of_node = socket(5, NODE, proto::UDP);
+    let Action::Rewrite(backend, target) = socket::send(&fake, &of_node, vip, port) else {
+        panic!("not translated")
+    };
+    let asked = SockFrontend::new(vip, port, frontend.service);
+    assert_eq!(told(), [(asked, backend, target)]);
+    socket::send(&fake, &of_node, vip, port);
+    assert_eq!(told(), [], "the same flow's next datagram");
+    socket::connect(&fake, &socket(6, 9, proto::TCP), vip, port);
+    assert_eq!(told(), [], "a pod's device sees what the pod sends");
+    socket::connect(&fake, &socket(7, NODE, proto::TCP), vip, port);
+    assert_eq!(told().len(), 1);
+    for backend in fake.backends.borrow().values() {
+        let here = Endpoint {
+            id: 1,
+            ifindex: 1,
+            pod_mac: [0; 6],
+            host_mac: [0; 6],
+            flags: 0,
+            epoch: 1,
+            netns: NetnsCookie::UNKNOWN,
+        };
+        fake.endpoints.borrow_mut().insert(backend.addr, here);
+    }
+    socket::connect(&fake, &socket(8, NODE, proto::TCP), vip, port);
+    assert_eq!(told(), [], "the backend's device does");
+}
+
 proptest! {
     /// A socket that connects to a small set gets one of the backends with the fewest sockets.
     #[test]

@@ -8,10 +8,10 @@ use aya_ebpf::{
 use xebec_ebpf_abi::{
     Addr, Affinity, AffinityKey, Announced, AnnouncedKey, Backend, BackendSet, Config, DropReason,
     Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, Given, Limit,
-    LimitKey, MemberKey, Nat, NodeAddr, PolicyKey, PolicyVerdict, Remote, Rings, SlotKey,
+    LimitKey, MemberKey, Nat, NodeAddr, PolicyKey, PolicyVerdict, Port, Remote, Rings, SlotKey,
     SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink,
 };
-use xebec_ebpf_logic::{Env, Stored, nat::Scratch, reject::Budget};
+use xebec_ebpf_logic::{Env, Stored, nat::Scratch, reject::Budget, socket::Socket};
 
 pub struct Kernel;
 
@@ -221,6 +221,11 @@ impl Env for Kernel {
     #[inline(always)]
     fn served(&self, service: u32, refused: bool) {
         events::served(service, refused);
+    }
+
+    #[inline(always)]
+    fn sent_away(&self, socket: &Socket, asked: &SockFrontend, to: &Addr, port: Port) {
+        events::sent_away(socket.netns, socket.proto, asked, to, port);
     }
 
     #[inline(always)]

@@ -8,7 +8,8 @@ use aya_ebpf::{
     maps::{Array, PerCpuArray, PerCpuHashMap, RingBuf},
 };
 use xebec_ebpf_abi::{
-    Addr, DropReason, Event, Listen, NetnsCookie, Port, ServiceCount, SockKey, Tuple, seen,
+    Addr, DropReason, Event, Listen, NetnsCookie, Port, ServiceCount, SockFrontend, SockKey, Tuple,
+    seen,
 };
 use xebec_ebpf_logic::{
     news::{self, Allowance},
@@ -63,6 +64,35 @@ pub fn refused(asked: &Addr, port: Port, proto: u8, netns: u64, reason: DropReas
     let now = unsafe { bpf_ktime_get_ns() };
     let event = entry.write(Event::new(now, seen::SOCKET, reason as u32, 0, 0));
     event.tuple = Tuple::new(Addr::ANY, Port::new(0), *asked, port, proto);
+    event.netns = NetnsCookie::new(netns);
+    entry.submit(0);
+}
+
+/// Tells of a socket of the node that was given a backend which no device of a pod leads to.
+#[inline(always)]
+pub fn sent_away(netns: u64, proto: u8, asked: &SockFrontend, to: &Addr, port: Port) {
+    if is_wanted(Listen::FLOWS) {
+        write_sent_away(netns, proto, asked, to, port);
+    }
+}
+
+/// A function of its own: see `write`.
+#[inline(never)]
+fn write_sent_away(netns: u64, proto: u8, asked: &SockFrontend, to: &Addr, port: Port) {
+    if !may_tell(Listen::FLOWS) {
+        return;
+    }
+    let Some(mut entry) = EVENTS.reserve::<Event>(0) else {
+        untold();
+        return;
+    };
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let event = entry.write(Event::new(now, seen::SOCKET, 0, 0, 0));
+    event.tuple = Tuple::new(Addr::ANY, Port::new(0), *to, port, proto);
+    event.asked = asked.addr;
+    event.asked_port = asked.port;
+    event.service = asked.service;
     event.netns = NetnsCookie::new(netns);
     entry.submit(0);
 }

@@ -1,6 +1,7 @@
 //! What `xebec flows` is told, of real packets.
 
 use std::io::{BufRead, BufReader, Write};
+use std::net::UdpSocket;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use xebec_dataplane::inspect;
 
-use crate::node::{DEADLINE, Node, ask, at, eventually, serve};
+use crate::node::{DEADLINE, Node, OUTSIDE_IP, ask, at, eventually, serve};
 
 /// An asker that follows.
 struct Follower(BufReader<UnixStream>);
@@ -31,7 +32,7 @@ impl Follower {
     }
 
     /// The first that fits.
-    fn until(&mut self, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
+    fn until(&mut self, what: &str, mut fits: impl FnMut(&Value) -> bool) -> Value {
         loop {
             let told = self.next().unwrap_or_else(|| panic!("the agent went away before {what}"));
             if fits(&told["flow"]) {
@@ -129,6 +130,59 @@ fn drops_and_flows_are_told_with_names() {
         std::thread::sleep(Duration::from_millis(50));
         newest() == before
     });
+}
+
+#[test]
+fn the_nodes_own_connects_are_told_where_no_pod_is_at_the_other_end() {
+    let mut node = Node::new();
+    node.start();
+    let web = node.pod("web", json!({}), json!([]));
+    serve(&web.netns, "web", 8080);
+    serve(&node.outside, "far", 8080);
+    node.service("web", "10.96.0.10", 80, "TCP", 8080, &[&web], &json!({}));
+    for protocol in ["TCP", "UDP"] {
+        let (name, ip) = (format!("far-{}", protocol.to_lowercase()), if protocol == "TCP" { "10.96.0.12" } else { "10.96.0.13" });
+        node.service(&name, ip, 80, protocol, 8080, &[], &json!({}));
+        node.api.put(json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {"name": format!("{name}-1"), "namespace": "default", "labels": {"kubernetes.io/service-name": name}},
+            "endpoints": [{"addresses": [OUTSIDE_IP], "conditions": {"ready": true}, "nodeName": "node-2"}],
+            "ports": [{"name": "", "port": 8080, "protocol": protocol}],
+        }));
+    }
+    let connects = |ip: &str| ask(&node.netns, at(ip, 80)).is_ok();
+    eventually("all Services are there", || connects("10.96.0.10") && connects("10.96.0.12"));
+    // One socket for all: each of its datagrams asks, and only the first is a new flow.
+    let datagrams = node.netns.run(|| UdpSocket::bind("0.0.0.0:0")).expect("a socket");
+    let mut follower = Follower::new(&node, &json!({"ask": "flows", "follow": true, "filter": {"verdict": "forwarded"}}));
+    let is_told = AtomicBool::new(false);
+    let (far, near) = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            eventually("flows are told", || {
+                let _ = (connects("10.96.0.12"), connects("10.96.0.10"));
+                is_told.load(Ordering::Relaxed)
+            });
+        });
+        let far = follower.until("the node's connect", |flow| flow["service"]["name"] == "default/far-tcp");
+        let near = follower.until("the connect to a pod", |flow| flow["service"]["name"] == "default/web");
+        is_told.store(true, Ordering::Relaxed);
+        (far, near)
+    });
+    assert_eq!((&far["at"], &far["source"]["node"], &far["protocol"]), (&json!("socket"), &json!(true), &json!("tcp")), "{far}");
+    assert_eq!((&far["destination"]["address"], &far["destination"]["port"]), (&json!(OUTSIDE_IP), &json!(8080)), "{far}");
+    assert_eq!((&far["service"]["address"], &far["service"]["atPort"]), (&json!("10.96.0.12"), &json!(80)), "{far}");
+    assert_eq!(near["at"], "to_pod", "what a pod's device sees is told there, once: {near}");
+    for _ in 0..3 {
+        datagrams.send_to(b"x", at("10.96.0.13", 80)).expect("sent");
+    }
+    let _ = connects("10.96.0.12");
+    let mut of_udp = 0;
+    follower.until("the connect after the datagrams", |flow| {
+        // Connects that were under way when the first were told may still come before.
+        of_udp += usize::from(flow["service"]["name"] == "default/far-udp");
+        of_udp > 0 && flow["service"]["name"] == "default/far-tcp"
+    });
+    assert_eq!(of_udp, 1, "a flow is told of once");
 }
 
 fn drop_all(followers: [Follower; 2]) {

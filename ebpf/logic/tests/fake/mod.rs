@@ -11,6 +11,7 @@ use xebec_ebpf_logic::{
     nat::Scratch,
     packet::Plain,
     reject::{Budget, Resize},
+    socket::Socket,
 };
 
 #[derive(Default)]
@@ -57,6 +58,8 @@ pub struct Fake {
     pub limits: RefCell<HashMap<LimitKey, Limit>>,
     /// What each Service was asked for.
     pub served: RefCell<HashMap<u32, ServiceCount>>,
+    /// Sockets of the node that were given a backend elsewhere: what they asked for, and where it is.
+    pub sent_away: RefCell<Vec<(SockFrontend, Addr, Port)>>,
     pub drops: RefCell<HashMap<u32, u64>>,
     pub forwards: RefCell<HashMap<u32, u64>>,
     /// Bytes of both.
@@ -270,6 +273,9 @@ impl Env for Fake {
         } else {
             count.flows += 1;
         }
+    }
+    fn sent_away(&self, _: &Socket, asked: &SockFrontend, to: &Addr, port: Port) {
+        self.sent_away.borrow_mut().push((*asked, *to, port));
     }
     fn with_limit<R>(&self, key: &LimitKey, f: impl FnOnce(&mut Limit) -> R) -> Option<R> {
         self.limits.borrow_mut().get_mut(key).map(f)

@@ -75,7 +75,8 @@ impl<'a> Names<'a> {
 
     fn service(&mut self, event: &Event) -> Option<ServiceAt> {
         let (asked, port) = match event.seen {
-            seen::SOCKET => (event.tuple.dst, event.tuple.dport),
+            // One that was refused was given nothing else.
+            seen::SOCKET if event.asked == Addr::ANY => (event.tuple.dst, event.tuple.dport),
             _ => (event.asked, event.asked_port),
         };
         let at = (asked != Addr::ANY).then(|| (asked.to_ip(), port.get()));

@@ -34,13 +34,13 @@ pub enum Told {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Verdict {
-    /// The first packet of a flow, passed on.
+    /// The first packet of a flow, passed on; or a socket of the node, given a backend elsewhere.
     Forwarded,
     /// Gone, or answered with a refusal.
     Dropped,
 }
 
-/// A drop, or the first packet of a flow.
+/// A drop, the first packet of a flow, or a socket's backend.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Seen {
