@@ -20,7 +20,7 @@ use crate::compile::policies::LocalEndpoint;
 use crate::compile::services::room;
 use crate::compile::state::{Op, State};
 use crate::device::uplink::NodeDevices;
-use crate::device::xdp::{Mode, Xdp};
+use crate::device::xdp::{Mode, Refusals, Xdp};
 use crate::ipam::Ipam;
 use crate::policy_news::PolicyNews;
 use crate::sync::SyncClock;
@@ -72,6 +72,7 @@ pub struct Engine {
     pub xdp: Xdp,
     /// What is done at each uplink.
     pub modes: BTreeMap<u32, Mode>,
+    refusals: Refusals,
     /// Devices as last read.
     pub devices: NodeDevices,
     /// The node's object as last seen.
@@ -133,6 +134,7 @@ impl Engine {
             last_endpoint,
             xdp: Xdp::default(),
             modes: BTreeMap::new(),
+            refusals: Refusals::default(),
             devices: NodeDevices::default(),
             node: NodeIn::default(),
             peers: BTreeMap::new(),
@@ -382,6 +384,11 @@ impl Engine {
         })
     }
 
+    /// Whether it is time to ask a driver again that refused the XDP program.
+    pub fn is_driver_due(&self) -> bool {
+        self.refusals.is_due(Instant::now())
+    }
+
     /// Whether the driver of an uplink runs the XDP program.
     pub fn has_driver(&self, name: &str) -> bool {
         let native = |index: &u32| self.modes.get(index) == Some(&Mode::Native);
@@ -391,7 +398,7 @@ impl Engine {
     /// Attaches the XDP program to the drivers that run it; says of each uplink what came of it. Another program there, or a
     /// driver without XDP, is no failure: tc does all of it.
     fn attach_drivers(&mut self) -> Result<(), Error> {
-        let (mut modes, mut macs) = (BTreeMap::new(), BTreeMap::new());
+        let (mut modes, mut macs, mut refused_now) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
         for (index, uplink) in &self.devices.uplinks {
             let refused = self.xdp.refuses(&uplink.name, uplink.mac.is_some(), uplink.tunnel);
             let mode = match (refused, uplink.mac) {
@@ -400,7 +407,11 @@ impl Engine {
                         macs.insert(*index, mac);
                         Mode::Native
                     }
-                    Err(error) => Mode::Tc(error.to_string()),
+                    Err(error) => {
+                        self.refusals.refused(*index, Instant::now());
+                        refused_now.insert(*index);
+                        Mode::Tc(error.to_string())
+                    }
                 },
                 (refused, _) => Mode::Tc(refused.unwrap_or_default()),
             };
@@ -410,6 +421,7 @@ impl Engine {
             modes.insert(*index, mode);
         }
         self.modes = modes;
+        self.refusals.retain(|index| refused_now.contains(&index));
         self.maps.set_xdp_devices(&macs)?;
         let native = self.devices.uplinks.iter().filter(|(index, _)| macs.contains_key(index));
         self.programs.retain_xdp(&native.map(|(_, uplink)| uplink.name.clone()).collect())

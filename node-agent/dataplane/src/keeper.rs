@@ -128,7 +128,7 @@ impl Dataplane {
                 engine.devices = devices;
                 self.changed.notify_one();
             }
-            if changed || !engine.uplinks_attached() { engine.attach_uplinks() } else { Vec::new() }
+            if changed || !engine.uplinks_attached() || engine.is_driver_due() { engine.attach_uplinks() } else { Vec::new() }
         };
         errors.into_iter().next().map_or(Ok(()), Err)
     }

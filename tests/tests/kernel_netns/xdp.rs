@@ -231,12 +231,19 @@ fn flows_in_the_driver_outlive_agents_upgrades_and_the_program_itself() {
 }
 
 #[test]
-fn a_driver_that_has_a_program_already_keeps_it_and_tc_does_all() {
+fn a_driver_that_has_a_program_already_keeps_it_and_tc_does_all_until_it_goes() {
     let (mut node, _wire) = node();
-    let _other = pass_all(&node.netns, "up0");
+    let other = pass_all(&node.netns, "up0");
     node.start();
     let said = uplink(&node).xdp;
     assert!(said.starts_with("none (") && said.contains("busy"), "{said}");
     eventually("the far pod answers", || node.ask_from_outside(at(NODE_IP, FAR_PORT)).is_ok_and(|a| a.0 == "far"));
     assert_eq!(in_driver(&node), [0, 0]);
+    // Nothing of the device that the agent knows changes when the other program goes.
+    drop(other);
+    eventually("the driver is asked again", || uplink(&node).xdp == "native");
+    eventually("and takes the packets", || {
+        let answered = node.ask_from_outside(at(NODE_IP, FAR_PORT)).is_ok_and(|a| a.0 == "far");
+        answered && in_driver(&node).iter().all(|count| *count > 0)
+    });
 }

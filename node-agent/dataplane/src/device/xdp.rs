@@ -1,8 +1,10 @@
 //! Which uplinks' drivers shall run the XDP program, and what came of it.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 
 /// Where XDP is used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +40,44 @@ impl Xdp {
             }
             Xdp::Auto | Xdp::All => None,
         }
+    }
+}
+
+/// When a driver that refused is asked again the first time. What refused may be another's program that goes, an MTU or a number
+/// of queues that is changed, of which nothing on the device tells us.
+const FIRST: Duration = Duration::from_secs(5);
+/// The longest wait: each time is twice the one before, for some drivers stop for a moment to find out that they cannot.
+const LONGEST: Duration = Duration::from_secs(600);
+
+/// Drivers that refused, by index.
+#[derive(Debug, Default)]
+pub struct Refusals(BTreeMap<u32, Refusal>);
+
+#[derive(Debug)]
+struct Refusal {
+    again: Instant,
+    wait: Duration,
+}
+
+impl Refusals {
+    /// The driver refused now. If it was asked before its time, for another reason, that changes nothing.
+    pub fn refused(&mut self, index: u32, now: Instant) {
+        let known = self.0.get(&index);
+        if known.is_some_and(|refusal| now < refusal.again) {
+            return;
+        }
+        let wait = known.map_or(FIRST, |refusal| (refusal.wait * 2).min(LONGEST));
+        self.0.insert(index, Refusal { again: now + wait, wait });
+    }
+
+    /// Only these are still refused.
+    pub fn retain(&mut self, refused: impl Fn(u32) -> bool) {
+        self.0.retain(|index, _| refused(*index));
+    }
+
+    /// Whether it is time to ask one of them.
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.0.values().any(|refusal| now >= refusal.again)
     }
 }
 
@@ -81,6 +121,32 @@ mod tests {
         // Nobody knows a driver of a device that there is not: attaching will tell.
         assert_eq!(Xdp::Auto.refuses("no-such-device", true, false), None);
         assert_eq!(Xdp::All.refuses("no-such-device", true, false), None);
+    }
+
+    #[test]
+    fn drivers_that_refused_are_asked_again_less_and_less_often() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let mut refusals = Refusals::default();
+        assert!(!refusals.is_due(at(1000)), "nobody refused");
+        refusals.refused(3, at(0));
+        assert_eq!([4, 5].map(|s| refusals.is_due(at(s))), [false, true]);
+        refusals.refused(3, at(2));
+        assert!(refusals.is_due(at(5)), "it was asked for another reason meanwhile");
+        refusals.refused(3, at(5));
+        assert_eq!([14, 15].map(|s| refusals.is_due(at(s))), [false, true]);
+        let mut now = 15;
+        for _ in 0..20 {
+            refusals.refused(3, at(now));
+            now += 600;
+            assert!(refusals.is_due(at(now)), "at least every ten minutes");
+        }
+        refusals.refused(3, at(now));
+        assert!(!refusals.is_due(at(now + 599)));
+        refusals.refused(4, at(now));
+        assert!(refusals.is_due(at(now + 5)), "each device has a time of its own");
+        refusals.retain(|index| index == 3);
+        assert!(!refusals.is_due(at(now + 5)), "it took the program, or is gone");
     }
 
     #[test]
