@@ -60,11 +60,28 @@ fn run(env: &Env, input: &[u8]) -> (String, Result<Value, Failure>) {
         let failure = Failure::new(1, "incompatible CNI version", format!("{version} is asked for, known are {VERSIONS:?}"));
         return ("1.0.0".into(), Err(failure));
     }
+    if let Some(first) = since(&env.command).filter(|first| place(&version) < place(first)) {
+        let details = format!("{} is asked for in a configuration of version {version}", env.command);
+        return (version, Err(Failure::new(1, &format!("{} came with version {first} of CNI", env.command), details)));
+    }
     let answer = match config.get("type").and_then(Value::as_str) {
         Some("loopback") => loopback::call(env, &version),
         _ => forward(env, &config),
     };
     (version, answer)
+}
+
+/// The version of the specification that brought a command, if it was not the first.
+fn since(command: &str) -> Option<&'static str> {
+    match command {
+        "CHECK" => Some("0.4.0"),
+        "GC" | "STATUS" => Some("1.1.0"),
+        _ => None,
+    }
+}
+
+fn place(version: &str) -> Option<usize> {
+    VERSIONS.iter().position(|known| *known == version)
 }
 
 /// Sends the call to the agent and returns what it says.
@@ -105,14 +122,37 @@ mod tests {
 
     #[test]
     fn an_absent_agent_is_error_11_for_add_and_del_and_50_for_status() {
-        let config = br#"{"cniVersion":"1.0.0","name":"xebec","type":"xebec-cni","socket":"/nonexistent/cni.sock"}"#;
+        let config = br#"{"cniVersion":"1.1.0","name":"xebec","type":"xebec-cni","socket":"/nonexistent/cni.sock"}"#;
         for (command, code) in [("ADD", 11), ("DEL", 11), ("CHECK", 11), ("STATUS", 50)] {
             let (version, answer) = run(&env(command), config);
             let error = answer.unwrap_err().to_json(&version);
             assert_eq!(error["code"], code, "{command}");
-            assert_eq!(error["cniVersion"], "1.0.0");
+            assert_eq!(error["cniVersion"], "1.1.0");
             assert!(error["details"].as_str().unwrap().contains("/nonexistent/cni.sock"));
         }
+    }
+
+    #[test]
+    fn commands_are_those_of_the_version_that_is_asked_for() {
+        // With unknown fields, as every version of the specification allows. 7: it was understood, but names no socket.
+        let config = |version: &str| json!({"cniVersion": version, "name": "x", "type": "xebec-cni", "prevResult": null, "capabilities": 5, "unknown": {"deep": [1]}});
+        let code = |command: &str, version: &str| {
+            let (said, answer) = run(&env(command), config(version).to_string().as_bytes());
+            answer.unwrap_err().to_json(&said)["code"].as_u64()
+        };
+        for (version, check, later) in [("0.3.0", 1, 1), ("0.3.1", 1, 1), ("0.4.0", 7, 1), ("1.0.0", 7, 1), ("1.1.0", 7, 7)] {
+            for (command, expected) in [("ADD", 7), ("DEL", 7), ("CHECK", check), ("GC", later), ("STATUS", later)] {
+                assert_eq!(code(command, version), Some(expected), "{command} {version}");
+            }
+        }
+        for version in ["", "0.1.0", "0.2.0", "0.4", "1.0", "1.1.1", "2.0.0", "v1.0.0"] {
+            for command in ["ADD", "DEL", "CHECK", "GC", "STATUS"] {
+                assert_eq!(code(command, version), Some(1), "{command} {version:?}");
+            }
+        }
+        // Versions are texts; any other is as if none were named.
+        let (_, answer) = run(&env("ADD"), br#"{"cniVersion":1.0,"type":"xebec-cni"}"#);
+        assert_eq!(answer.unwrap_err().to_json("")["code"], 7);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::Error;
 use crate::bpf::gc::{self, Swept};
 use crate::bpf::loader::{Hook, Programs};
 use crate::bpf::maps::Maps;
-use crate::compile::announce::Elections;
+use crate::compile::announce::{self, Elections};
 use crate::compile::expand::{NodeFacts, addr};
 use crate::compile::input::{Key, NodeIn, PodIn};
 use crate::compile::policies::LocalEndpoint;
@@ -256,7 +256,9 @@ impl Engine {
             false => {
                 let mut nodes: BTreeMap<String, bool> = self.peers.iter().map(|(name, peer)| (name.clone(), peer.balances)).collect();
                 nodes.insert(self.name.clone(), self.node.balances);
-                self.elections.won_by(&self.name, nodes, announcements)
+                let of_peers = self.peers.values().flat_map(|peer| &peer.addresses);
+                let of_nodes = of_peers.chain(&self.devices.addresses).copied().collect();
+                announce::without(self.elections.won_by(&self.name, nodes, announcements), &of_nodes)
             }
         };
         let devices = || self.devices.uplinks.iter().filter_map(|(index, uplink)| Some((*index, uplink.mac?)));

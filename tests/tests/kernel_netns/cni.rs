@@ -67,6 +67,46 @@ fn calls_that_cannot_succeed_say_why_and_leave_nothing() {
 }
 
 #[test]
+fn every_version_gets_its_result_whatever_else_the_configuration_says() {
+    let mut node = Node::new();
+    node.start();
+    for (index, version) in ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"].into_iter().enumerate() {
+        let more = json!({
+            "cniVersion": version, "unknown": {"deep": [1, null]}, "prevResult": {"cniVersion": version, "ips": 7}, "ipam": "none",
+            "runtimeConfig": {"portMappings": [{"hostPort": -1}], "unknown": true}, "args": {"labels": []},
+        });
+        let pod = node.pod_with(&format!("p{index}"), json!({}), json!([]), &more);
+        assert_eq!(pod.result["cniVersion"], version);
+        assert_eq!(pod.result["ips"][0]["version"].as_str(), version.starts_with("0.").then_some("4"), "{version}");
+        let path = pod.netns.path().display().to_string();
+        node.cni_with("CHECK", &pod.sandbox, &path, &pod.name, &more).unwrap_or_else(|e| panic!("{version}: {e}"));
+        node.cni_with("STATUS", "", "", "", &more).unwrap_or_else(|e| panic!("{version}: {e}"));
+        node.cni_with("DEL", &pod.sandbox, "", &pod.name, &more).unwrap_or_else(|e| panic!("{version}: {e}"));
+    }
+    assert_eq!(node.dataplane().status().leases, 0);
+}
+
+#[test]
+fn gc_removes_what_is_not_listed_and_nothing_of_a_list_that_cannot_be_read() {
+    let mut node = Node::new();
+    node.start();
+    let (kept, stale) = (node.pod("kept", json!({}), json!([])), node.pod("stale", json!({}), json!([])));
+    let gc = |list: serde_json::Value| node.cni_with("GC", "", "", "", &json!({"cniVersion": "1.1.0", "cni.dev/valid-attachments": list}));
+    let good = json!({"containerID": kept.sandbox, "ifname": "eth0"});
+    for broken in [json!(null), json!("all"), json!([good, {}]), json!([good, {"containerID": 5, "ifname": "eth0"}]), json!([good, "x"])] {
+        assert_eq!(gc(broken.clone()).expect_err("not understood")["code"], 7, "{broken}");
+    }
+    assert_eq!(node.cni("GC", "", "", "").expect_err("no list")["code"], 7);
+    assert_eq!(node.dataplane().status().leases, 2, "nothing was removed");
+    gc(json!([good, {"containerID": "unknown", "ifname": "eth0", "more": 1}])).expect("understood");
+    assert_eq!(node.dataplane().status().leases, 1);
+    let path = |pod: &crate::node::Pod| pod.netns.path().display().to_string();
+    node.cni("CHECK", &kept.sandbox, &path(&kept), "kept").expect("still there");
+    node.cni("CHECK", &stale.sandbox, &path(&stale), "stale").expect_err("gone");
+    assert_eq!(node.cni("EAT", &kept.sandbox, &path(&kept), "kept").expect_err("no such command")["code"], 4);
+}
+
+#[test]
 fn a_full_range_is_named_and_freed_addresses_are_leased_again() {
     let mut node = Node::new();
     node.api.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}, "spec": {"podCIDRs": ["10.244.7.0/30"]}}));

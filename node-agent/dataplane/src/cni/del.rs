@@ -21,11 +21,17 @@ impl Dataplane {
 
     /// Removes what containerd does not list as attached (CNI 1.1).
     pub(crate) async fn cni_gc(&self, request: &Request) -> Result<Value, CniError> {
+        let invalid = |details: String| CniError { code: 7, msg: "invalid network config".into(), details };
         let Some(valid) = request.config.get("cni.dev/valid-attachments").and_then(Value::as_array) else {
-            return Err(CniError { code: 7, msg: "invalid network config".into(), details: "no cni.dev/valid-attachments".into() });
+            return Err(invalid("no list cni.dev/valid-attachments".into()));
         };
-        let text = |v: &Value, key: &str| v.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let valid: BTreeSet<String> = valid.iter().map(|a| owner(&text(a, "containerID"), &text(a, "ifname"))).collect();
+        // One that cannot be read may be that of a pod that lives.
+        let text = |v: &Value, key: &str| v.get(key).and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned);
+        let read = |a: &Value| {
+            let owner = text(a, "containerID").zip(text(a, "ifname")).map(|(id, ifname)| owner(&id, &ifname));
+            owner.ok_or_else(|| invalid(format!("an attachment of cni.dev/valid-attachments has no containerID or ifname: {a}")))
+        };
+        let valid: BTreeSet<String> = valid.iter().map(read).collect::<Result<_, _>>()?;
         let stale: Vec<(String, String)> = {
             let sandboxes = self.sandboxes.lock();
             sandboxes.iter().filter(|(o, _)| !valid.contains(*o)).map(|(o, s)| (o.clone(), s.host_name.clone())).collect()

@@ -3,7 +3,7 @@
 //! Every node decides by itself from what all of them see, so nobody has to be asked: of the nodes that may have the
 //! address, the one whose name scores highest with it. A node that comes or goes moves only its own addresses.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::services::Announcement;
@@ -49,6 +49,12 @@ impl Elections {
     }
 }
 
+/// A node's own address is answered for by that node's kernel alone, whatever a pool says.
+pub fn without(mut won: Vec<IpAddr>, of_nodes: &BTreeSet<IpAddr>) -> Vec<IpAddr> {
+    won.retain(|ip| !of_nodes.contains(ip));
+    won
+}
+
 fn won_by(node: &str, nodes: &BTreeMap<String, bool>, announcement: &Announcement) -> Vec<IpAddr> {
     let taking_part = |name: &&str| nodes.get(*name).copied().unwrap_or(false);
     let winner = |address: IpAddr| match &announcement.only {
@@ -61,7 +67,6 @@ fn won_by(node: &str, nodes: &BTreeMap<String, bool>, announcement: &Announcemen
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeSet;
 
     fn addresses() -> Vec<IpAddr> {
         (0..=255).map(|n| IpAddr::from([192, 0, 2, n])).collect()
@@ -101,6 +106,13 @@ mod tests {
         assert_eq!(of("a", &["a", "c"]), 256);
         assert_eq!(of("b", &["a", "c"]), 0);
         assert_eq!(of("a", &["c"]), 0, "nobody, rather than one that would drop");
+    }
+
+    #[test]
+    fn addresses_of_nodes_are_never_answered_for() {
+        let of_nodes: BTreeSet<IpAddr> = addresses().into_iter().skip(1).collect();
+        let won = Elections::default().won_by("a", nodes(&[("a", true)]), announcement(None));
+        assert_eq!(without(won, &of_nodes), [addresses()[0]]);
     }
 
     #[test]

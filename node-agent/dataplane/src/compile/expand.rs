@@ -154,9 +154,12 @@ fn port_spec<'a>(
         let key = FrontendKey::new(addr(ip), number, port.proto);
         let flags = Frontend::EXTERNAL | chosen_inside;
         frontends.push(FrontendSpec { key, internal: internal_role, external: internal_role, flags });
-        // What is sent to another port of the address is refused.
-        let key = FrontendKey::address(addr(ip));
-        frontends.push(FrontendSpec { key, internal: internal_role, external: internal_role, flags: 0 });
+        // What is sent to another port of the address is refused; not if an API server gave the Service this node's own address,
+        // where others than Services answer.
+        if !node.addresses.contains(&ip) {
+            let key = FrontendKey::address(addr(ip));
+            frontends.push(FrontendSpec { key, internal: internal_role, external: internal_role, flags: 0 });
+        }
     }
     let mut outside = |key, flags| {
         let flags = Frontend::EXTERNAL | chosen_outside | flags;

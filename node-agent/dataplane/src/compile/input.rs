@@ -2,7 +2,7 @@
 //! leave out what does not parse: validation is the API server's work.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
@@ -62,11 +62,21 @@ pub(super) fn port(number: i32) -> Option<u16> {
 /// come through all the same, it must not take loopback or every address of a node from their owners.
 pub(super) fn unicast(text: &str) -> Option<IpAddr> {
     let ip = text.parse::<IpAddr>().ok()?.to_canonical();
-    (!ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast()).then_some(ip)
+    let broadcast = ip == IpAddr::V4(Ipv4Addr::BROADCAST);
+    (!ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast() && !broadcast).then_some(ip)
 }
 
-fn ips(list: Option<&Vec<String>>) -> Vec<IpAddr> {
-    list.into_iter().flatten().filter_map(|ip| unicast(ip)).collect()
+/// An address that packets are sent to from other links. kube-apiserver refuses the others as endpoints and external addresses: a
+/// link-local one is what clouds serve credentials at, or a pod's own gateway.
+pub(super) fn routed(text: &str) -> Option<IpAddr> {
+    unicast(text).filter(|ip| match ip {
+        IpAddr::V4(ip) => !ip.is_link_local(),
+        IpAddr::V6(ip) => !ip.is_unicast_link_local(),
+    })
+}
+
+fn ips(list: Option<&Vec<String>>, valid: fn(&str) -> Option<IpAddr>) -> Vec<IpAddr> {
+    list.into_iter().flatten().filter_map(|ip| valid(ip)).collect()
 }
 
 /// What a proxy is not meant to serve, by its labels (kube-proxy does not even ask the API for it).
@@ -141,7 +151,7 @@ pub fn service(service: &Service) -> Option<ServiceIn> {
         return None;
     }
     let single = spec.cluster_ip.iter().filter_map(|ip| unicast(ip)).collect();
-    let cluster_ips = match ips(spec.cluster_ips.as_ref()) {
+    let cluster_ips = match ips(spec.cluster_ips.as_ref(), unicast) {
         list if list.is_empty() => single,
         list => list,
     };
@@ -179,7 +189,7 @@ pub fn service(service: &Service) -> Option<ServiceIn> {
     let external_local = external && spec.external_traffic_policy.as_deref() == Some("Local");
     Some(ServiceIn {
         cluster_ips,
-        external_ips: ips(spec.external_ips.as_ref()),
+        external_ips: ips(spec.external_ips.as_ref(), routed),
         load_balancer_ips,
         source_ranges: spec
             .load_balancer_source_ranges

@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 
-use super::input::{Key, Labels, is_left_alone, port, protocol, unicast};
+use super::input::{Key, Labels, is_left_alone, port, protocol, routed};
 use super::maglev;
 
 /// Annotation of an EndpointSlice: the weight of its endpoints on rings, 1 to 100.
@@ -218,7 +218,7 @@ impl Visitor<'_> for AddressOf {
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Address, E> {
-        Ok(Address(unicast(text)))
+        Ok(Address(routed(text)))
     }
 }
 
@@ -301,7 +301,8 @@ mod tests {
             format!(
                 r#"{{"metadata":{{"name":"a","namespace":"n","labels":{{"kubernetes.io/service-name":"s"}}}},"addressType":"{family}","endpoints":
                 [{{"addresses":["10.0.0.1"]}},{{"addresses":["fd00::1"]}},{{"addresses":["127.0.0.1"]}},{{"addresses":["0.0.0.0"]}},{{"addresses":["::"]}},
-                {{"addresses":["224.0.0.1"]}},{{"addresses":["not an address"]}},{{"addresses":["::ffff:10.0.0.2"]}}]}}"#
+                {{"addresses":["224.0.0.1"]}},{{"addresses":["255.255.255.255"]}},{{"addresses":["169.254.169.254"]}},{{"addresses":["fe80::1"]}},
+                {{"addresses":["ff02::1"]}},{{"addresses":["::1"]}},{{"addresses":["::ffff:127.0.0.1"]}},{{"addresses":["not an address"]}},{{"addresses":["::ffff:10.0.0.2"]}}]}}"#
             )
         };
         let of = |family: &str| read(&text(family)).map(|s| s.endpoints.iter().map(|e| e.address.to_string()).collect::<Vec<_>>());

@@ -95,6 +95,75 @@ mod tests {
     }
 
     #[test]
+    fn of_two_with_the_same_node_port_the_first_by_name_is_served_and_the_other_told() {
+        let (mut state, mut kernel) = (State::default(), Kernel::default());
+        state.set_node(NodeFacts { name: "here".into(), ..NodeFacts::default() });
+        let of = |ip: &str, protocol: &str| serde_json::json!({"type": "NodePort", "clusterIP": ip, "ports": [{"port": 80, "protocol": protocol, "nodePort": 30001}]});
+        let at = FrontendKey::node_port(true, xebec_ebpf_abi::Port::new(30001), proto::TCP);
+        let serving = |kernel: &Kernel, name: &str, state: &State| {
+            let number = kernel.0.frontends[&at].service;
+            matches!(state.services.named(number), Some(crate::compile::services::names::Named::Service(key, ..)) if key.name == name)
+        };
+        set(&mut state, "b", of("10.96.0.2", "TCP"));
+        set(&mut state, "c", of("10.96.0.3", "UDP"));
+        kernel.follow(&mut state, |_| ());
+        assert!(serving(&kernel, "b", &state));
+        assert_eq!(told(&state), vec![], "another protocol's port is another port");
+        set(&mut state, "a", of("10.96.0.1", "TCP"));
+        kernel.follow(&mut state, |_| ());
+        assert!(serving(&kernel, "a", &state));
+        assert_eq!(told(&state), vec![("ns/b".into(), ADDRESS_TAKEN)]);
+        let text = state.services.complaints().into_values().next().expect("one");
+        assert!(text.starts_with("TCP port 30001 of the node's addresses leads to Service ns/a, whose name comes first"), "{text}");
+        state.services.set_service(Key::new("ns", "a"), None);
+        kernel.follow(&mut state, |_| ());
+        assert!(serving(&kernel, "b", &state));
+        assert_eq!(told(&state), vec![]);
+    }
+
+    /// As small clusters do, whose load balancer is the node itself; and as no API server should.
+    #[test]
+    fn a_services_address_that_is_the_nodes_takes_its_own_ports_and_no_others() {
+        let (mut state, mut kernel) = (State::default(), Kernel::default());
+        let node = "192.0.2.1";
+        state.set_node(NodeFacts { name: "here".into(), addresses: [node.parse().expect("an address")].into(), ..NodeFacts::default() });
+        let balanced = serde_json::json!({
+            "metadata": {"namespace": "ns", "name": "lb"},
+            "spec": {"type": "LoadBalancer", "clusterIP": "10.96.0.1", "externalIPs": [node], "ports": [{"port": 80}]},
+            "status": {"loadBalancer": {"ingress": [{"ip": node}]}},
+        });
+        let balanced = serde_json::from_value(balanced).expect("a Service");
+        state.services.set_service(Key::new("ns", "lb"), input::service(&balanced));
+        set(&mut state, "odd", serde_json::json!({"clusterIP": node, "ports": [{"port": 81}]}));
+        kernel.follow(&mut state, |_| ());
+        let at = |port| {
+            FrontendKey::new(crate::compile::expand::addr(node.parse().expect("an address")), xebec_ebpf_abi::Port::new(port), proto::TCP)
+        };
+        assert!(kernel.0.frontends.contains_key(&at(80)) && kernel.0.frontends.contains_key(&at(81)));
+        assert!(!kernel.0.frontends.contains_key(&FrontendKey::address(at(0).addr)), "the node's other ports stay its own");
+        assert!(kernel.0.node_addrs.contains_key(&at(0).addr), "and it stays the node's address");
+        assert_eq!(told(&state), vec![]);
+    }
+
+    #[test]
+    fn addresses_that_no_service_can_have_are_nobodys() {
+        let service = |spec: serde_json::Value| {
+            let service = serde_json::json!({"metadata": {"namespace": "ns", "name": "s"}, "spec": spec});
+            input::service(&serde_json::from_value(service).expect("a Service"))
+        };
+        let impossible =
+            ["127.0.0.1", "::1", "0.0.0.0", "::", "224.0.0.1", "ff02::1", "255.255.255.255", "::ffff:127.0.0.1", "no address", ""];
+        for ip in impossible {
+            assert_eq!(service(serde_json::json!({"clusterIP": ip, "ports": [{"port": 80}]})), None, "{ip}");
+        }
+        let link_local = ["169.254.169.254", "fe80::1"];
+        let external: Vec<&str> = impossible.into_iter().chain(link_local).chain(["192.0.2.9"]).collect();
+        let seen =
+            service(serde_json::json!({"clusterIP": "10.96.0.1", "externalIPs": external, "ports": [{"port": 80}]})).expect("a Service");
+        assert_eq!(seen.external_ips, ["192.0.2.9".parse::<std::net::IpAddr>().expect("an address")]);
+    }
+
+    #[test]
     fn the_same_port_twice_in_one_service_is_nobodys_conflict_and_does_no_harm() {
         let (mut state, mut kernel) = (State::default(), Kernel::default());
         state.set_node(NodeFacts { name: "here".into(), ..NodeFacts::default() });
