@@ -1,5 +1,8 @@
 //! `cargo xtask image`: xebec and the node's own images as OCI archives in `target/images`, without any registry.
 
+#[cfg(test)]
+mod dockerfile;
+
 use std::{
     fs,
     path::{Path, PathBuf},
