@@ -96,7 +96,11 @@ pub struct Args {
     /// Places of a ring of consistent hashing (a prime below a power of two, 251 to 131071), the same on every node.
     #[arg(long)]
     maglev_table_size: Option<u32>,
-    /// Entries of BPF maps, NAME=ENTRIES, where the usual size does not do. A restart with another number copies what the map
+    /// Entries that BPF maps may grow to have: they do by themselves, at need, and break no connection. What does not fit then is
+    /// refused, with an Event.
+    #[arg(long, default_value_t = xebec_dataplane::MAX_MAP_ENTRIES, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    max_map_entries: u32,
+    /// Entries of BPF maps that shall not grow but have this size, NAME=ENTRIES. A restart with another number copies what the map
     /// holds and breaks no connection.
     #[arg(long, value_delimiter = ',')]
     map_entries: Vec<String>,
@@ -211,6 +215,7 @@ fn config(args: Args) -> Result<xebec_agent::Config> {
         xdp: args.xdp.into(),
         maglev_size: args.maglev_table_size,
         map_entries: map_entries(&args.map_entries)?,
+        max_map_entries: args.max_map_entries,
         max_pods: args.max_pods,
         labels: labels(&args.node_labels)?,
         dataplane_only: only,

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use anyhow::{Result, bail};
-use xebec_dataplane::{Status, inspect::Question};
+use xebec_dataplane::{MapFill, Status, inspect::Question};
 
 use crate::inspect::{Agent, Output};
 
@@ -51,10 +51,12 @@ fn text(status: &Status) -> String {
     for device in &status.devices {
         line(format!("{:<16} {:>5} {:>6}  {:<12} {}", device.name, device.index, device.mtu, device.mode, device.xdp));
     }
-    line(format!("\n{:<16} {:>9} {:>9} {:>6}", "MAP", "ENTRIES", "PLACES", "FULL"));
+    line(format!("\n{:<16} {:>9} {:>9} {:>6} {:>9} {:>5} {:>9}", "MAP", "ENTRIES", "PLACES", "FULL", "LIMIT", "GREW", "MEMORY"));
     for map in &status.maps {
         let full = 100.0 * map.entries as f64 / map.max_entries.max(1) as f64;
-        line(format!("{:<16} {:>9} {:>9} {full:>5.1}%", map.name, map.entries, map.max_entries));
+        let memory = format!("{:.1} MiB", map.bytes as f64 / f64::from(1 << 20));
+        let MapFill { name, entries, max_entries, limit, growths, .. } = map;
+        line(format!("{name:<16} {entries:>9} {max_entries:>9} {full:>5.1}% {limit:>9} {growths:>5} {memory:>9}"));
     }
     line(format!("\n{:<16} {:>12} {:>10}", "PROGRAM", "INSTRUCTIONS", "MACHINE"));
     for program in &status.programs {
@@ -89,7 +91,7 @@ fn seconds(seconds: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use xebec_dataplane::{Device, MapFill, ProgramSize, ServiceUse};
+    use xebec_dataplane::{Device, ProgramSize, ServiceUse};
 
     use super::*;
 
@@ -99,7 +101,7 @@ mod tests {
             waiting_for: vec!["a podCIDR in the Node object".into()],
             errors: vec!["cannot write NAT".into()],
             devices: vec![Device { name: "eth0".into(), index: 2, mtu: 9000, mode: "tc".into(), xdp: "native".into() }],
-            maps: vec![MapFill { name: "FRONTENDS".into(), entries: 5, max_entries: 50 }],
+            maps: vec![MapFill { name: "FRONTENDS".into(), entries: 5, max_entries: 50, limit: 400, bytes: 3 << 20, growths: 2 }],
             programs: vec![ProgramSize { name: "from_pod".into(), verified_instructions: 4321, jitted_bytes: 9 }],
             services: (0..22)
                 .map(|n| ServiceUse { namespace: "shop".into(), name: format!("web-{n}"), port: "http".into(), flows: n, refused: 0 })
@@ -117,7 +119,7 @@ mod tests {
             "9000",
             "tc           native",
             "FRONTENDS",
-            "10.0%",
+            "10.0%       400     2   3.0 MiB",
             "from_pod",
             "4321",
             "shop/web-21:http",

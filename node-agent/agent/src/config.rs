@@ -59,8 +59,10 @@ pub struct Config {
     pub xdp: xebec_dataplane::Xdp,
     /// Places of a ring of consistent hashing; `None`: the dataplane's default.
     pub maglev_size: Option<u32>,
-    /// Entries of maps that shall have another size than they have by themselves.
+    /// Entries of maps that shall have this size and not grow.
     pub map_entries: BTreeMap<String, u32>,
+    /// Entries that maps may grow to have.
+    pub max_map_entries: u32,
     pub max_pods: usize,
     /// Labels the Node is registered with besides the well-known ones.
     pub labels: BTreeMap<String, String>,
@@ -102,6 +104,7 @@ impl Config {
             xdp: xebec_dataplane::Xdp::Auto,
             maglev_size: None,
             map_entries: BTreeMap::new(),
+            max_map_entries: xebec_dataplane::MAX_MAP_ENTRIES,
             max_pods: 110,
             labels: BTreeMap::new(),
             dataplane_only: false,
@@ -167,6 +170,7 @@ impl Config {
             xdp: self.xdp,
             maglev_size: self.maglev_size.unwrap_or(defaults.maglev_size),
             layout: defaults.layout.clone().sized(self.map_entries.clone())?,
+            max_map_entries: self.max_map_entries,
             ..defaults
         })
     }

@@ -3,6 +3,7 @@
 mod batch;
 pub mod events;
 pub mod gc;
+pub mod growing;
 pub mod layout;
 pub mod limits;
 pub mod links;

@@ -1,5 +1,6 @@
 //! What the agent tells the dataplane about its node.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -9,6 +10,9 @@ use crate::Error;
 use crate::bpf::layout::Layout;
 use crate::compile::maglev;
 use crate::device::xdp::Xdp;
+
+/// Four times as many flows, and eight times as many endpoints, as maps are made for: some 250 MiB of flows, if there are so many.
+pub const MAX_MAP_ENTRIES: u32 = 1 << 21;
 
 /// Everything that differs between nodes. Plain data: the agent fills it in once.
 #[derive(Clone, Debug)]
@@ -44,6 +48,10 @@ pub struct Config {
     pub pod_cidrs: Vec<IpNet>,
     /// Layout of the maps: that of the embedded object, unless a test plays another version.
     pub layout: Layout,
+    /// Sizes that maps are made with which have not grown yet; for all others the object says.
+    pub first_entries: BTreeMap<String, u32>,
+    /// Entries that a map which grows by itself has at most.
+    pub max_map_entries: u32,
     /// MTU of pod devices; `None` takes the smallest of the uplinks, less what encapsulation adds.
     pub mtu: Option<u32>,
     /// How packets get to pods of other nodes.
@@ -100,6 +108,8 @@ impl Config {
             cluster_cidrs: Vec::new(),
             pod_cidrs: Vec::new(),
             layout: Layout::default(),
+            first_entries: BTreeMap::new(),
+            max_map_entries: MAX_MAP_ENTRIES,
             mtu: None,
             routing: Routing::Native,
             xdp: Xdp::default(),

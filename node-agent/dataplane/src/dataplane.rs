@@ -14,11 +14,12 @@ use xebec_ebpf_abi as abi;
 use xebec_ebpf_abi::AnnouncedKey;
 
 use crate::bpf::events::Events;
+use crate::bpf::growing::Recovered;
 use crate::bpf::layout::{self, Layouts};
 use crate::bpf::loader::{self, Hook, Pins, Programs};
-use crate::bpf::maps::Connections;
+use crate::bpf::maps::{self, Connections};
 use crate::bpf::replica::Replica;
-use crate::bpf::{gc, links, mount};
+use crate::bpf::{gc, growing, links, mount};
 use crate::cni::{conflist, server};
 use crate::device::announce;
 use crate::device::netlink::Netlink;
@@ -26,6 +27,7 @@ use crate::device::sysctl::Sysctls;
 use crate::device::xdp::Mode;
 use crate::device::{pod, uplink, vxlan};
 use crate::engine::Engine;
+use crate::enlarge::Growth;
 use crate::policy_news::{self, News};
 use crate::sandbox::{Records, Sandbox};
 use crate::{Config, Device, Error, MapFill, ProxyHealth, Status, fabric, flows, inspect, metrics, selftest};
@@ -55,7 +57,7 @@ pub struct Dataplane {
     locks: Mutex<BTreeMap<String, Weak<tokio::sync::Mutex<()>>>>,
     connections: Arc<Mutex<Connections>>,
     /// The programs once more, for questions; loaded with the first.
-    pub(crate) replica: Mutex<Option<Replica>>,
+    pub(crate) replica: Mutex<Option<(u64, Replica)>>,
     listener: Mutex<Option<UnixListener>>,
     /// What programs tell, until somebody reads it.
     events: Mutex<Option<Events>>,
@@ -64,6 +66,8 @@ pub struct Dataplane {
     pins: Pins,
     /// Pod devices whose programs are of another layout until our maps are filled.
     held: Mutex<Option<Vec<(String, u32)>>>,
+    /// Maps that programs of another layout may still write to, in whose place others are.
+    recovered: Mutex<Recovered>,
     synced: watch::Sender<bool>,
     ready: watch::Sender<bool>,
     proxy_health: watch::Sender<ProxyHealth>,
@@ -79,15 +83,19 @@ impl Dataplane {
         let netlink = Netlink::here().map_err(Error::netlink("open a socket"))?;
         mount::ensure(&config.pin_dir, &mount_record(&config))?;
         let (pins, layouts) = (Pins::new(&config.pin_dir, config.layout.number), Layouts::new(&config.state_dir));
+        let mut recovered = growing::recover(&pins)?;
         let others_run = layouts.prepare(&config.layout, &pins)?;
-        let (programs, mut maps, connections, events) = Programs::load(pins.clone(), &config.layout.sizes)?;
+        let mut sizes = config.first_entries.clone();
+        sizes.extend(config.layout.sizes.clone());
+        let (programs, mut maps, connections, events) = Programs::load(pins.clone(), &sizes)?;
+        let connections = Arc::new(Mutex::new(connections));
         if others_run {
             layouts.copy_resized(&config.layout, &pins)?;
         }
         // One of the two sets of hooks serves the node's own sockets at any time: see `abi::Config`.
         let at_root = programs.is_at_root(&links::cgroup_root(&config.cgroup));
         maps.configure(facts(at_root)?)?;
-        let mut engine = Engine::new(&config.node_name, config.maglev_size, programs, maps)?;
+        let mut engine = Engine::new(&config, programs, maps, Growth::new(&config, connections.clone()))?;
         if others_run {
             engine.start_above_other_layouts();
         }
@@ -102,6 +110,7 @@ impl Dataplane {
             false => {
                 attach(&mut engine, &config, &pod_devices)?;
                 layouts.activate(&config.layout)?;
+                std::mem::take(&mut recovered).settle()?;
                 None
             }
         };
@@ -116,7 +125,7 @@ impl Dataplane {
             changed: Notify::new(),
             nodes_changed: Notify::new(),
             locks: Mutex::new(BTreeMap::new()),
-            connections: Arc::new(Mutex::new(connections)),
+            connections,
             replica: Mutex::new(None),
             listener: Mutex::new(Some(listener)),
             events: Mutex::new(Some(events)),
@@ -124,6 +133,7 @@ impl Dataplane {
             layouts,
             pins,
             held: Mutex::new(held),
+            recovered: Mutex::new(recovered),
             synced: watch::Sender::new(false),
             ready: watch::Sender::new(false),
             proxy_health: watch::Sender::new(ProxyHealth { synced: false, settled: true, leaving: false, services: Vec::new() }),
@@ -257,7 +267,8 @@ impl Dataplane {
         }
         let refused = engine.state.policies.refused();
         let services = engine.state.services.complaints();
-        engine.policy_news.take(refused, services)
+        let over = engine.growth.over.clone();
+        engine.policy_news.take(refused, services, over)
     }
 
     fn tell_health(&self, settled: bool) {
@@ -283,6 +294,7 @@ impl Dataplane {
         }
         attach(engine, &self.config, pods).inspect_err(|_| engine.holding = true)?;
         self.layouts.activate(&self.config.layout)?;
+        std::mem::take(&mut *self.recovered.lock()).settle()?;
         tracing::info!(layout = self.config.layout.number, "programs of another layout are replaced");
         *held = None;
         Ok(())
@@ -302,15 +314,16 @@ impl Dataplane {
         let Some(endpoints) = self.engine.lock().alive() else {
             return;
         };
-        let connections = self.connections.clone();
-        let sweep = move || gc::sweep(&mut connections.lock(), gc::now(), &endpoints);
-        match tokio::task::spawn_blocking(sweep).await {
-            Ok(swept) => {
-                let mut engine = self.engine.lock();
-                engine.swept = swept;
-                engine.forget_service_counts();
-            }
-            Err(error) => tracing::error!(%error, "the connection maps could not be swept"),
+        let dataplane = self.clone();
+        let sweep = move || {
+            let swept = gc::sweep(&mut dataplane.connections.lock(), gc::now(), &endpoints);
+            let mut engine = dataplane.engine.lock();
+            engine.swept = swept;
+            engine.forget_service_counts();
+            engine.make_room_for_connections();
+        };
+        if let Err(error) = tokio::task::spawn_blocking(sweep).await {
+            tracing::error!(%error, "the connection maps could not be swept");
         }
     }
 
@@ -365,7 +378,14 @@ impl Dataplane {
             endpoints: engine.state.policies.endpoints(),
             maps: fill
                 .into_iter()
-                .map(|(name, entries)| MapFill { name: name.into(), entries, max_entries: engine.maps.max_entries(name) })
+                .map(|(name, entries)| MapFill {
+                    name: name.into(),
+                    entries,
+                    max_entries: engine.maps.max_entries(name),
+                    limit: engine.growth.most(&engine.maps, name),
+                    bytes: maps::bytes(&self.pins.maps().join(name)),
+                    growths: engine.growth.done.get(name).copied().unwrap_or(0),
+                })
                 .collect(),
             drops: metrics::by_reason(&engine.maps.drops()),
             forwards: metrics::by_path(&engine.maps.forwards()),
@@ -376,7 +396,9 @@ impl Dataplane {
                 let refused = engine.state.policies.refused();
                 let policies = refused.iter().map(policy_news::refusal);
                 let services = engine.state.services.complaints().into_iter().map(|((key, _), why)| format!("Service {key}: {why}"));
-                engine.errors.iter().chain(&engine.problems).cloned().chain(policies).chain(services).collect()
+                let growth = engine.growth.failed.iter().map(|(_, why)| why.clone());
+                let growth = growth.chain(engine.growth.over.iter().map(|name| policy_news::over(name)));
+                engine.errors.iter().chain(&engine.problems).cloned().chain(policies).chain(services).chain(growth).collect()
             },
         }
     }

@@ -9,7 +9,6 @@ use std::time::Instant;
 use ipnet::IpNet;
 use xebec_ebpf_abi::{Announced, AnnouncedKey};
 
-use crate::Error;
 use crate::bpf::gc::{self, Swept};
 use crate::bpf::loader::{Hook, Programs};
 use crate::bpf::maps::Maps;
@@ -17,13 +16,14 @@ use crate::compile::announce::{self, Elections};
 use crate::compile::expand::{NodeFacts, addr};
 use crate::compile::input::{Key, NodeIn, PodIn};
 use crate::compile::policies::LocalEndpoint;
-use crate::compile::services::room;
 use crate::compile::state::{Op, State};
 use crate::device::uplink::NodeDevices;
 use crate::device::xdp::{Mode, Refusals, Xdp};
+use crate::enlarge::Growth;
 use crate::ipam::Ipam;
 use crate::policy_news::PolicyNews;
 use crate::sync::SyncClock;
+use crate::{Config, Error};
 
 /// The watches whose first full answer everything waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,6 +64,8 @@ pub struct Engine {
     pub maps: Maps,
     /// Programs to attach.
     pub programs: Programs,
+    /// How large maps may become, and what has become of them.
+    pub growth: Growth,
     /// Addresses.
     pub ipam: Ipam,
     /// Last given endpoint number.
@@ -114,22 +116,21 @@ struct Round {
 
 impl Engine {
     /// With what the maps hold as the actual side.
-    pub fn new(node_name: &str, ring_size: u32, programs: Programs, mut maps: Maps) -> Result<Engine, Error> {
-        let mut state = State::new(node_name);
-        state.services.ring_size = ring_size;
+    pub fn new(config: &Config, programs: Programs, mut maps: Maps, growth: Growth) -> Result<Engine, Error> {
+        let mut state = State::new(&config.node_name);
+        state.services.ring_size = config.maglev_size;
         let found = maps.read()?;
         // A number that is given out again must not come with the counts of the Service that had it.
         let alive: BTreeSet<u32> = found.frontends.values().map(|f| f.service).collect();
         maps.keep_service_counts(|id| alive.contains(&id));
         let last_endpoint = found.endpoints.values().map(|e| e.id).max().unwrap_or(0);
         state.load(found);
-        state.services.set_room(room::MAPS.map(|map| maps.max_entries(map) as usize));
-        state.policies.set_room(maps.max_entries(xebec_ebpf_abi::map::POLICY) as usize);
-        Ok(Engine {
-            name: node_name.to_owned(),
+        let mut engine = Engine {
+            name: config.node_name.clone(),
             state,
             maps,
             programs,
+            growth,
             ipam: Ipam::default(),
             last_endpoint,
             xdp: Xdp::default(),
@@ -150,7 +151,9 @@ impl Engine {
             elections: Elections::default(),
             peers_changed: true,
             applied_ranges: Vec::new(),
-        })
+        };
+        engine.tell_room();
+        Ok(engine)
     }
 
     /// A node as watched; none when it is gone.
@@ -282,6 +285,7 @@ impl Engine {
         }
         loop {
             let ops = self.state.plan();
+            self.make_room();
             self.write(&ops, &mut round);
             if !self.state.is_behind() {
                 break;
@@ -480,6 +484,10 @@ impl Engine {
     /// When connections are to be swept again.
     pub fn sweep_interval(&self) -> std::time::Duration {
         use xebec_ebpf_abi::map;
+        if !self.is_reconciled() {
+            // What there is is not known yet.
+            return std::time::Duration::from_secs(1);
+        }
         gc::interval(self.swept, (self.maps.max_entries(map::FLOWS), self.maps.max_entries(map::NAT)))
     }
 

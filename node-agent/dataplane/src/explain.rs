@@ -33,17 +33,20 @@ const EPHEMERAL: std::ops::RangeInclusive<u16> = 49152..=60999;
 pub fn why(dataplane: &Dataplane, question: &WhyQuestion) -> Result<Why, String> {
     let text = |error: Error| error.to_string();
     let number = protocol(&question.protocol)?;
-    let (src, dst) = {
+    let (src, dst, growths) = {
         let engine = dataplane.engine.lock();
-        party::pair(&engine, &dataplane.config, &question.source, &question.destination)?
+        let (src, dst) = party::pair(&engine, &dataplane.config, &question.source, &question.destination)?;
+        (src, dst, engine.growths())
     };
     // Read outside the lock: it enters the pod's network namespace.
     let cookie = dataplane.netns_cookie(&src);
     let mut slot = dataplane.replica.lock();
-    if slot.is_none() {
-        *slot = Some(Replica::load(&Pins::new(&dataplane.config.pin_dir, dataplane.config.layout.number)).map_err(text)?);
+    // Maps that have grown are others.
+    if slot.as_ref().is_none_or(|(then, _)| *then != growths) {
+        let pins = Pins::new(&dataplane.config.pin_dir, dataplane.config.layout.number);
+        *slot = Some((growths, Replica::load(&pins).map_err(text)?));
     }
-    let Some(replica) = slot.as_mut() else {
+    let Some((_, replica)) = slot.as_mut() else {
         return Err("the programs are not loaded".into());
     };
     replica.clear().map_err(text)?;

@@ -94,6 +94,14 @@ fn encode(mut encoder: DescriptorEncoder, snapshot: &Snapshot) -> fmt::Result {
     gauges(&mut encoder, ("xebec_map_entries", "Entries in a BPF map", "map"), fill())?;
     let places = || status.maps.iter().map(|map| (map.name.as_str(), map.max_entries));
     gauges(&mut encoder, ("xebec_map_max_entries", "Entries a BPF map can hold", "map"), places())?;
+    let limits = || status.maps.iter().map(|map| (map.name.as_str(), map.limit));
+    gauges(&mut encoder, ("xebec_map_limit", "Entries a BPF map may grow to hold", "map"), limits())?;
+    let bytes = || status.maps.iter().map(|map| (map.name.as_str(), map.bytes));
+    gauges(&mut encoder, ("xebec_map_bytes", "Memory a BPF map takes", "map"), bytes())?;
+    let mut growths = encoder.encode_descriptor("xebec_map_growths", "How often a BPF map has grown", None, MetricType::Counter)?;
+    for map in &status.maps {
+        ConstCounter::new(map.growths).encode(growths.encode_family(&[("map", map.name.as_str())])?)?;
+    }
     let sizes = || status.programs.iter().map(|p| (p.name.as_str(), u64::from(p.verified_instructions)));
     gauges(&mut encoder, ("xebec_program_verified_instructions", "Instructions the verifier went through", "program"), sizes())?;
     let directions = ["ingress", "egress"].into_iter().zip(isolated.map(|n| n as u64));
@@ -227,7 +235,7 @@ mod tests {
         fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
             let some = || vec![DropCount { packets: 1, bytes: 60 }; 8];
             let status = Status {
-                maps: vec![MapFill { name: "NAT".into(), entries: 1, max_entries: 2 }],
+                maps: vec![MapFill { name: "NAT".into(), entries: 1, max_entries: 2, limit: 4, bytes: 512, growths: 1 }],
                 programs: vec![ProgramSize { name: "connect4".into(), verified_instructions: 9, jitted_bytes: 90 }],
                 ..Status::default()
             };

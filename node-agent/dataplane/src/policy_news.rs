@@ -34,6 +34,8 @@ pub enum News {
     Service(Subject, String),
     /// Something is wrong with this pod.
     Pod(PodSubject, String),
+    /// The node cannot hold what it shall: this map is too small, as large as it may be.
+    Over(&'static str),
 }
 
 /// A pod, and its UID.
@@ -47,6 +49,7 @@ pub struct PolicyNews {
     services: BTreeSet<Subject>,
     /// What is wrong with pods of this node, and whether that has been told.
     pods: BTreeMap<PodSubject, (String, bool)>,
+    over: BTreeSet<&'static str>,
 }
 
 impl PolicyNews {
@@ -73,8 +76,8 @@ impl PolicyNews {
         }
     }
 
-    /// What is to be told now, with the policies there is no room for and what is wrong with Services.
-    pub fn take(&mut self, refused: BTreeSet<Key>, services: BTreeMap<Subject, String>) -> Vec<News> {
+    /// What is to be told now, with the policies there is no room for, what is wrong with Services, and maps that are too small.
+    pub fn take(&mut self, refused: BTreeSet<Key>, services: BTreeMap<Subject, String>, over: BTreeSet<&'static str>) -> Vec<News> {
         let conditions = std::mem::take(&mut self.conditions).into_iter().map(|(name, condition)| News::Condition(name, condition));
         let new = refused.difference(&self.refused).cloned().map(News::Refused);
         let mut news: Vec<News> = conditions.chain(new).collect();
@@ -86,6 +89,8 @@ impl PolicyNews {
             *told = true;
             news.push(News::Pod(subject.clone(), why.clone()));
         }
+        news.extend(over.difference(&self.over).map(|name| News::Over(name)));
+        self.over = over;
         news
     }
 }
@@ -105,9 +110,16 @@ pub fn refusal(key: &Key) -> String {
     )
 }
 
+/// A map that is too small, in words for an operator.
+pub fn over(name: &str) -> String {
+    format!(
+        "the map {name} is full and as large as it may be: what does not fit is not in force on this node (start the agent with a higher --max-map-entries, or without a size for the map)"
+    )
+}
+
 /// Tells; what fails is told again when the object is seen again.
 pub async fn tell(client: kube::Client, node: String, news: Vec<News>) {
-    let reporter = Reporter { controller: "xebec-agent".into(), instance: Some(node) };
+    let reporter = Reporter { controller: "xebec-agent".into(), instance: Some(node.clone()) };
     let recorder = Recorder::new(client.clone(), reporter);
     for one in news {
         let (what, told) = match one {
@@ -135,6 +147,11 @@ pub async fn tell(client: kube::Client, node: String, news: Vec<News>) {
                 let told = recorder.publish(&event("InvalidBandwidth", why), &pod_reference(&key, uid)).await;
                 (key.to_string(), told)
             }
+            News::Over(name) => {
+                tracing::error!("{}", over(name));
+                let told = recorder.publish(&event("MapFull", over(name)), &node_reference(&node)).await;
+                (name.to_owned(), told)
+            }
         };
         if let Err(error) = told {
             tracing::warn!(what, %error, "the author of a policy, a Service or a pod cannot be told about it");
@@ -158,6 +175,17 @@ fn service_reference(key: &Key) -> ObjectReference {
 
 fn pod_reference(key: &Key, uid: String) -> ObjectReference {
     ObjectReference { kind: Some("Pod".into()), uid: Some(uid), ..service_reference(key) }
+}
+
+fn node_reference(name: &str) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Node".into()),
+        name: Some(name.to_owned()),
+        // By which `kubectl describe node` finds what nodes tell of themselves.
+        uid: Some(name.to_owned()),
+        ..ObjectReference::default()
+    }
 }
 
 fn reference(key: &Key) -> ObjectReference {
@@ -190,19 +218,19 @@ mod tests {
         let policy = cluster::policy(&object);
         let mut news = PolicyNews::default();
         news.seen("p", Some(&object), policy.as_ref());
-        let told = news.take(BTreeSet::new(), BTreeMap::new());
+        let told = news.take(BTreeSet::new(), BTreeMap::new(), BTreeSet::new());
         let [News::Condition(name, condition)] = &told[..] else { panic!("{told:?}") };
         assert_eq!((name.as_str(), &condition["status"], &condition["reason"]), ("p", &json!("False"), &json!("Unsupported")));
         assert!(condition["message"].as_str().expect("words").contains("domainNames are not supported"));
-        assert_eq!(news.take(BTreeSet::new(), BTreeMap::new()), vec![], "once");
+        assert_eq!(news.take(BTreeSet::new(), BTreeMap::new(), BTreeSet::new()), vec![], "once");
         let mut there = condition.clone();
         there["lastTransitionTime"] = json!("2026-01-01T00:00:00Z");
         object.status = json!({"conditions": [{"type": "other"}, there]});
         news.seen("p", Some(&object), policy.as_ref());
-        assert_eq!(news.take(BTreeSet::new(), BTreeMap::new()), vec![], "another node has told it");
+        assert_eq!(news.take(BTreeSet::new(), BTreeMap::new(), BTreeSet::new()), vec![], "another node has told it");
         object.metadata.generation = Some(4);
         news.seen("p", Some(&object), policy.as_ref());
-        assert_eq!(news.take(BTreeSet::new(), BTreeMap::new()).len(), 1, "of a newer generation it says nothing");
+        assert_eq!(news.take(BTreeSet::new(), BTreeMap::new(), BTreeSet::new()).len(), 1, "of a newer generation it says nothing");
     }
 
     #[test]
@@ -212,7 +240,7 @@ mod tests {
         let mut news = PolicyNews::default();
         let mut told = |seen: Option<PodIn>| {
             news.seen_pod(&key, seen.as_ref());
-            news.take(BTreeSet::new(), BTreeMap::new())
+            news.take(BTreeSet::new(), BTreeMap::new(), BTreeSet::new())
         };
         let of = |uid: &str, text: &str| vec![News::Pod((Key::new("ns", "p"), uid.into()), text.into())];
         assert_eq!(told(Some(pod("1", None))), vec![]);
@@ -229,10 +257,10 @@ mod tests {
     fn a_refusal_is_told_when_it_begins() {
         let key = Key::new("default", "large");
         let mut news = PolicyNews::default();
-        assert_eq!(news.take(BTreeSet::from([key.clone()]), BTreeMap::new()), vec![News::Refused(key.clone())]);
-        assert_eq!(news.take(BTreeSet::from([key.clone()]), BTreeMap::new()), vec![]);
-        assert_eq!(news.take(BTreeSet::new(), BTreeMap::new()), vec![]);
-        assert_eq!(news.take(BTreeSet::from([key.clone()]), BTreeMap::new()), vec![News::Refused(key)]);
+        assert_eq!(news.take(BTreeSet::from([key.clone()]), BTreeMap::new(), BTreeSet::new()), vec![News::Refused(key.clone())]);
+        assert_eq!(news.take(BTreeSet::from([key.clone()]), BTreeMap::new(), BTreeSet::new()), vec![]);
+        assert_eq!(news.take(BTreeSet::new(), BTreeMap::new(), BTreeSet::new()), vec![]);
+        assert_eq!(news.take(BTreeSet::from([key.clone()]), BTreeMap::new(), BTreeSet::new()), vec![News::Refused(key)]);
     }
 
     #[test]
@@ -241,10 +269,22 @@ mod tests {
         let many = |count: usize| {
             (0..count).map(|n| ((Key::new("ns", &format!("s{n:03}")), "NoRoom"), "no room".to_owned())).collect::<BTreeMap<_, _>>()
         };
-        assert_eq!(news.take(BTreeSet::new(), many(1)), vec![News::Service((Key::new("ns", "s000"), "NoRoom"), "no room".into())]);
-        assert_eq!(news.take(BTreeSet::new(), many(1)), vec![]);
-        assert_eq!(news.take(BTreeSet::new(), many(500)).len(), AT_ONCE);
-        assert_eq!(news.take(BTreeSet::new(), many(0)), vec![]);
-        assert_eq!(news.take(BTreeSet::new(), many(2)).len(), 2, "it began again");
+        assert_eq!(
+            news.take(BTreeSet::new(), many(1), BTreeSet::new()),
+            vec![News::Service((Key::new("ns", "s000"), "NoRoom"), "no room".into())]
+        );
+        assert_eq!(news.take(BTreeSet::new(), many(1), BTreeSet::new()), vec![]);
+        assert_eq!(news.take(BTreeSet::new(), many(500), BTreeSet::new()).len(), AT_ONCE);
+        assert_eq!(news.take(BTreeSet::new(), many(0), BTreeSet::new()), vec![]);
+        assert_eq!(news.take(BTreeSet::new(), many(2), BTreeSet::new()).len(), 2, "it began again");
+    }
+    #[test]
+    fn a_map_that_is_too_small_is_told_of_when_it_begins() {
+        let mut news = PolicyNews::default();
+        let mut told = |over: &[&'static str]| news.take(BTreeSet::new(), BTreeMap::new(), over.iter().copied().collect());
+        assert_eq!(told(&["IPCACHE"]), vec![News::Over("IPCACHE")]);
+        assert_eq!(told(&["IPCACHE", "ENDPOINTS"]), vec![News::Over("ENDPOINTS")]);
+        assert_eq!(told(&[]), vec![]);
+        assert_eq!(told(&["IPCACHE"]), vec![News::Over("IPCACHE")]);
     }
 }

@@ -100,6 +100,15 @@ pub struct MapFill {
     pub entries: u64,
     /// Entries it can hold.
     pub max_entries: u64,
+    /// Entries it may grow to hold; no more than it can hold: it does not grow.
+    #[serde(default)]
+    pub limit: u64,
+    /// Memory of the kernel's that it takes.
+    #[serde(default)]
+    pub bytes: u64,
+    /// How often it has grown since the agent started.
+    #[serde(default)]
+    pub growths: u64,
 }
 
 /// What load balancers outside ask of a node.

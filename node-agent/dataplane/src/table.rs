@@ -94,6 +94,16 @@ impl<K: Ord + Copy, V: PartialEq + Clone> Table<K, V> {
         }
     }
 
+    /// How many entries the kernel holds at most while the changes are written: puts come before deletes.
+    pub fn peak(&self) -> usize {
+        self.want.len() + self.leaving().filter(|(_, want)| want.is_none()).count()
+    }
+
+    /// What the kernel holds and shall not hold like that, with what it shall hold instead.
+    pub fn leaving(&self) -> impl Iterator<Item = (&V, Option<&V>)> {
+        self.differs.iter().filter_map(|(key, have)| Some((have.as_ref()?, self.want.get(key))))
+    }
+
     /// Desired entries.
     pub fn want(&self) -> &Sorted<K, V> {
         &self.want
@@ -215,6 +225,7 @@ mod tests {
                 // The actual side is what the kernel holds, in order, at every moment.
                 prop_assert_eq!(t.have().iter().map(|(k, v)| (*k, *v)).collect::<Vec<_>>(), kernel.iter().map(|(k, v)| (*k, *v)).collect::<Vec<_>>());
                 prop_assert_eq!(t.have().len(), kernel.len());
+                prop_assert_eq!(t.peak(), want.keys().chain(kernel.keys()).collect::<std::collections::BTreeSet<_>>().len());
                 for k in 0..20 { prop_assert_eq!(t.have().get(&k), kernel.get(&k)); }
                 let mut again = t.clone();
                 again.load(kernel.clone());

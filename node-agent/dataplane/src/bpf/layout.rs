@@ -5,8 +5,9 @@
 //! the same connections. A map of another version is made anew and filled from the API before any program that reads it is
 //! attached. The programs of the other layout run until then.
 //!
-//! Maps of another size are a layout of their own too: what user space has written is copied into the new ones, so that every
-//! number stays what it was and connections, which stay in their maps, know their backends again.
+//! Maps that are given another size are a layout of their own too: what user space has written is copied into the new ones, so
+//! that every number stays what it was and connections, which stay in their maps, know their backends again. Maps that have grown
+//! by themselves (`growing.rs`) are what their layout has now: what is pinned is as large as it is.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -80,9 +81,10 @@ impl Layout {
         Ok(Layout { number: self.number + 1000 * (1 + hash % 1_000_000), sizes, ..self })
     }
 
-    /// Whether a map of this name is the very same in both layouts but for its size.
-    fn differs_in_size(&self, other: &Layout, name: &str) -> bool {
-        self.versions.get(name) == other.versions.get(name) && self.sizes.get(name) != other.sizes.get(name)
+    /// Whether a map of this name shall have another size than it has. One that has grown, or was given a size before, keeps it
+    /// unless it is given another.
+    fn resizes(&self, name: &str, entries: u32) -> bool {
+        self.sizes.get(name).is_some_and(|size| *size != entries)
     }
 }
 
@@ -141,9 +143,9 @@ impl Layouts {
         let Some(other) = record.active.and_then(|active| record.layouts.get(&active)).filter(|other| other.number != own.number) else {
             return Ok(());
         };
-        for name in RESIZABLE.iter().filter(|name| own.differs_in_size(other, name)) {
+        for name in RESIZABLE.iter().filter(|name| own.versions.get(**name) == other.versions.get(**name)) {
             let (from, to) = (pins.of(other.number).join(name), pins.maps().join(name));
-            if !from.exists() {
+            if !from.exists() || same(&from, &to) {
                 continue;
             }
             let fail = |reason: String| Error::Map { what: format!("copy the map {name} into one of another size"), reason };
@@ -176,7 +178,8 @@ fn share(own: &Layout, pins: &Pins, other: &Layout) -> Result<(), Error> {
     let mut shared = BTreeSet::new();
     for (name, version) in &own.versions {
         let (old, new) = (from.join(name), to.join(name));
-        if other.versions.get(name) != Some(version) || own.differs_in_size(other, name) || !old.exists() {
+        let resizes = || MapInfo::from_pin(&old).is_ok_and(|info| own.resizes(name, info.max_entries()));
+        if other.versions.get(name) != Some(version) || !old.exists() || resizes() {
             continue;
         }
         // What an upgrade that was cut off left there is this map, or a new one that nobody reads.
@@ -236,8 +239,8 @@ mod tests {
         assert_eq!(large, sized(&[("BACKENDS", 1 << 20)]).unwrap(), "the same directory after a restart");
         assert_ne!(large.number, sized(&[("BACKENDS", 1 << 21)]).unwrap().number);
         assert_eq!(sized(&[]).unwrap(), Layout::default());
-        let differing: Vec<&&str> = abi::map::ALL.iter().filter(|name| large.differs_in_size(&Layout::default(), name)).collect();
-        assert_eq!(differing, [&abi::map::BACKENDS]);
+        assert!(large.resizes("BACKENDS", 1 << 18) && !large.resizes("BACKENDS", 1 << 20));
+        assert!(!Layout::default().resizes("BACKENDS", 1 << 20), "what has grown stays");
         for (name, entries, word) in
             [("FLOWS", 4096, "cannot be chosen"), ("NONE", 4096, "cannot be chosen"), ("POLICY", 1, "not possible")]
         {

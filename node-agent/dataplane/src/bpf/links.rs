@@ -108,6 +108,15 @@ pub fn attach_xdp(program: &Xdp, index: u32, pin: &Path) -> Result<(), AttachErr
     object_pin(link.as_fd(), pin).map_err(|e| AttachError::System("pin the link", e))
 }
 
+/// Has the link at `pin` run this program. One whose cgroup or device is gone runs none.
+pub fn hand_over(pin: &Path, program: BorrowedFd<'_>) -> Result<(), AttachError> {
+    let link = object_get(pin).map_err(|e| AttachError::System("open the pinned link", e))?;
+    match update(link.as_fd(), program) {
+        Err(e) if e.raw_os_error() != Some(libc::ENOLINK) => Err(AttachError::System("change the link's program", e)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
 /// Whether a link at `pin` is alive on this target and now runs the program. A link that is not is unpinned.
 fn replace(program: BorrowedFd<'_>, target: Target, pin: &Path) -> Result<bool, AttachError> {
     let link = match object_get(pin) {

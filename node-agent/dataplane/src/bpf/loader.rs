@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::programs::tc::{SchedClassifier, TcAttachType};
@@ -17,6 +17,9 @@ use super::maps::{Connections, Maps};
 use crate::{Error, ProgramSize};
 
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../ebpf/prebuilt/xebec.bpf.o");
+
+/// Name of directories of larger maps, before the number of the layout.
+const GROWING: &str = "growing-v";
 
 /// Places of the pins of a node.
 #[derive(Clone, Debug)]
@@ -55,6 +58,18 @@ impl Pins {
         self.root.join(format!("question-{}", std::process::id()))
     }
 
+    /// Where larger maps are until they take the place of those of this layout.
+    pub fn growing(&self) -> PathBuf {
+        self.root.join(format!("{GROWING}{}", self.layout))
+    }
+
+    /// Such places of any layout that are not empty, and that layout's maps.
+    pub fn all_growing(&self) -> Vec<(PathBuf, PathBuf)> {
+        let entries = std::fs::read_dir(&self.root).into_iter().flatten().flatten().map(|e| e.path());
+        let layout = |path: &PathBuf| path.file_name()?.to_string_lossy().strip_prefix(GROWING)?.parse::<u32>().ok();
+        entries.filter_map(|path| layout(&path).map(|layout| (path, self.of(layout)))).collect()
+    }
+
     /// Map directories of other layouts, to be removed once nothing runs on them.
     pub fn other_maps(&self) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(&self.root).into_iter().flatten().flatten().map(|e| e.path());
@@ -67,6 +82,9 @@ pub struct Programs {
     ebpf: Ebpf,
     pins: Pins,
 }
+
+/// Programs, and the handles of their maps.
+pub type Loaded = (Programs, Maps, Connections, Events);
 
 /// The side of a device a classifier sits on, and its program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,7 +130,16 @@ impl Hook {
 impl Programs {
     /// Loads the object: maps that are pinned are used again with all they hold, others are made, of these sizes where one is
     /// given, and pinned.
-    pub fn load(pins: Pins, sizes: &BTreeMap<String, u32>) -> Result<(Programs, Maps, Connections, Events), Error> {
+    pub fn load(pins: Pins, sizes: &BTreeMap<String, u32>) -> Result<Loaded, Error> {
+        Programs::load_with(pins, sizes, None)
+    }
+
+    /// As [`Programs::load`]; the `other` maps are made anew, of these sizes, and pinned in that directory.
+    pub(super) fn load_with(
+        pins: Pins,
+        sizes: &BTreeMap<String, u32>,
+        other: Option<(&Path, &BTreeMap<&'static str, u32>)>,
+    ) -> Result<Loaded, Error> {
         for dir in [pins.maps(), pins.links()] {
             std::fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
         }
@@ -120,6 +147,12 @@ impl Programs {
         loader.default_map_pin_directory(pins.maps());
         for (name, entries) in sizes {
             loader.map_max_entries(name, *entries);
+        }
+        if let Some((dir, maps)) = other {
+            for (name, entries) in maps {
+                loader.map_pin_path(name, dir.join(name));
+                loader.map_max_entries(name, *entries);
+            }
         }
         // bpf_set_retval came with 5.18.
         if KernelVersion::current().is_ok_and(|v| v < KernelVersion::new(5, 18, 0)) {
@@ -140,6 +173,25 @@ impl Programs {
         let connections = Connections::take(&mut ebpf)?;
         let events = Events::take(&mut ebpf)?;
         Ok((Programs { ebpf, pins }, maps, connections, events))
+    }
+
+    /// Where its maps and links are pinned.
+    pub(super) fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    /// Has every link that is there run these programs, each in one step, whatever it is attached to.
+    pub(super) fn hand_over(&self) -> Result<(), Error> {
+        for entry in std::fs::read_dir(self.pins.links()).map_err(Error::io("read", self.pins.links()))?.flatten() {
+            let pin = entry.file_name().to_string_lossy().into_owned();
+            // Those of devices have the program's name behind the device's.
+            let name = pin.rsplit('-').next().unwrap_or(&pin);
+            let Some(program) = self.ebpf.program(name) else { continue };
+            let fail = |reason| Error::Attach { program: name.to_owned(), to: pin.clone(), reason };
+            let program = program.fd().map_err(|e| fail(chain(&e)))?;
+            links::hand_over(&entry.path(), program.as_fd()).map_err(|e| fail(chain(&e)))?;
+        }
+        Ok(())
     }
 
     /// Whether the hooks for the node's own processes are attached at the root of the hierarchy, all of them.

@@ -1,6 +1,8 @@
 //! Typed handles of the pinned maps: reading all they hold, writing one entry.
 
 use std::collections::BTreeMap;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
 
 use aya::Ebpf;
 use aya::Pod;
@@ -268,6 +270,13 @@ impl Maps {
     }
 }
 
+/// Memory that a pinned map takes, 0 if that is not told.
+pub fn bytes(pin: &Path) -> u64 {
+    let Ok(map) = MapData::from_pin(pin) else { return 0 };
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd())).unwrap_or_default();
+    info.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok()).unwrap_or(0)
+}
+
 fn sum(map: &PerCpuArray<MapData, DropCount>) -> Vec<DropCount> {
     let zero = DropCount { packets: 0, bytes: 0 };
     let add = |a: DropCount, b: &DropCount| DropCount { packets: a.packets + b.packets, bytes: a.bytes + b.bytes };
@@ -305,7 +314,9 @@ fn reason(name: &str, error: &MapError) -> String {
         _ => false,
     };
     match is_full {
-        true if layout::is_resizable(name) => format!("the map is full; start the agent with --map-entries {name}=N for a larger one"),
+        true if layout::is_resizable(name) => {
+            format!("the map is full; start the agent with a higher --max-map-entries, or with --map-entries {name}=N for a larger one")
+        }
         true => "the map is full".to_owned(),
         false => chain(error),
     }

@@ -57,9 +57,11 @@ impl Kernel {
         let mut all = Vec::new();
         loop {
             let ops = state.plan();
+            let needs = state.needs();
             for op in &ops {
                 self.apply(op.clone());
                 state.written(op);
+                self.assert_fits(&needs);
                 after(self);
             }
             all.extend(ops);
@@ -67,6 +69,30 @@ impl Kernel {
                 state.settle();
                 return all;
             }
+        }
+    }
+
+    /// Maps that have places for what is needed take every write.
+    fn assert_fits(&self, needs: &BTreeMap<&'static str, u64>) {
+        let c = &self.0;
+        let mut have = vec![
+            (map::FRONTENDS, c.frontends.len()),
+            (map::BACKENDS, c.backends.len()),
+            (map::RINGS, c.rings.len()),
+            (map::SOURCE_RANGES, c.source_ranges.len()),
+            (map::ENDPOINTS, c.endpoints.len()),
+            (map::IPCACHE, c.ipcache.len()),
+            (map::POLICY, c.policy.len()),
+        ];
+        // Counting takes its time where there is much.
+        if c.sets.len() < 32 {
+            have.push((map::BACKEND_SETS, c.sets.values().filter(|s| s.header.is_some()).count()));
+            have.push((map::BACKEND_SLOTS, c.sets.values().map(|s| s.slots.len()).sum()));
+            have.push((map::SET_MEMBERS, c.sets.values().map(|s| s.members.len()).sum()));
+            have.push((map::RING_PLACES, c.ring_places.values().map(|r| r.parts as usize).sum()));
+        }
+        for (name, entries) in have {
+            assert!(entries as u64 <= needs[name], "{name} has {entries} entries, {} were to be needed", needs[name]);
         }
     }
 

@@ -14,9 +14,6 @@ use crate::table::Table;
 /// How long a flow without handshake may be taken for one from before a change.
 const SECOND_CHANCE: u64 = 60_000_000_000;
 
-/// Sets that are larger than this share of the map are chosen from by slot; the map never fills half a ring.
-const PARTS: u32 = 131_072;
-
 /// What a ring is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spec {
@@ -88,6 +85,10 @@ pub struct RingTables {
     pub sets: Table<u32, Rings>,
     /// `RING_PLACES` by ring.
     pub rings: Table<u32, Contents>,
+    /// Parts that the map of rings takes at most; none: that is not known, as in tests.
+    pub room: Option<u64>,
+    /// Parts of the wanted rings.
+    parts: u64,
     next: u32,
 }
 
@@ -122,8 +123,8 @@ impl RingTables {
         if wanted.is_some_and(|ring| ring.size > 1 && self.rings.want().get(&ring.number).is_some_and(same)) {
             return true;
         }
-        let used: u32 = self.rings.want().values().map(|c| c.parts).sum();
-        if used + 2 * parts(size) > PARTS {
+        // The ring it replaces stays for a while.
+        if self.room.is_some_and(|room| self.parts + 2 * u64::from(parts(size)) > room) {
             self.drop_set(set);
             return false;
         }
@@ -133,7 +134,7 @@ impl RingTables {
             Some(ring) if ring.size == size && self.rings.have().get(&ring.number) == Some(&contents) => ring,
             _ => Ring { number: self.fresh(), size },
         };
-        self.rings.set(ring.number, contents);
+        self.put(ring.number, Some(contents));
         self.install(set, ring, now);
         true
     }
@@ -158,7 +159,7 @@ impl RingTables {
         // The ring that was in force is wanted as it is.
         if let Some(kept) = self.rings.have().get(&rings.previous.number).filter(|_| rings.previous.size > 1) {
             let kept = kept.clone();
-            self.rings.set(rings.previous.number, kept);
+            self.put(rings.previous.number, Some(kept));
         }
         self.sets.set(set, rings);
         self.forget(old, rings);
@@ -168,9 +169,26 @@ impl RingTables {
     fn forget(&mut self, old: Option<Rings>, now: Rings) {
         for ring in old.into_iter().flat_map(|r| [r.current, r.previous]) {
             if ring.size > 1 && ring != now.current && ring != now.previous {
-                self.rings.unset(&ring.number);
+                self.put(ring.number, None);
             }
         }
+    }
+
+    fn put(&mut self, ring: u32, contents: Option<Contents>) {
+        let parts = |contents: Option<&Contents>| contents.map_or(0, |c| u64::from(c.parts));
+        self.parts = self.parts + parts(contents.as_ref()) - parts(self.rings.want().get(&ring));
+        self.rings.put(ring, contents);
+    }
+
+    /// Parts of the wanted rings.
+    pub fn parts(&self) -> u64 {
+        self.parts
+    }
+
+    /// Parts that the map has to take while the changes are written.
+    pub fn peak(&self) -> u64 {
+        let leaving = self.rings.leaving().map(|(have, want)| u64::from(have.parts.saturating_sub(want.map_or(0, |w| w.parts))));
+        self.parts + leaving.sum::<u64>()
     }
 
     fn fresh(&mut self) -> u32 {
@@ -263,8 +281,9 @@ mod tests {
 
     #[test]
     fn a_full_map_refuses_a_ring_as_a_whole() {
-        let mut t = RingTables::default();
-        let room = PARTS / parts(131_071);
+        let places = 131_072;
+        let mut t = RingTables { room: Some(places), ..RingTables::default() };
+        let room = places as u32 / parts(131_071);
         let wanted = (1..=room + 5).filter(|set| t.want(*set, members(&[*set, 200_000]), 131_071, 0)).count() as u32;
         assert!(wanted < room && wanted > room - 4, "{wanted} of {room}");
         assert_eq!(t.sets.want().len() as u32, wanted);
@@ -291,6 +310,7 @@ mod tests {
                 }
             }
             write(&mut t);
+            prop_assert_eq!(t.peak(), t.rings.have().values().map(|c| u64::from(c.parts)).sum::<u64>(), "what is there is counted");
             let mut named = Vec::new();
             for (set, ids) in &want {
                 let Some(rings) = t.sets.have().get(set) else {

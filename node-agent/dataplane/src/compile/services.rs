@@ -105,12 +105,16 @@ pub struct Services {
     room: Option<Entries>,
     /// The greatest number a backend shall have.
     most_backend: Option<u32>,
+    /// And the greatest it can ever have.
+    last_backend: Option<u32>,
     /// Wanted slots and members of all sets.
     slots: usize,
     members: usize,
     refused: BTreeMap<Owner, Refusal>,
     /// Entries in use when it was last found that there is no room.
     refused_at: Entries,
+    /// Parts of rings when it was last seen that some have none.
+    ringless_at: u64,
     /// What the maps shall hold.
     pub tables: ServiceTables,
     /// Places of a ring; 0: none are made.
@@ -299,6 +303,21 @@ impl Services {
         if self.dirty.is_empty() {
             self.retry_refused();
         }
+    }
+
+    /// Wanted slots of all sets.
+    pub fn slots(&self) -> usize {
+        self.slots
+    }
+
+    /// Wanted members of all sets.
+    pub fn members(&self) -> usize {
+        self.members
+    }
+
+    /// From how many numbers those of backends are taken.
+    pub fn numbers_of_backends(&self) -> u64 {
+        self.most_backend.map_or(0, |most| u64::from(most) + 1)
     }
 
     /// Whether there is more to compile.

@@ -12,7 +12,7 @@ use xebec_ebpf_abi::{
 use super::expand::{NodeFacts, addr};
 use super::policies::Policies;
 use super::rings;
-use super::services::Services;
+use super::services::{Services, room};
 use super::sets::{Set, SetStep};
 use crate::table::{Have, Table};
 
@@ -168,6 +168,48 @@ impl State {
             (map::ANNOUNCED, self.announced.have().len() as u64),
             (map::NO_MASQUERADE, self.no_masquerade.have().len() as u64),
         ])
+    }
+
+    /// Entries that each map has to take while what is planned is written: what it shall hold and, until that is deleted, what it
+    /// holds. Cost follows what is to be written.
+    pub fn needs(&self) -> BTreeMap<&'static str, u64> {
+        use xebec_ebpf_abi::map;
+        let (s, p) = (&self.services.tables, &self.policies.tables);
+        let (mut slots, mut members) = (self.services.slots(), self.services.members());
+        for (have, want) in s.sets.leaving() {
+            slots += have.slots.len().saturating_sub(want.map_or(0, |w| w.slots.len()));
+            members += have.members.keys().filter(|key| !want.is_some_and(|w| w.members.contains_key(key))).count();
+        }
+        let highest = s.backends.want().keys().next_back().map_or(0, |id| u64::from(*id) + 1);
+        let needs = [
+            (map::FRONTENDS, s.frontends.peak()),
+            (map::BACKEND_SETS, s.sets.peak()),
+            (map::BACKEND_SLOTS, slots),
+            (map::SET_MEMBERS, members),
+            (map::BACKENDS, s.backends.peak()),
+            (map::RINGS, s.rings.sets.peak()),
+            (map::SOURCE_RANGES, s.source_ranges.peak()),
+            (map::NODE_ADDRS, self.node_addrs.peak()),
+            (map::ENDPOINTS, p.endpoints.peak()),
+            (map::IPCACHE, p.ipcache.peak()),
+            (map::POLICY, p.policy.peak()),
+            (map::UPLINKS, self.uplinks.peak()),
+            (map::ANNOUNCED, self.announced.peak()),
+            (map::NO_MASQUERADE, self.no_masquerade.peak()),
+        ];
+        let mut needs: BTreeMap<&str, u64> = needs.into_iter().map(|(name, entries)| (name, entries as u64)).collect();
+        needs.insert(map::RING_PLACES, s.rings.peak());
+        // An array, by the numbers of backends.
+        needs.insert(map::CONNECTIONS, highest);
+        needs
+    }
+
+    /// Entries of the maps of Services when all that is known of is compiled, as far as can be told before.
+    pub fn expected(&self) -> BTreeMap<&'static str, u64> {
+        let mut expected: BTreeMap<&str, u64> =
+            room::MAPS.into_iter().zip(self.services.expected()).map(|(name, entries)| (name, entries as u64)).collect();
+        expected.insert(xebec_ebpf_abi::map::CONNECTIONS, self.services.numbers_of_backends());
+        expected
     }
 
     /// Whether [`State::plan`] has left Services for the next call.

@@ -15,11 +15,28 @@ pub const DOES_NOT_FIT: &str = "ServiceDoesNotFit";
 /// Another one has its address and port.
 pub const ADDRESS_TAKEN: &str = "ServiceAddressTaken";
 
+/// There is no room for its ring.
+pub const WITHOUT_RING: &str = "ServiceWithoutRing";
+
 impl Services {
+    /// Services that are to be hashed consistently and are not.
+    fn without_ring(&self) -> impl Iterator<Item = (Subject, String)> {
+        // Seldom any, so they are looked for by what is always known.
+        let installed = if self.without_ring.is_empty() { None } else { Some(&self.installed) };
+        let is_without = |ports: &[(super::PortId, super::Installed)]| {
+            ports.iter().any(|(_, port)| [port.ids.cluster, port.ids.local].iter().any(|set| self.without_ring.contains(set)))
+        };
+        let of = move |(owner, ports): (&Owner, &Box<[_]>)| match owner {
+            Owner::Service(key) if is_without(ports) => Some(((Key::clone(key), WITHOUT_RING), NO_RING.to_owned())),
+            Owner::Service(_) | Owner::Sandbox(_) => None,
+        };
+        installed.into_iter().flatten().filter_map(of)
+    }
+
     /// What there is to say now.
     pub fn complaints(&self) -> BTreeMap<Subject, String> {
         let of = |(key, text)| ((key, DOES_NOT_FIT), text);
-        let mut complaints: BTreeMap<Subject, String> = self.refusals().into_iter().map(of).collect();
+        let mut complaints: BTreeMap<Subject, String> = self.refusals().into_iter().map(of).chain(self.without_ring()).collect();
         for key in &self.contested {
             let claims = self.claims.get(key).map_or(&[][..], |claims| &claims[..]);
             let Some(((winner, _), losers)) = claims.split_first() else {
@@ -39,6 +56,8 @@ impl Services {
         complaints
     }
 }
+
+const NO_RING: &str = "its endpoints are chosen without consistent hashing: the map RING_PLACES has no room for its ring (start the agent with a higher --max-map-entries or a smaller --maglev-table-size, or give Services that need none the annotation xebec.dev/lb-algorithm: random)";
 
 fn place(key: &FrontendKey) -> String {
     let protocol = match key.proto {
@@ -161,6 +180,30 @@ mod tests {
         let seen =
             service(serde_json::json!({"clusterIP": "10.96.0.1", "externalIPs": external, "ports": [{"port": 80}]})).expect("a Service");
         assert_eq!(seen.external_ips, ["192.0.2.9".parse::<std::net::IpAddr>().expect("an address")]);
+    }
+
+    #[test]
+    fn who_gets_no_ring_is_told_until_there_is_room() {
+        let (mut state, mut kernel) = (State::default(), Kernel::default());
+        state.services.ring_size = 251;
+        state.set_node(NodeFacts { name: "here".into(), ..NodeFacts::default() });
+        let parts = u64::from(crate::compile::rings::parts(251));
+        state.services.tables.rings.room = Some(2 * parts);
+        for (n, name) in ["a", "b"].into_iter().enumerate() {
+            let of = serde_json::json!({"type": "NodePort", "clusterIP": format!("10.96.0.{n}"), "ports": [{"port": 80, "nodePort": 30001 + n}]});
+            set(&mut state, name, of);
+            let endpoints: Vec<_> = (1..4).map(|e| serde_json::json!({"addresses": [format!("10.244.{n}.{e}")]})).collect();
+            let slice = serde_json::json!({"metadata": {"namespace": "ns", "name": name, "labels": {"kubernetes.io/service-name": name}},
+                "addressType": "IPv4", "ports": [{"port": 8080}], "endpoints": endpoints});
+            let slice = serde_json::from_value(slice).expect("an EndpointSlice");
+            state.services.set_slice(Key::new("ns", name), input::slice(slice));
+        }
+        kernel.follow(&mut state, |_| ());
+        assert_eq!(told(&state), vec![("ns/b".into(), WITHOUT_RING)]);
+        assert_eq!((kernel.0.rings.len(), kernel.0.sets.len()), (1, 2), "it is served all the same");
+        state.services.set_service(Key::new("ns", "a"), None);
+        kernel.follow(&mut state, |_| ());
+        assert_eq!((told(&state), kernel.0.rings.len()), (vec![], 1), "when a ring has gone it gets one");
     }
 
     #[test]

@@ -38,7 +38,7 @@ impl Refusal {
         let served =
             if *is_kept { "it keeps the ports and no more than the number of endpoints it had" } else { "it is not served on this node" };
         format!(
-            "it does not fit: the map {map} would need {needed} entries and has {room}; {served} (start the agent with --map-entries {map}=N, or use fewer Services and endpoints)"
+            "it does not fit: the map {map} would need {needed} entries and has {room}; {served} (start the agent with a higher --max-map-entries, or --map-entries {map}=N, or use fewer Services and endpoints)"
         )
     }
 }
@@ -48,17 +48,59 @@ fn usable(places: usize) -> usize {
     places - (places / 32).min(1024)
 }
 
+/// The greatest index into so many places.
+fn highest(places: usize) -> Option<u32> {
+    u32::try_from(places).ok().map(|places| places.saturating_sub(1).max(1))
+}
+
 /// Whether an owner has more in one of the maps.
 fn is_less_somewhere(now: &Entries, then: &Entries) -> bool {
     now.iter().zip(then).any(|(now, then)| now < then)
 }
 
 impl Services {
-    /// How many entries the maps have, in the order of [`MAPS`].
-    pub fn set_room(&mut self, places: Entries) {
-        self.room = Some(places.map(usable));
-        // An index into an array of as many places.
-        self.most_backend = u32::try_from(places[BACKENDS]).ok().map(|places| places.saturating_sub(1).max(1));
+    /// How many entries the maps may have at most, in the order of [`MAPS`], and how many backends there are places for now.
+    pub fn set_room(&mut self, most: Entries, backends: usize) {
+        self.room = Some(most.map(usable));
+        self.most_backend = highest(backends.min(most[BACKENDS]));
+        self.last_backend = highest(most[BACKENDS]);
+    }
+
+    /// Numbers of backends are indices into an array, and begin again before they leave it. Where there are to be more
+    /// backends than that, it will grow with the map of backends.
+    fn raise_numbers(&mut self, backends: usize) {
+        let Some(most) = self.most_backend.filter(|most| backends > *most as usize && Some(*most) < self.last_backend) else {
+            return;
+        };
+        let wanted = backends.max(self.expected()[BACKENDS]);
+        let raised = highest(wanted.saturating_add(1).checked_next_power_of_two().unwrap_or(usize::MAX));
+        self.most_backend = raised.min(self.last_backend).max(Some(most));
+    }
+
+    /// Entries there will be, as far as can be told without compiling what has not been compiled yet.
+    pub fn expected(&self) -> Entries {
+        let mut expected = self.used();
+        for owner in self.dirty.iter().filter(|owner| !self.installed.contains_key(owner)) {
+            let Owner::Service(key) = owner else { continue };
+            let Some(service) = self.services.get(key) else { continue };
+            let slices = self.slices_of.get(key).into_iter().flatten().filter_map(|slice| self.slices.get(slice));
+            let backends: usize = slices.map(|slice| slice.endpoints.len() * slice.ports.len()).sum();
+            let local = usize::from(service.internal_local || service.external_local);
+            let addresses = service.cluster_ips.len() + service.external_ips.len() + service.load_balancer_ips.len();
+            let has_members = service.affinity.is_some() || service.ports.iter().any(|port| port.proto == proto::UDP);
+            let ports = service.ports.len();
+            let frontends = addresses * ports + service.cluster_ips.len() + service.ports.iter().filter(|p| p.node_port.is_some()).count();
+            let more = [
+                frontends,
+                ports * (1 + local),
+                backends,
+                if has_members { backends } else { 0 },
+                backends,
+                service.source_ranges.len() * ports,
+            ];
+            expected = add(&expected, &more);
+        }
+        expected
     }
 
     /// Services there is no room for, and why.
@@ -86,6 +128,7 @@ impl Services {
         let fits = |needed: &Entries| needed.iter().zip(&room).all(|(needed, room)| needed <= room);
         // Counting exactly is only worth its time when it gets tight.
         let at_most = add(&used, &entries(&specs, &mut |_| true));
+        self.raise_numbers(at_most[BACKENDS]);
         if fits(&at_most) {
             self.refused.remove(owner);
             return specs;
@@ -103,13 +146,21 @@ impl Services {
         specs
     }
 
-    /// Whoever was refused has another chance when something has gone since.
+    /// Whoever was refused, or has no ring, has another chance when something has gone since.
     pub(super) fn retry_refused(&mut self) {
         let used = self.used();
         if !self.refused.is_empty() && is_less_somewhere(&used, &self.refused_at) {
             self.dirty.extend(self.refused.keys().cloned());
         }
         self.refused_at = used;
+        let parts = self.tables.rings.parts();
+        if !self.without_ring.is_empty() && parts < self.ringless_at {
+            let is_without = |port: &Installed| [port.ids.cluster, port.ids.local].iter().any(|set| self.without_ring.contains(set));
+            let without = self.installed.iter().filter(|(_, ports)| ports.iter().any(|(_, port)| is_without(port)));
+            let without: Vec<Owner> = without.map(|(owner, _)| owner.clone()).collect();
+            self.dirty.extend(without);
+        }
+        self.ringless_at = parts;
     }
 
     fn installed_of(&self, owner: &Owner) -> &[(PortId, Installed)] {
@@ -210,7 +261,7 @@ mod tests {
     /// Maps with so many backends and slots; of all else there is enough.
     fn state(backends: usize) -> State {
         let mut state = State::default();
-        state.services.set_room([1000, 1000, backends, 1000, backends, 1000]);
+        state.services.set_room([1000, 1000, backends, 1000, backends, 1000], backends);
         state.set_node(NodeFacts { name: "here".into(), ..NodeFacts::default() });
         state
     }
@@ -314,9 +365,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_to_come_is_known_before_it_is_compiled() {
+        let mut state = state(1 << 20);
+        state.services.set_room([1 << 20; 6], 64);
+        for name in b'a'..=b'x' {
+            set(&mut state, &char::from(name).to_string(), 0..25);
+        }
+        assert_eq!(state.services.expected(), [48, 24, 600, 0, 600, 0], "of 24 Services with an address and a port");
+        let mut kernel = Kernel::default();
+        kernel.follow(&mut state, |_| ());
+        assert_eq!(state.services.expected(), [48, 24, 600, 0, 600, 0], "and so it is");
+        assert_eq!(state.services.numbers_of_backends(), 1024, "raised at once to what all need, not to what there may be");
+        assert_eq!(state.needs()["CONNECTIONS"], 601);
+    }
+
+    #[test]
     fn what_shares_backends_needs_no_room_for_them_twice() {
         let mut state = state(30);
-        state.services.set_room([1000, 1000, 1000, 1000, 30, 1000]);
+        state.services.set_room([1000, 1000, 1000, 1000, 30, 1000], 30);
         let mut kernel = Kernel::default();
         set(&mut state, "a", 0..30);
         kernel.follow(&mut state, |_| ());

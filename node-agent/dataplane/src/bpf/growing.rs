@@ -1,0 +1,287 @@
+//! Larger maps in the place of some, while packets pass: the programs are loaded once more, on new maps of another size and on the
+//! very same others; what the old maps hold is copied; every link changes to the new programs in one step; the new maps' pins take
+//! the place of the old ones'.
+//!
+//! What user space writes cannot change meanwhile: the caller holds whatever it takes to write. What programs write can, and goes
+//! to the old maps for as long as programs of before run. So those maps are looked through again after the links have changed, and
+//! once more when no program of before can still be running. Until then a flow that begins may be judged on both sides; one that
+//! there was before is on both.
+//!
+//! New maps are pinned in a directory of their own until the end. An agent that is killed before leaves them there, and links
+//! on both sides; the next one goes on from there ([`recover`]).
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use aya::Pod;
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use xebec_ebpf_abi::{Flow, FlowKey, Nat, Tuple, map};
+
+use super::batch;
+use super::layout;
+use super::loader::{Pins, Programs, chain};
+use super::maps::{Connections, Maps};
+use crate::Error;
+
+/// How the entries of a map come into a larger one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// User space writes it.
+    Still,
+    /// Programs write it: flows.
+    Flows,
+    /// Translations.
+    Nat,
+    /// Programs add to its numbers.
+    Counts,
+}
+
+fn kind(name: &str) -> Kind {
+    match name {
+        map::FLOWS => Kind::Flows,
+        map::NAT => Kind::Nat,
+        map::CONNECTIONS => Kind::Counts,
+        _ => Kind::Still,
+    }
+}
+
+/// One map and the one that takes its place.
+struct Pair {
+    name: String,
+    kind: Kind,
+    old: MapData,
+    new: MapData,
+    /// Where the new one is pinned, and where it shall be.
+    pin: PathBuf,
+    place: PathBuf,
+    /// Counts when they were last read.
+    counts: Vec<u64>,
+}
+
+impl Pair {
+    fn open(name: &str, pin: PathBuf, place: PathBuf) -> Result<Pair, Error> {
+        let open =
+            |path: &Path| MapData::from_pin(path).map_err(|e| Error::Map { what: format!("open {}", path.display()), reason: chain(&e) });
+        Ok(Pair { name: name.to_owned(), kind: kind(name), old: open(&place)?, new: open(&pin)?, pin, place, counts: Vec::new() })
+    }
+
+    fn fail(&self, error: &MapError) -> Error {
+        Error::Map { what: format!("copy the map {} into a larger one", self.name), reason: chain(error) }
+    }
+
+    /// All there is; the old map has the last word.
+    fn copy(&mut self) -> Result<(), MapError> {
+        match self.kind {
+            Kind::Still | Kind::Flows | Kind::Nat => batch::copy(&self.old, &self.new).map(drop),
+            Kind::Counts => {
+                self.counts = numbers(&self.old)?;
+                let mut new: Array<MapData, u64> = Array::try_from(Map::Array(again(&self.new)?))?;
+                let counts = (0..new.len()).zip(&self.counts).filter(|(_, count)| **count != 0);
+                counts.collect::<Vec<_>>().into_iter().try_for_each(|(place, count)| new.set(place, count, 0))
+            }
+        }
+    }
+
+    /// What programs have written to the old map since. Returns how much that is.
+    fn carry(&mut self) -> Result<usize, MapError> {
+        match self.kind {
+            Kind::Still => Ok(0),
+            Kind::Flows => carry::<FlowKey, Flow>(&self.old, &self.new, |old, new| {
+                new.state |= old.state;
+                later(old.expires, &mut new.expires)
+            }),
+            Kind::Nat => carry::<Tuple, Nat>(&self.old, &self.new, |old, new| {
+                // Translated in another way meanwhile: that is what counts.
+                if old.to != new.to {
+                    return false;
+                }
+                new.state |= old.state;
+                later(old.expires, &mut new.expires)
+            }),
+            Kind::Counts => {
+                let now = numbers(&self.old)?;
+                let mut new: Array<MapData, u64> = Array::try_from(Map::Array(again(&self.new)?))?;
+                let mut carried = 0;
+                for (place, (now, then)) in (0..new.len()).zip(now.iter().zip(&self.counts)).filter(|(_, (now, then))| now != then) {
+                    // A program that counts at this very moment may be missed, by one.
+                    new.set(place, new.get(&place, 0)?.wrapping_add(now.wrapping_sub(*then)), 0)?;
+                    carried += 1;
+                }
+                self.counts = now;
+                Ok(carried)
+            }
+        }
+    }
+
+    /// The new map's pin takes the place of the old one's, in one step.
+    fn install(&self) -> Result<(), Error> {
+        std::fs::rename(&self.pin, &self.place).map_err(Error::io("put a larger map in the place of", &self.place))
+    }
+
+    /// The other way round.
+    fn back(&self) -> Result<Pair, MapError> {
+        let (old, new, name) = (again(&self.new)?, again(&self.old)?, self.name.clone());
+        Ok(Pair { name, kind: self.kind, old, new, pin: self.place.clone(), place: self.pin.clone(), counts: Vec::new() })
+    }
+}
+
+/// The same map once more.
+fn again(map: &MapData) -> Result<MapData, MapError> {
+    MapData::from_fd(map.fd().as_fd().try_clone_to_owned().map_err(MapError::IoError)?)
+}
+
+/// Takes over the later of two ends; whether it was the old one.
+fn later(old: u64, new: &mut u64) -> bool {
+    let is_later = old > *new;
+    *new = old.max(*new);
+    is_later
+}
+
+/// Entries of the old map that the new one has not, and those that `merge` finds newer there.
+fn carry<K: Pod, V: Pod>(old: &MapData, new: &MapData, merge: impl Fn(&V, &mut V) -> bool) -> Result<usize, MapError> {
+    const BPF_NOEXIST: u64 = 1;
+    let old: HashMap<MapData, K, V> = HashMap::try_from(Map::HashMap(again(old)?))?;
+    let mut new: HashMap<MapData, K, V> = HashMap::try_from(Map::HashMap(again(new)?))?;
+    let (mut carried, mut failed) = (0, None);
+    batch::scan(&old, |key, value| {
+        let written = match new.get(&key, 0) {
+            Ok(mut there) => merge(&value, &mut there).then(|| new.insert(key, there, 0)),
+            // A program may be quicker: then its entry stands.
+            Err(_) => Some(new.insert(key, value, BPF_NOEXIST)),
+        };
+        match written {
+            Some(Ok(())) => carried += 1,
+            Some(Err(error)) if !exists(&error) => failed = Some(error),
+            Some(Err(_)) | None => {}
+        }
+    })?;
+    failed.map_or(Ok(carried), Err)
+}
+
+fn exists(error: &MapError) -> bool {
+    matches!(error, MapError::SyscallError(e) if e.io_error.raw_os_error() == Some(libc::EEXIST))
+}
+
+fn numbers(map: &MapData) -> Result<Vec<u64>, MapError> {
+    let map: Array<MapData, u64> = Array::try_from(Map::Array(again(map)?))?;
+    map.iter().collect()
+}
+
+/// Programs on larger maps.
+pub struct Grown {
+    /// All of them, loaded once more.
+    pub programs: Programs,
+    /// Handles of the maps, of old ones and new ones.
+    pub maps: Maps,
+    /// Those of connections.
+    pub connections: Connections,
+}
+
+/// Puts maps of these sizes in the place of those of the same names. With `attached`, links run the programs, and the new ones
+/// afterwards. If it fails, all is as before.
+pub fn grow(programs: &Programs, sizes: &BTreeMap<&'static str, u32>, attached: bool) -> Result<Grown, Error> {
+    let dir = programs.pins().growing();
+    discard(&dir)?;
+    std::fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
+    let grown = replace(programs, sizes, attached, &dir);
+    // A map that has come into nobody's place lives no longer than who uses it.
+    let discarded = discard(&dir);
+    let grown = grown?;
+    discarded?;
+    Ok(grown)
+}
+
+fn replace(programs: &Programs, sizes: &BTreeMap<&'static str, u32>, attached: bool, dir: &Path) -> Result<Grown, Error> {
+    let pins = programs.pins();
+    let (new, maps, connections, _) = Programs::load_with(pins.clone(), &BTreeMap::new(), Some((dir, sizes)))?;
+    let pair = |name: &&str| Pair::open(name, dir.join(name), pins.maps().join(name));
+    let mut pairs: Vec<Pair> = sizes.keys().map(pair).collect::<Result<_, _>>()?;
+    pairs.iter_mut().try_for_each(|pair| pair.copy().map_err(|e| pair.fail(&e)))?;
+    if attached && let Err(error) = new.hand_over().and_then(|()| settle(&mut pairs)) {
+        // Back: what programs have written since must be where they look again. Counts are not worth it.
+        let flows = pairs.iter().filter(|pair| pair.kind != Kind::Counts);
+        let mut back: Vec<Pair> = flows.flat_map(|pair| pair.back()).collect();
+        if let Err(more) = programs.hand_over().and_then(|()| settle(&mut back)) {
+            tracing::error!(error = %more, "the programs of before cannot be put back in force everywhere");
+        }
+        return Err(error);
+    }
+    pairs.iter().try_for_each(Pair::install)?;
+    Ok(Grown { programs: new, maps, connections })
+}
+
+/// After the links have changed: what came into the old maps meanwhile, and then what programs wrote that were still running.
+fn settle(pairs: &mut [Pair]) -> Result<(), Error> {
+    if pairs.iter().all(|pair| pair.kind == Kind::Still) {
+        return Ok(());
+    }
+    for is_last in [false, true] {
+        for pair in pairs.iter_mut() {
+            let carried = pair.carry().map_err(|e| pair.fail(&e))?;
+            tracing::debug!(map = pair.name, carried, "entries that programs wrote while links changed");
+        }
+        if !is_last {
+            wait_for_programs();
+        }
+    }
+    Ok(())
+}
+
+/// Returns when every program that runs now has ended.
+fn wait_for_programs() {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: no memory is passed. In the kernel it is `synchronize_rcu`, and programs run in sections of that.
+    let code = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if code != 0 {
+        // Kernels with CPUs free of ticks have none; a program runs for microseconds.
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Removes maps that take nobody's place, and their directory.
+fn discard(dir: &Path) -> Result<(), Error> {
+    match layout::collect(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", dir)(error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Maps in whose place a larger one came after all, and what still comes from them.
+#[derive(Default)]
+pub struct Recovered(Vec<Pair>);
+
+/// Finishes what an agent began that was killed: links may run programs on both sides, so the larger maps get what the others
+/// hold. To be called before programs are loaded.
+pub fn recover(pins: &Pins) -> Result<Recovered, Error> {
+    let mut recovered = Recovered::default();
+    for (dir, maps) in pins.all_growing() {
+        for entry in std::fs::read_dir(&dir).map_err(Error::io("read", &dir))?.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let mut pair = match maps.join(&name) {
+                place if place.exists() => Pair::open(&name, entry.path(), place)?,
+                _ => continue,
+            };
+            let done = match pair.kind {
+                Kind::Still | Kind::Counts => pair.copy(),
+                // Programs may have written to the new one too.
+                Kind::Flows | Kind::Nat => pair.carry().map(drop),
+            };
+            done.map_err(|e| pair.fail(&e))?;
+            pair.install()?;
+            tracing::warn!(map = name, "an agent was ended while it made this map larger; it is larger now");
+            recovered.0.push(pair);
+        }
+        discard(&dir)?;
+    }
+    Ok(recovered)
+}
+
+impl Recovered {
+    /// To be called when every link runs programs on the larger maps.
+    pub fn settle(mut self) -> Result<(), Error> {
+        settle(&mut self.0)
+    }
+}
