@@ -12,6 +12,8 @@ use xebec_apiserver::{
     pki::{self, Pki},
 };
 
+use crate::invoker::Invoker;
+
 /// One of `--node` and `--user`.
 #[derive(Debug, clap::Args)]
 #[group(skip)]
@@ -22,7 +24,7 @@ pub struct Args {
     /// Where clients reach the server, e.g. https://192.0.2.1:6443.
     #[arg(long)]
     server: String,
-    /// File to write (mode 0600).
+    /// File to write (mode 0600; with `sudo` and --user it is yours, where you may write).
     #[arg(long)]
     out: PathBuf,
     /// Make a node's credentials: user system:node:NODE, and beside the file kubelet.crt, kubelet.key and ca.crt for its kubelet API.
@@ -50,7 +52,12 @@ pub fn run(args: &Args) -> Result<()> {
         (None, Some(name)) => {
             let pki = Pki::open(&args.data_dir)?;
             let issued = pki::issue_client(&pki.cluster_ca, name, &group)?;
-            Ok(kubeconfig::write(&args.out, &args.server, &pki.cluster_ca.cert_pem, &issued.cert_pem, &issued.key_pem)?)
+            let write = || kubeconfig::write(&args.out, &args.server, &pki.cluster_ca.cert_pem, &issued.cert_pem, &issued.key_pem);
+            // With `sudo` it is whose who asked for it, wherever they may write.
+            if Invoker::of_sudo().is_some_and(|invoker| invoker.with_own_rights(write).is_ok()) {
+                return Ok(());
+            }
+            Ok(write()?)
         }
         (None, None) => bail!("one of --node and --user is needed"),
     }

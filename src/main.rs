@@ -11,6 +11,7 @@ mod flows;
 mod host;
 mod image;
 mod inspect;
+mod invoker;
 mod kubeconfig;
 mod remove_node;
 mod server;

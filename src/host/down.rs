@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use xebec_host::{cgroup::Cgroup, mounts};
 
 use super::{DownArgs, Place, must_be_root, systemd};
-use crate::agent;
+use crate::{agent, invoker::Invoker};
 
 /// Goes on after a failure and reports all of them.
 pub async fn run(args: DownArgs) -> Result<()> {
@@ -45,6 +45,9 @@ pub async fn run(args: DownArgs) -> Result<()> {
     }
     note("files", remove_dir(&place.run_dir));
     if args.purge {
+        if let Some(invoker) = Invoker::of_sudo() {
+            note("your kubeconfig", invoker.take_back(&place.admin_kubeconfig()).map_err(Into::into));
+        }
         for dir in place.state_dirs() {
             note("state", remove_dir(&dir));
         }

@@ -74,6 +74,10 @@ impl Place {
         self.data_dir.join("server")
     }
 
+    fn admin_kubeconfig(&self) -> PathBuf {
+        self.server_dir().join("admin.kubeconfig")
+    }
+
     fn agent_dir(&self) -> PathBuf {
         self.data_dir.join("agent")
     }

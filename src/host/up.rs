@@ -15,7 +15,11 @@ use super::{
     Place, UpArgs, must_be_root,
     systemd::{self, CommandLines},
 };
-use crate::{address, agent, check, containerd, image, kubeconfig, status};
+use crate::{
+    address, agent, check, containerd, image,
+    invoker::{self, Invoker},
+    kubeconfig, status,
+};
 
 /// How long the first start may take.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -33,7 +37,7 @@ pub async fn run(args: UpArgs) -> Result<()> {
         None => agent::host_name()?,
     };
     let cni = containerd::own_cni()?;
-    let admin = place.server_dir().join("admin.kubeconfig");
+    let admin = place.admin_kubeconfig();
     // Ports in use are no lack when it is us who use them.
     let lacks = if admin.exists() { 0 } else { check::lacks() };
     if lacks > 0 && !args.force {
@@ -58,6 +62,13 @@ pub async fn run(args: UpArgs) -> Result<()> {
     }
     status::wait_ready(&status::Cluster { kubeconfig: admin.clone() }, 1, since, PATIENCE).await?;
     println!("node {node_name} is Ready\nkubeconfig  {}", admin.display());
+    if let Some(invoker) = Invoker::of_sudo() {
+        match invoker.give(&admin) {
+            Ok(place) if place.ends_with(invoker::USUAL) => println!("a copy of yours is where kubectl looks for it: {}", place.display()),
+            Ok(place) => println!("a copy of yours, beside that of other clusters:\n    export KUBECONFIG={}", place.display()),
+            Err(error) => eprintln!("you get no copy of the kubeconfig ({error}): `sudo xebec kubeconfig` makes one wherever you like"),
+        }
+    }
     Ok(())
 }
 

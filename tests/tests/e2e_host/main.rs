@@ -1,6 +1,7 @@
 //! `xebec up` and `xebec down` on a machine with systemd and a network of its own.
 
 mod machine;
+mod sudo;
 
 use std::{fs, path::Path, process::Command};
 
@@ -25,6 +26,7 @@ fn a_host_becomes_a_node_and_is_itself_again() {
         machine.ok(&["systemctl", "is-enabled", &format!("xebec-{unit}.service")]);
     }
     machine.ok(&STATUS);
+    sudo::gives_the_user_a_kubeconfig_of_their_own(&machine);
 
     machine.ok(&[XEBEC, "image", "import", "/var/lib/xebec/bin/busybox.tar"]);
     machine.kubectl(&["apply", "-f", "/var/lib/xebec/bin/demo.yaml"]);
@@ -50,7 +52,8 @@ fn a_host_becomes_a_node_and_is_itself_again() {
     machine.ok(&[XEBEC, "up", "--node-name", "box"]);
     machine.kubectl(&["get", "namespace", "demo"]);
     until("the pods are back", || outside().stdout.starts_with(b"web-"));
-    machine.ok(&[XEBEC, "down", "--purge"]);
+    sudo::ok(&machine, &format!("{XEBEC} down --purge"));
+    sudo::has_no_copies(&machine);
     assert_eq!(difference(&before, &machine.ok(&["sh", "-c", TRACES])), Vec::<String>::new());
     assert!(!state.join("server").exists(), "--purge forgets the cluster");
     drop(machine);
