@@ -2,6 +2,8 @@
 
 mod absence;
 mod faults;
+mod flap;
+mod full;
 mod lifecycle;
 mod pods;
 mod traffic;
