@@ -89,6 +89,11 @@ fn refusals(cluster: &Cluster) {
     becomes(cluster, "no-image", "/status/containerStatuses/1/state/waiting/reason", "InvalidImageName");
     becomes(cluster, "misplaced", "/status/reason", "NodeAffinity");
     becomes(cluster, "misplaced", "/status/phase", "Failed");
+    // The runtime reads these annotations before anything of ours; of pods that run the agent tells.
+    has_event(cluster, "too-fast", "FailedCreatePodSandBox", "bandwidth");
+    cluster.kubectl(&["annotate", "pod", "volumes", "kubernetes.io/ingress-bandwidth=fast"]);
+    has_event(cluster, "volumes", "InvalidBandwidth", "annotation kubernetes.io/ingress-bandwidth is \"fast\"");
+    becomes(cluster, "limited", "/status/phase", "Running");
     // What was missing comes: the pod goes on by itself.
     cluster.kubectl(&["create", "configmap", "missing"]);
     becomes(cluster, "no-config", "/status/phase", "Running");
