@@ -125,7 +125,7 @@ impl Drop for Cluster {
     }
 }
 
-/// The manifest's places, replaced by the node's; and the cgroup above this node's pods, for others' are on this machine too.
+/// The manifest's places, replaced by the node's; XDP, so that there is more to take away; and the cgroup above this node's pods, for others' are on this machine too.
 fn manifest(node: &Node, state: &std::path::Path) -> String {
     let places = [
         ("/sys/fs/bpf", node.pin_dir()),
@@ -144,5 +144,6 @@ fn manifest(node: &Node, state: &std::path::Path) -> String {
         text = text.replace(&format!("@{index}@"), &own.display().to_string());
     }
     let flag = "            - --dataplane-only\n";
-    text.replace(flag, &format!("{flag}            - --cgroup-parent={}\n", node.cgroup_name()))
+    // The node's uplink is a veth, on which XDP has to be asked for.
+    text.replace(flag, &format!("{flag}            - --cgroup-parent={}\n            - --xdp=all\n", node.cgroup_name()))
 }

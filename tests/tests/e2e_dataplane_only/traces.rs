@@ -26,6 +26,7 @@ impl Traces {
                 lines.iter().filter(|line| !line.contains("cache")).map(|line| line.split(" valid_lft").next().unwrap_or_default());
             note("network", stable.map(str::to_owned).collect());
         }
+        note("network", cluster.in_netns("tc qdisc show"));
         for filter in ["nft list ruleset", "iptables-save"] {
             note("filter", cluster.in_netns(filter));
         }
@@ -58,11 +59,20 @@ fn files(dir: &Path) -> Vec<String> {
     found
 }
 
+/// Ids of the maps that are pinned. A link keeps its program and a program its maps: once these are gone from the kernel, all is.
+pub fn pinned_maps(cluster: &Cluster) -> BTreeSet<u32> {
+    let pins = files(&cluster.node.pin_dir()).into_iter().filter(|path| path.contains("/maps-") && !Path::new(path).is_dir());
+    pins.map(|path| aya::maps::MapInfo::from_pin(&path).unwrap_or_else(|error| panic!("{path}: {error}")).id()).collect()
+}
+
 /// Programs on the node's cgroup and devices, where bpftool is there to ask.
 fn attached(cluster: &Cluster) -> Vec<String> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     let mount = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|fields| fields[2] == "cgroup2").unwrap()[1].to_owned();
     let tree = cluster.in_netns(&format!("bpftool cgroup tree {mount}{}", cluster.node.cgroup_name()));
     let devices = cluster.in_netns("bpftool net show");
-    tree.into_iter().filter(|line| line.contains("cgroup_inet")).chain(devices.into_iter().filter(|line| line.contains("tcx"))).collect()
+    tree.into_iter()
+        .filter(|line| line.contains("cgroup_inet"))
+        .chain(devices.into_iter().filter(|line| ["tcx", "clsact", "driver id", "generic id"].iter().any(|word| line.contains(word))))
+        .collect()
 }
