@@ -102,6 +102,10 @@
 //!
 //! - `LIMITS`: hash, user and bpf (see there), [`LimitKey`] → [`Limit`]. Bandwidth of pods that have
 //!   [`Endpoint::LIMIT_INGRESS`] / [`Endpoint::LIMIT_EGRESS`]. What is too much is dropped.
+//! - `SHORTCUTS`: LRU hash, bpf, [`ShortcutKey`] → [`Shortcut`]. Connections from pods that have been
+//!   judged within a second and whose packets therefore go on without.
+//! - `GENERATION`: array of 1, user, `u32` 0 → `u64`. Another number ends all shortcuts: written after every
+//!   change of `ENDPOINTS`.
 //!
 //! ## Uplinks (user writes, except the last two)
 //! - `UPLINKS`: hash, ifindex (`u32`) → [`Uplink`]: the addresses that packets leaving there get.
@@ -158,6 +162,7 @@ mod nat;
 mod policy;
 mod ring;
 mod service;
+mod shortcut;
 mod steer;
 
 pub use addr::{Addr, Port, Tuple};
@@ -174,6 +179,7 @@ pub use service::{
     Affinity, AffinityKey, Backend, BackendSet, Frontend, FrontendKey, MemberKey, NodeAddr,
     SlotKey, SockFrontend, SockKey, SourceRangeKey,
 };
+pub use shortcut::{Shortcut, ShortcutKey};
 pub use steer::{Given, NetnsCookie};
 
 /// Facts about the node that programs need. See `CONFIG` in the crate's doc.
@@ -231,6 +237,8 @@ pub mod map {
     pub const DROPS: &str = "DROPS";
     pub const FORWARDS: &str = "FORWARDS";
     pub const LIMITS: &str = "LIMITS";
+    pub const SHORTCUTS: &str = "SHORTCUTS";
+    pub const GENERATION: &str = "GENERATION";
     pub const SERVICE_COUNTS: &str = "SERVICE_COUNTS";
     pub const LISTEN: &str = "LISTEN";
     pub const EVENTS: &str = "EVENTS";
@@ -266,6 +274,8 @@ pub mod map {
         DROPS,
         FORWARDS,
         LIMITS,
+        SHORTCUTS,
+        GENERATION,
         SERVICE_COUNTS,
         LISTEN,
         EVENTS,

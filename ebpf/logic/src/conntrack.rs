@@ -21,7 +21,9 @@ pub const TIMEOUT_CLOSING: u64 = 30 * SECOND;
 /// UDP and all else, both sides have spoken.
 pub const TIMEOUT_OTHER: u64 = 180 * SECOND;
 /// Expiry is pushed on in steps, so that a busy flow does not write its entry with every packet.
-pub const STEP: u64 = SECOND;
+pub const STEP: u64 = SECOND / 50;
+/// How long what was decided of a flow is followed without asking again, by shortcuts and drivers.
+pub const DECIDED: u64 = SECOND;
 
 /// How long a flow in `state` lives without a packet, in nanoseconds.
 #[inline(always)]
@@ -138,6 +140,7 @@ fn judge<E: Env>(env: &E, endpoint: &Endpoint, headers: &mut Headers, way: u8, m
         if state != flow.state || expires > flow.expires + STEP {
             flow.state = state;
             flow.expires = expires;
+            headers.notes |= Headers::PUSHED;
         }
         Known::Pass(state)
     });

@@ -6,8 +6,8 @@ use crate::socket::Socket;
 use xebec_ebpf_abi::{
     Addr, Affinity, AffinityKey, Announced, AnnouncedKey, Backend, BackendSet, Config, DropReason,
     Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, Given, Limit,
-    LimitKey, MemberKey, Nat, NodeAddr, PolicyKey, PolicyVerdict, Port, Remote, Rings, SlotKey,
-    SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink,
+    LimitKey, MemberKey, Nat, NodeAddr, PolicyKey, PolicyVerdict, Port, Remote, Rings, Shortcut,
+    ShortcutKey, SlotKey, SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink,
 };
 
 /// What became of a write.
@@ -60,6 +60,11 @@ pub trait Env {
     /// False when the map took no entry.
     fn set_flow(&self, key: &FlowKey, value: &Flow) -> bool;
 
+    fn shortcut(&self, key: &ShortcutKey) -> Option<Shortcut>;
+    fn set_shortcut(&self, key: &ShortcutKey, value: &Shortcut);
+    /// What shortcuts must have been made under.
+    fn generation(&self) -> u64;
+
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
     fn set_fragment(&self, key: &FragmentKey, value: &FragmentPorts);
 
@@ -83,12 +88,10 @@ pub trait Env {
     /// Counts what was passed on, `path` is one of `abi::forward`'s.
     fn forwarded(&self, path: u32, bytes: u32);
     /// Counts what a Service (`Frontend::service`) was asked for and gave, or refused.
-    fn served(&self, _service: u32, _refused: bool) {}
+    fn served(&self, service: u32, refused: bool);
     /// A socket of the node was given a backend that has no device here, for what it `asked`: no program will see its packets
     /// as those of a Service.
-    fn sent_away(&self, _socket: &Socket, _asked: &SockFrontend, _to: &Addr, _port: Port) {}
+    fn sent_away(&self, socket: &Socket, asked: &SockFrontend, to: &Addr, port: Port);
     /// Runs `f` on a pod's limit in place.
-    fn with_limit<R>(&self, _key: &LimitKey, _f: impl FnOnce(&mut Limit) -> R) -> Option<R> {
-        None
-    }
+    fn with_limit<R>(&self, key: &LimitKey, f: impl FnOnce(&mut Limit) -> R) -> Option<R>;
 }

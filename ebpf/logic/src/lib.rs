@@ -23,6 +23,7 @@ pub mod policy;
 pub mod reject;
 pub mod rewrite;
 pub mod service;
+pub mod shortcut;
 pub mod socket;
 pub mod steer;
 pub mod uplink;

@@ -90,6 +90,15 @@ plain! {
         flags: u8,
         window: u16,
     }
+    /// TCP in IPv4 without options.
+    struct TcpIpv4 = 36 {
+        ip: Ipv4Header,
+        tcp: TcpStart,
+    }
+    struct TcpIpv6 = 56 {
+        ip: Ipv6Header,
+        tcp: TcpStart,
+    }
     /// ARP for IPv4 on Ethernet, the frame's own header included.
     struct ArpFrame = 42 {
         dst: [u8; 6],

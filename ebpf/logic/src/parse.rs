@@ -106,6 +106,8 @@ pub struct Headers {
     pub rules: [u32; 2],
     /// `Endpoint::id` of the pod it leaves, if that has a limit.
     pub limited: u32,
+    /// `GENERATION` as it was when the packet came, where shortcuts are made.
+    pub generation: u64,
     pub src: Addr,
     pub dst: Addr,
     pub proto: u8,
@@ -339,6 +341,10 @@ impl Headers {
     pub const NEW: u32 = 2;
     /// The packet has not been read, or could not be: all else here is of another one.
     pub const UNREAD: u32 = 4;
+    /// It was rewritten.
+    pub const TRANSLATED: u32 = 8;
+    /// Its flow lives longer because of it.
+    pub const PUSHED: u32 = 16;
 
     /// Of no packet; [`parse`] fills it.
     pub const EMPTY: Headers = Headers {
@@ -352,6 +358,7 @@ impl Headers {
         service: 0,
         rules: [0; 2],
         limited: 0,
+        generation: 0,
         src: Addr::ANY,
         dst: Addr::ANY,
         proto: 0,
@@ -376,6 +383,7 @@ impl Headers {
         }
         self.dst = self.to.dst;
         self.tuple = self.to;
+        self.notes |= Headers::TRANSLATED;
     }
 }
 

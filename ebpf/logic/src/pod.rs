@@ -14,9 +14,10 @@ use crate::parse::{self, ETH_ARP, ETH_IPV4, ETH_IPV6, Fragment, Headers, Kind, V
 use crate::reject::{self, Resize};
 use crate::rewrite::rewrite;
 use crate::service;
+use crate::shortcut;
 use crate::steer;
 use xebec_ebpf_abi::{
-    Addr, DropReason, Endpoint, Flow, FlowKey, FrontendKey, Nat, direction, forward,
+    Addr, DropReason, Endpoint, Flow, FlowKey, FrontendKey, Nat, direction, forward, proto,
 };
 
 /// What becomes of a packet.
@@ -40,10 +41,17 @@ pub fn leaves<E: Env, P: Resize>(
     ethertype: u16,
     ifindex: u32,
 ) -> Verdict {
+    match shortcut::take(env, packet, ethertype, ifindex) {
+        shortcut::JUDGE => {}
+        shortcut::STACK => return Verdict::Pass,
+        peer => return Verdict::Peer(peer),
+    }
     let is_ip = match read(packet, headers, ethertype) {
         Ok(is_ip) => is_ip,
         Err(reason) => return refuse(env, packet, reason),
     };
+    // Before anything is asked: what is written meanwhile must end the shortcut that is made of the answers.
+    headers.generation = env.generation();
     if is_ip && let Err(reason) = leaving(env, packet, headers, ifindex) {
         let back = turn_back(env, packet, headers, reason, Verdict::Peer(ifindex));
         // Another way to the pod would be under the policy for what it has not asked for.
@@ -58,11 +66,16 @@ pub fn leaves<E: Env, P: Resize>(
         return refuse(env, packet, reason);
     }
     env.forwarded(forward::FROM_POD, packet.len());
-    if is_ip {
-        deliver(env, packet, headers)
-    } else {
-        Verdict::Pass
+    if !is_ip {
+        return Verdict::Pass;
     }
+    let verdict = deliver(env, packet, headers);
+    match verdict {
+        Verdict::Pass => shortcut::make(env, headers, ifindex, shortcut::STACK),
+        Verdict::Peer(peer) => shortcut::make(env, headers, ifindex, peer),
+        Verdict::Drop(_) | Verdict::Out(_) => 0,
+    };
+    verdict
 }
 
 /// A packet is handed to the pod behind the device `ifindex`. `ethertype` in host order.
@@ -172,7 +185,11 @@ fn leaving<E: Env, P: Packet>(
     }
     let mut state = conntrack::admit(env, &endpoint, headers, direction::EGRESS, KNOWN_ONLY)?;
     headers.asked = (headers.tuple.dst, headers.tuple.dport);
-    let steered = steer::check(env, packet.socket(), headers);
+    // Asking for the socket costs more than seeing that nothing hangs on it.
+    let steered = match headers.tuple.proto() {
+        proto::UDP => steer::check(env, packet.socket(), headers),
+        _ => steer::STAYS,
+    };
     if steered == steer::GONE {
         return Err(DropReason::BackendGone);
     }

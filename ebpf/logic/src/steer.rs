@@ -18,15 +18,12 @@ pub const GONE: u32 = 2;
 /// It is for a Service, which may be newer than the flow.
 pub const SERVICE: u32 = 3;
 
-/// Whether a packet of a pod is for a backend that was given to its `socket` and has gone since. Asked with
+/// Whether a UDP packet of a pod is for a backend that was given to its `socket` and has gone since. Asked with
 /// every packet, so no event can be missed; by the socket, so what another one of the pod, or the same
 /// one after another connect, sends to the very same backend is left alone.
 #[inline(never)]
 pub fn check<E: Env>(env: &E, socket: u64, headers: &mut Headers) -> u32 {
     let tuple = &headers.tuple;
-    if tuple.proto() != proto::UDP {
-        return STAYS;
-    }
     let Some(given) = env.given(&SockKey::new(socket, tuple.dst, tuple.dport)) else {
         let service = FrontendKey::new(tuple.dst, tuple.dport, proto::UDP);
         return if env.frontend(&service).is_some() {

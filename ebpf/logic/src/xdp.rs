@@ -5,7 +5,7 @@
 //! second from the flow's entry and a route; in between, packets follow what was decided ([`Decided`]).
 
 use crate::checksum;
-use crate::conntrack::{self, STEP};
+use crate::conntrack::{self, DECIDED};
 use crate::env::Env;
 use crate::nat::{self, Owner};
 use crate::packet::{Ipv4Header, Ipv6Header, Packet};
@@ -361,7 +361,7 @@ pub fn decide<E: Env, D: Driver>(
         return false;
     };
     decided.own = own;
-    decided.until = now + STEP;
+    decided.until = now + DECIDED;
     // The backend set of a new flow.
     let mut set = 0;
     decided.path = match nat::lookup(env, headers, now) {

@@ -2,14 +2,14 @@
 
 use crate::{announce, counters, events, least, nat, pods, rings, services};
 use aya_ebpf::{
-    helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_ns},
+    helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
     maps::lpm_trie::Key,
 };
 use xebec_ebpf_abi::{
     Addr, Affinity, AffinityKey, Announced, AnnouncedKey, Backend, BackendSet, Config, DropReason,
     Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, Given, Limit,
-    LimitKey, MemberKey, Nat, NodeAddr, PolicyKey, PolicyVerdict, Port, Remote, Rings, SlotKey,
-    SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink,
+    LimitKey, MemberKey, Nat, NodeAddr, PolicyKey, PolicyVerdict, Port, Remote, Rings, Shortcut,
+    ShortcutKey, SlotKey, SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink,
 };
 use xebec_ebpf_logic::{Env, Stored, nat::Scratch, reject::Budget, socket::Socket};
 
@@ -18,8 +18,9 @@ pub struct Kernel;
 impl Env for Kernel {
     #[inline(always)]
     fn now(&self) -> u64 {
+        // As of the last tick: nothing that is asked here is finer, and reading the clock itself costs as much as a map.
         // SAFETY: a helper without arguments.
-        unsafe { bpf_ktime_get_ns() }
+        unsafe { bpf_ktime_get_coarse_ns() }
     }
 
     #[inline(always)]
@@ -151,6 +152,21 @@ impl Env for Kernel {
     #[inline(always)]
     fn set_flow(&self, key: &FlowKey, value: &Flow) -> bool {
         pods::set_flow(key, value)
+    }
+
+    #[inline(always)]
+    fn shortcut(&self, key: &ShortcutKey) -> Option<Shortcut> {
+        pods::shortcut(key)
+    }
+
+    #[inline(always)]
+    fn set_shortcut(&self, key: &ShortcutKey, value: &Shortcut) {
+        pods::set_shortcut(key, value);
+    }
+
+    #[inline(always)]
+    fn generation(&self) -> u64 {
+        pods::generation()
     }
 
     #[inline(always)]

@@ -4,11 +4,11 @@ use crate::env::lpm_key;
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
-    maps::{HashMap, LpmTrie, LruHashMap},
+    maps::{Array, HashMap, LpmTrie, LruHashMap},
 };
 use xebec_ebpf_abi::{
     Addr, Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Limit, LimitKey, PolicyKey,
-    PolicyVerdict, Remote,
+    PolicyVerdict, Remote, Shortcut, ShortcutKey,
 };
 
 #[map]
@@ -23,6 +23,10 @@ static FLOWS: HashMap<FlowKey, Flow> = HashMap::pinned(524_288, BPF_F_NO_PREALLO
 static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts> = LruHashMap::pinned(8192, 0);
 #[map]
 static LIMITS: HashMap<LimitKey, Limit> = HashMap::pinned(8192, BPF_F_NO_PREALLOC);
+#[map]
+static SHORTCUTS: LruHashMap<ShortcutKey, Shortcut> = LruHashMap::pinned(32768, 0);
+#[map]
+static GENERATION: Array<u64> = Array::pinned(1, 0);
 
 // SAFETY of the `get`s: see services.rs.
 
@@ -59,6 +63,22 @@ pub fn with_limit<R>(key: &LimitKey, f: impl FnOnce(&mut Limit) -> R) -> Option<
     let limit = LIMITS.get_ptr_mut(key)?;
     // SAFETY: as for flows.
     Some(f(unsafe { &mut *limit }))
+}
+
+#[inline(always)]
+pub fn shortcut(key: &ShortcutKey) -> Option<Shortcut> {
+    unsafe { SHORTCUTS.get(key) }.copied()
+}
+
+#[inline(always)]
+pub fn set_shortcut(key: &ShortcutKey, value: &Shortcut) {
+    // Without it the next packets are judged as this one was.
+    let _ = SHORTCUTS.insert(key, value, 0);
+}
+
+#[inline(always)]
+pub fn generation() -> u64 {
+    GENERATION.get(0).copied().unwrap_or(0)
 }
 
 #[inline(always)]

@@ -100,6 +100,8 @@ pub struct Engine {
     elections: Elections,
     /// Since they were last applied.
     peers_changed: bool,
+    /// Since connections' shortcuts were last ended.
+    endpoints_changed: bool,
     applied_ranges: Vec<IpNet>,
 }
 
@@ -150,6 +152,7 @@ impl Engine {
             reconciled: false,
             elections: Elections::default(),
             peers_changed: true,
+            endpoints_changed: true,
             applied_ranges: Vec::new(),
         };
         engine.tell_room();
@@ -291,6 +294,16 @@ impl Engine {
                 break;
             }
         }
+        // Also when another write has failed: what is written counts.
+        if self.endpoints_changed {
+            match self.maps.end_shortcuts() {
+                Ok(()) => self.endpoints_changed = false,
+                Err(error) => {
+                    round.failures += 1;
+                    round.errors.push(error.to_string());
+                }
+            }
+        }
         self.state.settle();
         let Round { written, failures, mut errors, .. } = round;
         if failures > errors.len() {
@@ -336,6 +349,7 @@ impl Engine {
                 done => done,
             };
             rest[..done].iter().for_each(|op| self.state.written(op));
+            self.endpoints_changed |= rest[..done].iter().any(|op| matches!(op, Op::Endpoint(..)));
             round.written += done;
             rest = &rest[done..];
         }

@@ -103,6 +103,16 @@ impl Dataplane {
 
     pub fn put<K: aya::Pod, V: aya::Pod>(&mut self, name: &str, key: K, value: V) {
         self.hash(name).insert(key, value, 0).expect("the entry is written");
+        if name == map::ENDPOINTS {
+            self.end_shortcuts();
+        }
+    }
+
+    /// What whoever changes `ENDPOINTS` has to do.
+    pub fn end_shortcuts(&mut self) {
+        let mut map: Array<_, u64> = Array::try_from(self.ebpf.map_mut(map::GENERATION).expect("GENERATION")).expect("an array");
+        let generation = map.get(&0, 0).expect("the entry is read");
+        map.set(0, generation + 1, 0).expect("the entry is written");
     }
 
     pub fn put_prefix<K: aya::Pod, V: aya::Pod>(&mut self, name: &str, bits: u32, key: K, value: V) {
@@ -128,17 +138,5 @@ impl Dataplane {
             sum.bytes += count.bytes;
         }
         sum
-    }
-}
-
-impl Dataplane {
-    /// Nanoseconds a packet, of many runs on the same one. Only for packets that pass as they came:
-    /// what a run changes stays changed for the next.
-    pub fn cost(&self, name: &str, packet: &[u8]) -> u128 {
-        let program: &SchedClassifier = self.ebpf.program(name).expect(name).try_into().expect("a classifier");
-        let options = || TestRunOptions { data_in: Some(packet), repeat: 1_000_000, ..TestRunOptions::default() };
-        let mut runs: Vec<u128> = (0..5).map(|_| program.test_run(options()).expect("the program is run").duration.as_nanos()).collect();
-        runs.sort_unstable();
-        runs[runs.len() / 2]
     }
 }

@@ -2,7 +2,6 @@
 //! socket hooks with real sockets. Needs root.
 
 mod announce;
-mod cost;
 mod differential;
 mod direct;
 mod events;
@@ -14,6 +13,7 @@ mod masquerade;
 mod packet;
 mod pods;
 mod reject;
+mod shortcut;
 mod socket;
 mod unusual;
 mod uplink;

@@ -354,7 +354,7 @@ fn a_udp_flow_whose_backend_leaves_its_service_goes_to_another_one() {
         node.dp.put(map::SET_MEMBERS, MemberKey { set: REMOTE_SET, backend: new }, 0u32);
         node.dp.hash::<MemberKey, u32>(map::SET_MEMBERS).remove(&MemberKey { set: REMOTE_SET, backend: old }).expect("it was one");
         // At the latest when what was decided is looked at again.
-        std::thread::sleep(std::time::Duration::from_nanos(2 * xebec_ebpf_logic::conntrack::STEP));
+        std::thread::sleep(std::time::Duration::from_nanos(2 * xebec_ebpf_logic::conntrack::DECIDED));
         let out = node.turns(&make(UDP, client, asked));
         assert_eq!(out.dst, net.client);
         assert_eq!(node.turns(&make_answer(UDP, (net.client, TARGET_PORT), (net.node, out.sport))).tuple(), (asked, client));

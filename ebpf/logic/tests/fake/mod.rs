@@ -55,6 +55,8 @@ pub struct Fake {
     /// Runs once, after the first new entry of `nat`: another CPU.
     #[allow(clippy::type_complexity)]
     pub between: RefCell<Option<Box<dyn FnOnce(&Fake)>>>,
+    pub shortcuts: RefCell<HashMap<ShortcutKey, Shortcut>>,
+    pub generation: Cell<u64>,
     pub limits: RefCell<HashMap<LimitKey, Limit>>,
     /// What each Service was asked for.
     pub served: RefCell<HashMap<u32, ServiceCount>>,
@@ -204,6 +206,15 @@ impl Env for Fake {
         }
         flows.insert(*key, *value);
         true
+    }
+    fn shortcut(&self, key: &ShortcutKey) -> Option<Shortcut> {
+        self.shortcuts.borrow().get(key).copied()
+    }
+    fn set_shortcut(&self, key: &ShortcutKey, value: &Shortcut) {
+        self.shortcuts.borrow_mut().insert(*key, *value);
+    }
+    fn generation(&self) -> u64 {
+        self.generation.get()
     }
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
         self.fragments.borrow().get(key).copied()

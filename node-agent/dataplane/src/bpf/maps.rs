@@ -44,6 +44,7 @@ pub struct Maps {
     no_masquerade: Trie<Addr, u32>,
     xdp_devices: Hash<u32, XdpDevice>,
     config: Array<MapData, abi::Config>,
+    generation: Array<MapData, u64>,
     /// Of pods' bandwidth.
     pub limits: Limits,
     drops: PerCpuArray<MapData, DropCount>,
@@ -105,6 +106,7 @@ impl Maps {
             no_masquerade: take(ebpf, map::NO_MASQUERADE)?,
             xdp_devices: take(ebpf, map::XDP_DEVICES)?,
             config: take(ebpf, map::CONFIG)?,
+            generation: take(ebpf, map::GENERATION)?,
             limits: Limits::take(ebpf)?,
             drops: take(ebpf, map::DROPS)?,
             forwards: take(ebpf, map::FORWARDS)?,
@@ -116,6 +118,13 @@ impl Maps {
     pub fn configure(&mut self, config: abi::Config) -> Result<(), Error> {
         let set = self.config.set(0, config, 0);
         set.map_err(|e| Error::Map { what: "write CONFIG".into(), reason: chain(&e) })
+    }
+
+    /// Ends all shortcuts of connections: what they were made of has changed.
+    pub fn end_shortcuts(&mut self) -> Result<(), Error> {
+        let fail = |e: MapError| Error::Map { what: "write GENERATION".into(), reason: chain(&e) };
+        let generation = self.generation.get(&0, 0).map_err(fail)?;
+        self.generation.set(0, generation.wrapping_add(1), 0).map_err(fail)
     }
 
     /// How many entries a map can hold.

@@ -8,7 +8,8 @@ use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader, Pod, TestRun, TestRunOptions};
 use xebec_ebpf_abi::{
-    Affinity, AffinityKey, DropCount, DropReason, Flow, FlowKey, FragmentKey, FragmentPorts, Nat, SockFrontend, SockKey, Tuple,
+    Affinity, AffinityKey, DropCount, DropReason, Flow, FlowKey, FragmentKey, FragmentPorts, Nat, Shortcut, ShortcutKey, SockFrontend,
+    SockKey, Tuple,
 };
 use xebec_ebpf_abi::{map, prog};
 
@@ -18,7 +19,7 @@ use crate::Error;
 /// Maps that programs write: the copy has its own.
 ///
 /// Nobody listens to it: its `LISTEN` is empty, so that it has nothing to tell.
-const WRITTEN: [&str; 12] = [
+const WRITTEN: [&str; 13] = [
     map::FLOWS,
     map::NAT,
     map::AFFINITY,
@@ -26,6 +27,7 @@ const WRITTEN: [&str; 12] = [
     map::GIVEN,
     map::FRAGMENTS,
     map::LIMITS,
+    map::SHORTCUTS,
     map::DROPS,
     map::FORWARDS,
     map::SERVICE_COUNTS,
@@ -33,7 +35,7 @@ const WRITTEN: [&str; 12] = [
     map::UNTOLD,
 ];
 /// Of those, the tables, which need not be large here.
-const TABLES: [&str; 5] = [map::FLOWS, map::NAT, map::AFFINITY, map::SOCK_REVERSE, map::FRAGMENTS];
+const TABLES: [&str; 6] = [map::FLOWS, map::NAT, map::AFFINITY, map::SOCK_REVERSE, map::FRAGMENTS, map::SHORTCUTS];
 const ROOM: u32 = 4096;
 /// `TC_ACT_SHOT`, `TC_ACT_REDIRECT`; all else is passed on.
 const SHOT: i32 = 2;
@@ -100,6 +102,7 @@ impl Replica {
         self.empty::<Tuple, Nat>(map::NAT)?;
         self.empty::<AffinityKey, Affinity>(map::AFFINITY)?;
         self.empty::<SockKey, SockFrontend>(map::SOCK_REVERSE)?;
+        self.empty::<ShortcutKey, Shortcut>(map::SHORTCUTS)?;
         self.empty::<FragmentKey, FragmentPorts>(map::FRAGMENTS)
     }
 

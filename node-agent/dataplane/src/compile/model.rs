@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use xebec_ebpf_abi::*;
 use xebec_ebpf_logic::nat::Scratch;
 use xebec_ebpf_logic::reject::Budget;
+use xebec_ebpf_logic::socket::Socket;
 use xebec_ebpf_logic::{Env, Stored};
 
 use super::sets::SetStep;
@@ -208,6 +209,13 @@ impl Env for Kernel {
     fn set_flow(&self, _: &FlowKey, _: &Flow) -> bool {
         false
     }
+    fn shortcut(&self, _: &ShortcutKey) -> Option<Shortcut> {
+        None
+    }
+    fn set_shortcut(&self, _: &ShortcutKey, _: &Shortcut) {}
+    fn generation(&self) -> u64 {
+        0
+    }
     fn fragment(&self, _: &FragmentKey) -> Option<FragmentPorts> {
         None
     }
@@ -240,4 +248,9 @@ impl Env for Kernel {
     }
     fn dropped(&self, _: DropReason, _: u32) {}
     fn forwarded(&self, _: u32, _: u32) {}
+    fn served(&self, _: u32, _: bool) {}
+    fn sent_away(&self, _: &Socket, _: &SockFrontend, _: &Addr, _: Port) {}
+    fn with_limit<R>(&self, _: &LimitKey, _: impl FnOnce(&mut Limit) -> R) -> Option<R> {
+        None
+    }
 }

@@ -2,11 +2,12 @@
 
 use xebec_ebpf_abi::{
     Addr, Affinity, AffinityKey, Announced, AnnouncedKey, Backend, BackendSet, Config, DropReason, Endpoint, Flow, FlowKey, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, Given, MemberKey, Nat, NodeAddr, Places, PlacesKey, PolicyKey, PolicyVerdict, Remote, Rings,
-    SlotKey, SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink, map,
+    FragmentPorts, Frontend, FrontendKey, Given, Limit, LimitKey, MemberKey, Nat, NodeAddr, Places, PlacesKey, PolicyKey, PolicyVerdict,
+    Port, Remote, Rings, Shortcut, ShortcutKey, SlotKey, SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink, map,
 };
 use xebec_ebpf_logic::nat::Scratch;
 use xebec_ebpf_logic::reject::Budget;
+use xebec_ebpf_logic::socket::Socket;
 use xebec_ebpf_logic::{Env, Stored};
 
 use crate::bpf::gc;
@@ -123,6 +124,17 @@ impl Env for Live<'_> {
         true
     }
 
+    // A made-up packet is always judged.
+    fn shortcut(&self, _: &ShortcutKey) -> Option<Shortcut> {
+        None
+    }
+
+    fn set_shortcut(&self, _: &ShortcutKey, _: &Shortcut) {}
+
+    fn generation(&self) -> u64 {
+        0
+    }
+
     fn fragment(&self, _: &FragmentKey) -> Option<FragmentPorts> {
         None
     }
@@ -166,4 +178,13 @@ impl Env for Live<'_> {
     fn dropped(&self, _: DropReason, _: u32) {}
 
     fn forwarded(&self, _: u32, _: u32) {}
+
+    fn served(&self, _: u32, _: bool) {}
+
+    fn sent_away(&self, _: &Socket, _: &SockFrontend, _: &Addr, _: Port) {}
+
+    // A question takes nothing off a pod's limit.
+    fn with_limit<R>(&self, _: &LimitKey, _: impl FnOnce(&mut Limit) -> R) -> Option<R> {
+        None
+    }
 }

@@ -18,7 +18,8 @@ use nix::sched::{CloneFlags, unshare};
 use xebec_dataplane::compile::maglev;
 use xebec_ebpf_abi::{
     Addr, Backend, BackendSet, Config, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Nat, NetnsCookie, NodeAddr, Places, PlacesKey,
-    PolicyKey, PolicyVerdict, Port, Remote, Ring, Rings, SlotKey, Tuple, Uplink, XdpDevice, direction, map, prog, proto,
+    PolicyKey, PolicyVerdict, Port, Remote, Ring, Rings, Shortcut, ShortcutKey, SlotKey, Tuple, Uplink, XdpDevice, direction, map, prog,
+    proto,
 };
 use xebec_ebpf_logic::checksum;
 
@@ -29,6 +30,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../ebpf/prebuilt/xe
 
 const OWN: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const XDP_TX: u32 = 3;
+const TC_ACT_REDIRECT: u32 = 7;
 const REPEAT: u32 = 200;
 const ROUNDS: usize = 9;
 const SET: u32 = 7;
@@ -123,6 +125,7 @@ fn measured(pins: &std::path::Path, print: &mut impl FnMut(Line)) -> Result<()> 
             first(&ebpf, net, (number, name), &at, print)?;
         }
         at_the_pod(&mut ebpf, net, print)?;
+        between_pods(&mut ebpf, net, print)?;
     }
     for (name, count) in counts {
         print(Line::single(format!("{name}, verified instructions"), "instructions", f64::from(count), Goal::AtMost(100_000.0)));
@@ -311,6 +314,39 @@ fn at_the_pod(ebpf: &mut Ebpf, net: &Net, print: &mut impl FnMut(Line)) -> Resul
         }
     }
     Ok(())
+}
+
+/// To another pod of the node both pods' policies are asked, unless a shortcut says that they have been.
+fn between_pods(ebpf: &mut Ebpf, net: &Net, print: &mut impl FnMut(Line)) -> Result<()> {
+    let endpoint = |id| {
+        let flags = Endpoint::DIRECT | Endpoint::ISOLATE_EGRESS | Endpoint::ISOLATE_INGRESS;
+        Endpoint { id, ifindex: 1, pod_mac: [2; 6], host_mac: [4; 6], flags, epoch: 1, netns: NetnsCookie::UNKNOWN }
+    };
+    let (pod, peer) = ((net.pod, 4000), (net.remote, 80));
+    for (id, way, (own, port), (other, other_port)) in [(1, direction::EGRESS, pod, peer), (2, direction::INGRESS, peer, pod)] {
+        put(ebpf, map::ENDPOINTS, Addr::from(own), endpoint(id))?;
+        let flow = Flow::new(way, Flow::REPLIED, 1, u64::MAX / 2);
+        put(ebpf, map::FLOWS, FlowKey::new(id, Port::new(port), other.into(), Port::new(other_port), proto::TCP), flow)?;
+    }
+    let tuple = Tuple::new(net.pod.into(), Port::new(pod.1), net.remote.into(), Port::new(peer.1), proto::TCP);
+    let shortcut = Shortcut { until: u64::MAX, generation: 0, ifindex: 1, pod_mac: [2; 6], host_mac: [4; 6] };
+    let (known, empty) = (frame(proto::TCP, pod, peer, false), raw::empty(raw::SCHED_CLS)?);
+    for how in ["judged", "by shortcut"] {
+        if how == "by shortcut" {
+            put(ebpf, map::SHORTCUTS, ShortcutKey { tuple, ifindex: 1 }, shortcut)?;
+        }
+        let program = fd(ebpf, prog::FROM_POD)?;
+        let ours = |_| {
+            let (verdict, ns) = raw::run(program, &known, None, 10_000)?;
+            ensure!(verdict == TC_ACT_REDIRECT, "a packet to a pod of the node did not go there: verdict {verdict}");
+            Ok(ns)
+        };
+        let (runs, beside_ns) = beside(ours, || Ok(raw::run(empty.as_fd(), &known, None, 10_000)?.1), 10)?;
+        let line = Line::median(format!("tc {} TCP, from_pod to a pod of the node, established, {how}", net.name), "ns", &runs, Goal::None);
+        print(line.beside("empty classifier", beside_ns, Goal::None));
+    }
+    hash::<Addr, Endpoint>(ebpf, map::ENDPOINTS)?.remove(&net.remote.into()).context("forget the pod")?;
+    forget_flows(ebpf)
 }
 
 /// Flows of one measurement are not first packets' in the next.

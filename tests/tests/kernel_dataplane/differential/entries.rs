@@ -88,6 +88,7 @@ impl Entry {
             Entry::Endpoint(key, value) => {
                 kernel.put(map::ENDPOINTS, *key, *value);
                 host.endpoints.borrow_mut().insert(*key, *value);
+                host.generation.update(|generation| generation + 1);
             }
             Entry::Remote(key, bits, value) => {
                 kernel.put_prefix(map::IPCACHE, *bits, *key, *value);
