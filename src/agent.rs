@@ -93,6 +93,10 @@ pub struct Args {
     /// (their other ends must run an XDP program too).
     #[arg(long, value_enum, default_value_t = Xdp::Auto)]
     xdp: Xdp,
+    /// Attach programs to pods' devices by links of their own and not by tc blocks that all share: for one start, before going
+    /// back to an agent that knows only links.
+    #[arg(long)]
+    pod_links: bool,
     /// Places of a ring of consistent hashing (a prime below a power of two, 251 to 131071), the same on every node.
     #[arg(long)]
     maglev_table_size: Option<u32>,
@@ -213,6 +217,10 @@ fn config(args: Args) -> Result<xebec_agent::Config> {
         uplinks: args.uplink,
         routing,
         xdp: args.xdp.into(),
+        pod_programs: match args.pod_links {
+            true => xebec_dataplane::PodPrograms::Links,
+            false => xebec_dataplane::PodPrograms::Blocks,
+        },
         maglev_size: args.maglev_table_size,
         map_entries: map_entries(&args.map_entries)?,
         max_map_entries: args.max_map_entries,

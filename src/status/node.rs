@@ -38,6 +38,7 @@ fn text(status: &Status) -> String {
     line(format!("addresses  {}", list(&mut status.node_addresses.iter().map(ToString::to_string))));
     line(format!("pod range  {}", list(&mut status.pod_cidrs.iter().map(ToString::to_string))));
     line(format!("pods       {} with a device, {} of {} addresses leased", status.endpoints, status.leases, status.capacity));
+    line(format!("at pods    programs by shared tc blocks; at {} by links of their own", status.pods_by_links));
     let sync = &status.sync;
     line(format!(
         "sync       {} behind the API, last change took {}; {} rounds, {} writes, {} rounds with errors",
@@ -106,6 +107,7 @@ mod tests {
             services: (0..22)
                 .map(|n| ServiceUse { namespace: "shop".into(), name: format!("web-{n}"), port: "http".into(), flows: n, refused: 0 })
                 .collect(),
+            pods_by_links: 3,
             drops: [("policy_ingress".to_owned(), 7)].into(),
             forwards: [("socket".to_owned(), 11)].into(),
             ..Status::default()
@@ -115,6 +117,7 @@ mod tests {
             "ready      no",
             "a podCIDR",
             "cannot write NAT",
+            "at 3 by links",
             "eth0",
             "9000",
             "tc           native",

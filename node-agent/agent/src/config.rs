@@ -57,6 +57,8 @@ pub struct Config {
     pub routing: xebec_dataplane::Routing,
     /// Where drivers run the XDP program.
     pub xdp: xebec_dataplane::Xdp,
+    /// How pods' devices get their programs.
+    pub pod_programs: xebec_dataplane::PodPrograms,
     /// Places of a ring of consistent hashing; `None`: the dataplane's default.
     pub maglev_size: Option<u32>,
     /// Entries of maps that shall have this size and not grow.
@@ -102,6 +104,7 @@ impl Config {
             uplinks: Vec::new(),
             routing: xebec_dataplane::Routing::Native,
             xdp: xebec_dataplane::Xdp::Auto,
+            pod_programs: xebec_dataplane::PodPrograms::Blocks,
             maglev_size: None,
             map_entries: BTreeMap::new(),
             max_map_entries: xebec_dataplane::MAX_MAP_ENTRIES,
@@ -168,6 +171,7 @@ impl Config {
             verify_hooks: self.dataplane_only,
             host_root: host_root::find().filter(|_| self.dataplane_only),
             xdp: self.xdp,
+            pod_programs: self.pod_programs,
             maglev_size: self.maglev_size.unwrap_or(defaults.maglev_size),
             layout: defaults.layout.clone().sized(self.map_entries.clone())?,
             max_map_entries: self.max_map_entries,

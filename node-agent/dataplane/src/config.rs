@@ -58,8 +58,20 @@ pub struct Config {
     pub routing: Routing,
     /// Where drivers run the XDP program.
     pub xdp: Xdp,
+    /// How pods' devices get their programs.
+    pub pod_programs: PodPrograms,
     /// Places of a ring of consistent hashing: one of [`maglev::SIZES`], the same on every node.
     pub maglev_size: u32,
+}
+
+/// How pods' devices get their programs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PodPrograms {
+    /// By tc blocks that all of them share; devices that have links keep them.
+    #[default]
+    Blocks,
+    /// By links of each device, which is all that agents before there were blocks know.
+    Links,
 }
 
 /// How packets get to pods of other nodes.
@@ -113,6 +125,7 @@ impl Config {
             mtu: None,
             routing: Routing::Native,
             xdp: Xdp::default(),
+            pod_programs: PodPrograms::default(),
             maglev_size: maglev::DEFAULT_SIZE,
         }
     }

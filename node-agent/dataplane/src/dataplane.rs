@@ -104,6 +104,7 @@ impl Dataplane {
         let (sandboxes, pod_devices) = adopt(&mut engine, &netlink, &records).await?;
         let uplinks = first_uplinks(&config, &engine, &netlink).await?;
         engine.xdp = config.xdp;
+        engine.pod_programs = config.pod_programs;
         engine.devices = uplink::detect(&netlink, &uplinks, &config.node_ips).await.map_err(Error::netlink("read devices"))?;
         let held = match others_run {
             true => Some(pod_devices),
@@ -376,6 +377,7 @@ impl Dataplane {
             leases: engine.ipam.leases(),
             capacity: engine.ipam.capacity(),
             endpoints: engine.state.policies.endpoints(),
+            pods_by_links: engine.programs.linked_pods().len(),
             maps: fill
                 .into_iter()
                 .map(|(name, entries)| MapFill {
@@ -571,8 +573,8 @@ async fn adopt(
         tracing::warn!(device = %link.name, "removing a pod device without a record");
         netlink.delete(link.index).await.map_err(Error::netlink(format!("delete device {}", link.name)))?;
     }
-    for device in engine.programs.attached_devices(Hook::POD).into_iter().filter(|d| !names.contains(d.as_str())) {
-        engine.programs.detach_device(&device, Hook::POD)?;
+    for device in engine.programs.linked_pods().into_iter().filter(|d| !names.contains(d.as_str())) {
+        engine.programs.detach_pod(&device)?;
     }
     tracing::info!(sandboxes = alive.len(), "adopted");
     Ok((alive, devices))

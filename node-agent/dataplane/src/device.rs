@@ -1,11 +1,13 @@
 //! Devices of the node and of its pods.
 
 pub mod announce;
+pub mod blocks;
 pub mod netlink;
 pub mod netns;
 pub mod news;
 pub mod pod;
 pub mod route;
+pub mod rtnl;
 pub mod settings;
 pub mod sysctl;
 pub mod uplink;

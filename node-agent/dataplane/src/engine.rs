@@ -17,6 +17,7 @@ use crate::compile::expand::{NodeFacts, addr};
 use crate::compile::input::{Key, NodeIn, PodIn};
 use crate::compile::policies::LocalEndpoint;
 use crate::compile::state::{Op, State};
+use crate::config::PodPrograms;
 use crate::device::uplink::NodeDevices;
 use crate::device::xdp::{Mode, Refusals, Xdp};
 use crate::enlarge::Growth;
@@ -72,6 +73,8 @@ pub struct Engine {
     pub last_endpoint: u32,
     /// Where XDP is used.
     pub xdp: Xdp,
+    /// How pods' devices get their programs.
+    pub pod_programs: PodPrograms,
     /// What is done at each uplink.
     pub modes: BTreeMap<u32, Mode>,
     refusals: Refusals,
@@ -136,6 +139,7 @@ impl Engine {
             ipam: Ipam::default(),
             last_endpoint,
             xdp: Xdp::default(),
+            pod_programs: PodPrograms::default(),
             modes: BTreeMap::new(),
             refusals: Refusals::default(),
             devices: NodeDevices::default(),
@@ -362,10 +366,20 @@ impl Engine {
         Ok(())
     }
 
+    /// Whether a pod's device has its programs; while those of another layout run, what there is has to do.
+    pub fn runs_at_pod(&self, device: (&str, u32)) -> bool {
+        self.holding || self.programs.is_pod_attached(device)
+    }
+
+    /// Puts the programs at a pod's device.
+    pub fn attach_pod(&mut self, device: (&str, u32)) -> Result<(), Error> {
+        self.programs.attach_pod(device, self.pod_programs)
+    }
+
     /// Sets an endpoint up: programs on its device, policy and identity in force.
     pub fn put_endpoint(&mut self, device: &str, endpoint: LocalEndpoint) -> Result<(), Error> {
         let (id, ifindex) = (endpoint.id, endpoint.ifindex);
-        self.programs.attach_device((device, ifindex), Hook::POD)?;
+        self.attach_pod((device, ifindex))?;
         self.set_host_ports(&endpoint, true);
         self.state.policies.set_endpoint(endpoint);
         self.reconcile();
@@ -451,7 +465,7 @@ impl Engine {
     pub fn attach_all(&mut self, cgroup: &Path, pods: &[(String, u32)]) -> Result<(), Error> {
         self.holding = false;
         for (device, index) in pods {
-            self.programs.attach_device((device, *index), Hook::POD)?;
+            self.attach_pod((device, *index))?;
         }
         self.programs.attach_sockets(cgroup)?;
         self.attach_uplinks().into_iter().next().map_or(Ok(()), Err)

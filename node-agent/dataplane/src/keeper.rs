@@ -8,10 +8,9 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
 
-use crate::bpf::loader::Hook;
 use crate::config::Routing;
 use crate::device::netlink::{Link, Netlink};
-use crate::device::news::News;
+use crate::device::news::{News, Resettled};
 use crate::device::sysctl::Sysctls;
 use crate::device::{settings, uplink, vxlan};
 use crate::engine::Watch;
@@ -42,17 +41,22 @@ pub async fn keep(dataplane: Arc<Dataplane>, cancel: CancellationToken) {
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let (mut judged, mut rest) = (Judged::new(), GATHER);
+    // What was there before news could be heard has been seen by nobody.
+    let mut resettled = Resettled { all: true, ..Resettled::default() };
     loop {
         let tunnel = dataplane.engine.lock().devices.tunnel();
         let told = async {
             match &mut news {
-                Some(news) => news.changed(tunnel).await,
+                Some(news) => news.changed(tunnel, &mut resettled).await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             () = cancel.cancelled() => return,
-            _ = look.tick() => judged.clear(),
+            _ = look.tick() => {
+                judged.clear();
+                resettled.all = true;
+            }
             () = dataplane.nodes_changed.notified() => {}
             told = told => match told {
                 Ok(()) => tokio::time::sleep(rest).await,
@@ -62,8 +66,11 @@ pub async fn keep(dataplane: Arc<Dataplane>, cancel: CancellationToken) {
                 }
             },
         }
+        if let Some(news) = &mut news {
+            news.gather(&mut resettled);
+        }
         let begin = Instant::now();
-        let problems = dataplane.put_right(&mut judged).await;
+        let problems = dataplane.put_right(&mut judged, std::mem::take(&mut resettled)).await;
         rest = (begin.elapsed() * SHARE).clamp(GATHER, REST);
         let mut engine = dataplane.engine.lock();
         if engine.problems != problems {
@@ -77,13 +84,14 @@ pub async fn keep(dataplane: Arc<Dataplane>, cancel: CancellationToken) {
 
 impl Dataplane {
     /// Reads and puts right everything. Returns what could not be.
-    async fn put_right(&self, judged: &mut Judged) -> Vec<String> {
+    async fn put_right(&self, judged: &mut Judged, resettled: Resettled) -> Vec<String> {
         let mut problems: Vec<String> = Vec::new();
         let mut note = |result: Result<(), Error>| problems.extend(result.err().map(|e| e.to_string()));
         note(self.keep_tunnel().await);
         note(self.read_devices().await);
+        let before = judged.clone();
         note(self.keep_pods(judged).await);
-        problems.extend(self.keep_settings().iter().map(ToString::to_string));
+        problems.extend(self.keep_settings(&before, &resettled).await.iter().map(ToString::to_string));
         match self.keep_routes().await {
             Ok(more) => problems.extend(more),
             Err(error) => problems.push(error.to_string()),
@@ -142,10 +150,11 @@ impl Dataplane {
         let before = std::mem::take(judged);
         for (owner, host_name) in sandboxes {
             let Some(link) = links.get(host_name.as_str()) else { continue };
-            let attached =
-                before.get(&host_name) == Some(&link.index) || self.engine.lock().programs.is_attached((&link.name, link.index), Hook::POD);
+            let attached = before.get(&host_name) == Some(&link.index) || self.engine.lock().runs_at_pod((&link.name, link.index));
             if attached && link.mtu == mtu {
                 judged.insert(host_name, link.index);
+                // Calls about pods need not wait until all have been looked at.
+                tokio::task::yield_now().await;
                 continue;
             }
             // A call about it may be under way, whose end decides what there is to keep.
@@ -156,29 +165,36 @@ impl Dataplane {
                 resize(&self.netlink, &sandbox.netns, &sandbox.ifname, &link, mtu).await?;
             }
             let mut engine = self.engine.lock();
-            if !engine.programs.is_attached((&link.name, link.index), Hook::POD) {
+            if !engine.runs_at_pod((&link.name, link.index)) {
                 tracing::warn!(device = %link.name, "the programs of a pod's device were gone");
-                engine.programs.attach_device((&link.name, link.index), Hook::POD)?;
+                engine.attach_pod((&link.name, link.index))?;
             }
         }
         Ok(())
     }
 
-    fn keep_settings(&self) -> Vec<Error> {
-        let sandboxes: Vec<String> = self.sandboxes.lock().values().map(|s| s.host_name.clone()).collect();
+    /// Of pods' devices those are read that are new, or of which something was told.
+    async fn keep_settings(&self, judged: &Judged, resettled: &Resettled) -> Vec<Error> {
+        let mut sandboxes: Vec<String> = self.sandboxes.lock().values().map(|s| s.host_name.clone()).collect();
+        sandboxes.retain(|name| judged.get(name).is_none_or(|index| resettled.has(*index)));
         let (uplinks, v6) = {
             let engine = self.engine.lock();
             let uplinks: Vec<(String, bool)> = engine.devices.uplinks.values().map(|u| (u.name.clone(), u.tunnel)).collect();
             (uplinks, engine.ipam.ranges().iter().any(|range| range.addr().is_ipv6()))
         };
-        let of_kind = |tunnel: bool| uplinks.iter().filter(move |(_, t)| *t == tunnel).map(|(name, _)| name.as_str());
-        let devices = settings::Devices {
-            pods: sandboxes.iter().map(String::as_str).collect(),
-            uplinks: of_kind(false).collect(),
-            tunnel: of_kind(true).next(),
-            v6,
+        let sysctls = Sysctls::new(&self.config.state_dir);
+        // Thousands of files on a node with many pods: off the threads that serve calls.
+        let put = move || {
+            let of_kind = |tunnel: bool| uplinks.iter().filter(move |(_, t)| *t == tunnel).map(|(name, _)| name.as_str());
+            let devices = settings::Devices {
+                pods: sandboxes.iter().map(String::as_str).collect(),
+                uplinks: of_kind(false).collect(),
+                tunnel: of_kind(true).next(),
+                v6,
+            };
+            settings::put(&settings::wanted(&devices, settings::read), &sysctls).1
         };
-        settings::put(&settings::wanted(&devices, settings::read), &Sysctls::new(&self.config.state_dir)).1
+        tokio::task::spawn_blocking(put).await.unwrap_or_else(|e| vec![Error::netlink("read settings")(std::io::Error::other(e))])
     }
 
     /// Routes, rules and the tunnel's ends, once it is known which nodes there are: until then those of before stay.

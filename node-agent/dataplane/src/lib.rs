@@ -35,7 +35,7 @@ mod teardown;
 mod watch;
 
 pub use bpf::layout::Layout;
-pub use config::{Config, MAX_MAP_ENTRIES, Routing, Vxlan};
+pub use config::{Config, MAX_MAP_ENTRIES, PodPrograms, Routing, Vxlan};
 pub use dataplane::Dataplane;
 pub use device::xdp::Xdp;
 pub use error::Error;

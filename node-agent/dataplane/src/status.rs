@@ -28,6 +28,9 @@ pub struct Status {
     pub capacity: u64,
     /// Local pods with a device.
     pub endpoints: usize,
+    /// Those of them whose programs are attached by links of their own, not by the tc blocks that the others share.
+    #[serde(default)]
+    pub pods_by_links: usize,
     /// Filled and possible entries of each map.
     pub maps: Vec<MapFill>,
     /// Packets dropped since the programs were first loaded, by reason; reasons that never occurred are left out.

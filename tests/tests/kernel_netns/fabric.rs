@@ -255,6 +255,7 @@ fn a_node_that_cannot_be_reached_is_told_of() {
 #[test]
 fn programs_that_somebody_detached_come_back() {
     let mut node = Node::new();
+    node.config.pod_programs = xebec_dataplane::PodPrograms::Links;
     node.start();
     let client = node.pod("client", json!({}), json!([]));
     let links: Vec<std::path::PathBuf> =

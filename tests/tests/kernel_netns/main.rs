@@ -2,6 +2,7 @@
 //! in a network namespace of its own; the API is a fake in memory. Needs root.
 
 mod bandwidth;
+mod blocks;
 mod cni;
 mod connects;
 mod explained;

@@ -14,7 +14,10 @@ use xebec_ebpf_abi::{global, prog};
 use super::events::Events;
 use super::links::{self, SocketHook};
 use super::maps::{Connections, Maps};
+use crate::device::blocks::Blocks;
 use crate::{Error, ProgramSize};
+
+mod pods;
 
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../ebpf/prebuilt/xebec.bpf.o");
 
@@ -81,6 +84,8 @@ impl Pins {
 pub struct Programs {
     ebpf: Ebpf,
     pins: Pins,
+    /// Of the namespace they were loaded in.
+    blocks: Blocks,
 }
 
 /// Programs, and the handles of their maps.
@@ -172,7 +177,8 @@ impl Programs {
         let maps = Maps::take(&mut ebpf)?;
         let connections = Connections::take(&mut ebpf)?;
         let events = Events::take(&mut ebpf)?;
-        Ok((Programs { ebpf, pins }, maps, connections, events))
+        let blocks = Blocks::here().map_err(Error::netlink("open a socket"))?;
+        Ok((Programs { ebpf, pins, blocks }, maps, connections, events))
     }
 
     /// Where its maps and links are pinned.
@@ -180,7 +186,7 @@ impl Programs {
         &self.pins
     }
 
-    /// Has every link that is there run these programs, each in one step, whatever it is attached to.
+    /// Has every link that is there, and pods' blocks, run these programs, each in one step, whatever it is attached to.
     pub(super) fn hand_over(&self) -> Result<(), Error> {
         for entry in std::fs::read_dir(self.pins.links()).map_err(Error::io("read", self.pins.links()))?.flatten() {
             let pin = entry.file_name().to_string_lossy().into_owned();
@@ -191,7 +197,7 @@ impl Programs {
             let program = program.fd().map_err(|e| fail(chain(&e)))?;
             links::hand_over(&entry.path(), program.as_fd()).map_err(|e| fail(chain(&e)))?;
         }
-        Ok(())
+        self.hand_over_blocks()
     }
 
     /// Whether the hooks for the node's own processes are attached at the root of the hierarchy, all of them.
@@ -229,7 +235,7 @@ impl Programs {
         })
     }
 
-    /// Attaches the programs of these hooks to a device.
+    /// Attaches the programs of these hooks to a device, by links.
     pub fn attach_device(&mut self, device: (&str, u32), hooks: [Hook; 2]) -> Result<(), Error> {
         for hook in hooks {
             let pin = self.pins.link(&hook.pin(device.0));
@@ -272,7 +278,7 @@ impl Programs {
         self.pins.link(&format!("{}-{}", device.replace('.', "_"), prog::XDP_UPLINK))
     }
 
-    /// Whether both hooks are attached to the device.
+    /// Whether both hooks are attached to the device, by links.
     pub fn is_attached(&self, device: (&str, u32), hooks: [Hook; 2]) -> bool {
         hooks.iter().all(|h| links::is_attached(&self.pins.link(&h.pin(device.0)), links::Target::Device(device.1)))
     }

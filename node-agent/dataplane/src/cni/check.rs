@@ -7,7 +7,6 @@ use serde_json::Value;
 
 use super::protocol::{CniError, Request};
 use crate::Dataplane;
-use crate::bpf::loader::Hook;
 use crate::device::netlink::Netlink;
 use crate::sandbox::{Sandbox, owner};
 
@@ -29,7 +28,7 @@ impl Dataplane {
         }
         {
             let engine = self.engine.lock();
-            if !engine.programs.is_attached((&sandbox.host_name, link.index), Hook::POD) {
+            if !engine.programs.is_pod_attached((&sandbox.host_name, link.index)) {
                 return Err(wrong(format!("the programs are not attached to {}", sandbox.host_name)));
             }
             if !engine.state.policies.is_in_force(sandbox.endpoint) {

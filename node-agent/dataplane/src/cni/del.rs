@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::protocol::{CniError, Request};
-use crate::bpf::loader::Hook;
 use crate::device::pod;
 use crate::sandbox::owner;
 use crate::{Dataplane, Error};
@@ -64,7 +63,7 @@ impl Dataplane {
         }
         {
             let mut engine = self.engine.lock();
-            if let Err(e) = engine.programs.detach_device(host_name, Hook::POD) {
+            if let Err(e) = engine.programs.detach_pod(host_name) {
                 errors.push(e);
             }
             if let Some(sandbox) = &sandbox {
