@@ -156,22 +156,26 @@ fn the_nodes_own_connects_are_told_where_no_pod_is_at_the_other_end() {
     let datagrams = node.netns.run(|| UdpSocket::bind("0.0.0.0:0")).expect("a socket");
     let mut follower = Follower::new(&node, &json!({"ask": "flows", "follow": true, "filter": {"verdict": "forwarded"}}));
     let is_told = AtomicBool::new(false);
-    let (far, near) = std::thread::scope(|scope| {
+    let (far, near, of_pod) = std::thread::scope(|scope| {
         scope.spawn(|| {
             eventually("flows are told", || {
-                let _ = (connects("10.96.0.12"), connects("10.96.0.10"));
+                let _ = (connects("10.96.0.12"), connects("10.96.0.10"), ask(&web.netns, at("10.96.0.12", 80)));
                 is_told.load(Ordering::Relaxed)
             });
         });
-        let far = follower.until("the node's connect", |flow| flow["service"]["name"] == "default/far-tcp");
+        let of_node = |flow: &Value| flow["service"]["name"] == "default/far-tcp" && flow["source"]["node"] == true;
+        let far = follower.until("the node's connect", of_node);
         let near = follower.until("the connect to a pod", |flow| flow["service"]["name"] == "default/web");
+        let of_pod = |flow: &Value| flow["service"]["name"] == "default/far-tcp" && flow["source"]["pod"] == "default/web";
+        let of_pod = follower.until("the pod's connect", of_pod);
         is_told.store(true, Ordering::Relaxed);
-        (far, near)
+        (far, near, of_pod)
     });
     assert_eq!((&far["at"], &far["source"]["node"], &far["protocol"]), (&json!("socket"), &json!(true), &json!("tcp")), "{far}");
     assert_eq!((&far["destination"]["address"], &far["destination"]["port"]), (&json!(OUTSIDE_IP), &json!(8080)), "{far}");
     assert_eq!((&far["service"]["address"], &far["service"]["atPort"]), (&json!("10.96.0.12"), &json!(80)), "{far}");
     assert_eq!(near["at"], "to_pod", "what a pod's device sees is told there, once: {near}");
+    assert_eq!(of_pod["at"], "from_pod", "and what a pod sends is told at its own: {of_pod}");
     for _ in 0..3 {
         datagrams.send_to(b"x", at("10.96.0.13", 80)).expect("sent");
     }
@@ -180,7 +184,7 @@ fn the_nodes_own_connects_are_told_where_no_pod_is_at_the_other_end() {
     follower.until("the connect after the datagrams", |flow| {
         // Connects that were under way when the first were told may still come before.
         of_udp += usize::from(flow["service"]["name"] == "default/far-udp");
-        of_udp > 0 && flow["service"]["name"] == "default/far-tcp"
+        of_udp > 0 && flow["service"]["name"] == "default/far-tcp" && flow["source"]["node"] == true
     });
     assert_eq!(of_udp, 1, "a flow is told of once");
 }
