@@ -1,6 +1,7 @@
 //! The dataplane on a real kernel: socket hooks, CNI calls, policies, NodePorts, restarts. Each test is a node
 //! in a network namespace of its own; the API is a fake in memory. Needs root.
 
+mod bad_input;
 mod bandwidth;
 mod blocks;
 mod cni;
