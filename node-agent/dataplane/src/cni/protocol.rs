@@ -109,7 +109,7 @@ impl Request {
     }
 
     /// `runtimeConfig.bandwidth`: what the runtime limits the pod to, in bits. Rates of zero are none, as with upstream's plugin;
-    /// a burst of 2^32 - 1 is what runtimes say who know of none.
+    /// runtimes who know of no burst say the largest number of one type or another, from 2^31 - 1 on.
     pub fn bandwidth(&self) -> Result<Bandwidth, CniError> {
         let Some(asked) = self.config.get("runtimeConfig").and_then(|c| c.get("bandwidth")).filter(|b| !b.is_null()) else {
             return Ok(Bandwidth::default());
@@ -127,7 +127,7 @@ impl Request {
             }
         };
         let rate = |name| Ok(bits(name)?.map(|bits| bits.div_ceil(8)));
-        let burst = |name| Ok(bits(name)?.filter(|bits| *bits != u64::from(u32::MAX)).map(|bits| bits / 8));
+        let burst = |name| Ok(bits(name)?.filter(|bits| *bits < i32::MAX as u64).map(|bits| bits / 8));
         Ok(Bandwidth {
             ingress: rate("ingressRate")?,
             egress: rate("egressRate")?,
@@ -222,6 +222,10 @@ mod tests {
         assert_eq!(asked(json!(null)), Ok(Bandwidth::default()));
         let usual = json!({"ingressRate": 8000, "ingressBurst": 4294967295u64, "egressRate": 0, "egressBurst": 0});
         assert_eq!(asked(usual), Ok(Bandwidth { ingress: Some(1000), ..Bandwidth::default() }));
+        for none in [u64::from(u32::MAX) * 8 - 1, i32::MAX as u64] {
+            let usual = json!({"egressRate": 8000, "egressBurst": none});
+            assert_eq!(asked(usual), Ok(Bandwidth { egress: Some(1000), ..Bandwidth::default() }));
+        }
         let bursts = json!({"egressRate": 9, "egressBurst": 80_000, "shares": "unknown"});
         assert_eq!(asked(bursts), Ok(Bandwidth { egress: Some(2), egress_burst: Some(10_000), ..Bandwidth::default() }));
         for wrong in [json!({"ingressRate": -1}), json!({"egressBurst": "1M"}), json!({"egressRate": 1.5}), json!([]), json!("1M")] {
