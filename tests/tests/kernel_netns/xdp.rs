@@ -1,6 +1,6 @@
 //! Flows between outside and backends on other nodes, in the driver of an uplink that is a veth.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use xebec_tests::bench::dataplane::{agent::next_layout, raw};
 
 use crate::fabric::detach;
 use crate::net::Netns;
-use crate::node::{NODE_IP, Node, OUTSIDE_IP, at, eventually, serve};
+use crate::node::{DEADLINE, NODE_IP, Node, OUTSIDE_IP, ask_on, at, eventually, serve};
 use crate::seeing::why;
 use crate::upgrade::FromOutside;
 
@@ -228,6 +228,30 @@ fn flows_in_the_driver_outlive_agents_upgrades_and_the_program_itself() {
     assert!(node.netns.ip("link show up0").contains("xdp"), "forwarding goes on without the agent");
     assert!(node.teardown().is_empty());
     assert!(!node.netns.ip("link show up0").contains("xdp"), "nothing is left in the driver");
+}
+
+#[test]
+fn a_link_that_goes_down_and_up_has_its_driver_and_its_flows_again() {
+    let (mut node, _wire) = node();
+    node.start();
+    eventually("the far pod answers", || node.ask_from_outside(at(NODE_IP, FAR_PORT)).is_ok());
+    let connect = || node.outside.run(|| TcpStream::connect(at(NODE_IP, FAR_PORT)));
+    let mut stream = node.in_home_cgroup(connect).expect("the far pod answers");
+    stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    assert!(ask_on(&mut stream).is_ok());
+    for _ in 0..5 {
+        node.netns.ip("link set up0 down");
+        node.netns.ip("link set up0 up");
+        // The kernel forgets routes with the link. Those to pods are ours; the default one is a network daemon's.
+        node.netns.ip(&format!("route add default via {OUTSIDE_IP}"));
+    }
+    eventually("the route to the far pods is back", || node.netns.ip("route show proto 120").contains("10.244.8.0/24"));
+    assert_eq!(uplink(&node).xdp, "native");
+    let before = in_driver(&node);
+    eventually("its packets go on in the driver", || {
+        assert_eq!(ask_on(&mut stream).expect("the connection lives").0, "far");
+        in_driver(&node).iter().zip(before).all(|(now, before)| *now > before + 5)
+    });
 }
 
 #[test]
