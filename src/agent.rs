@@ -97,6 +97,11 @@ pub struct Args {
     /// back to an agent that knows only links.
     #[arg(long)]
     pod_links: bool,
+    /// How packets from outside get to pods of other nodes: behind this node's address (answers come back through it), or as
+    /// they are inside packets between nodes (direct server return: pods see and answer their clients). A Service's annotation
+    /// xebec.dev/forwarding-mode has the last word. The same on every node.
+    #[arg(long, value_enum, env = "XEBEC_LB_MODE", default_value_t = LbMode::Snat)]
+    lb_mode: LbMode,
     /// Places of a ring of consistent hashing (a prime below a power of two, 251 to 131071), the same on every node.
     #[arg(long)]
     maglev_table_size: Option<u32>,
@@ -160,6 +165,21 @@ enum Xdp {
     All,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum LbMode {
+    Snat,
+    Dsr,
+}
+
+impl From<LbMode> for xebec_dataplane::Forwarding {
+    fn from(mode: LbMode) -> xebec_dataplane::Forwarding {
+        match mode {
+            LbMode::Snat => xebec_dataplane::Forwarding::Snat,
+            LbMode::Dsr => xebec_dataplane::Forwarding::Dsr,
+        }
+    }
+}
+
 impl From<Xdp> for xebec_dataplane::Xdp {
     fn from(xdp: Xdp) -> xebec_dataplane::Xdp {
         match xdp {
@@ -221,6 +241,7 @@ fn config(args: Args) -> Result<xebec_agent::Config> {
             true => xebec_dataplane::PodPrograms::Links,
             false => xebec_dataplane::PodPrograms::Blocks,
         },
+        forwarding: args.lb_mode.into(),
         maglev_size: args.maglev_table_size,
         map_entries: map_entries(&args.map_entries)?,
         max_map_entries: args.max_map_entries,

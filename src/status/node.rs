@@ -36,6 +36,7 @@ fn text(status: &Status) -> String {
         line(format!("retries    {error}"));
     }
     line(format!("addresses  {}", list(&mut status.node_addresses.iter().map(ToString::to_string))));
+    line(format!("forwarding {}", status.forwarding));
     line(format!("pod range  {}", list(&mut status.pod_cidrs.iter().map(ToString::to_string))));
     line(format!("pods       {} with a device, {} of {} addresses leased", status.endpoints, status.leases, status.capacity));
     line(format!("at pods    programs by shared tc blocks; at {} by links of their own", status.pods_by_links));
@@ -101,6 +102,7 @@ mod tests {
         let status = Status {
             waiting_for: vec!["a podCIDR in the Node object".into()],
             errors: vec!["cannot write NAT".into()],
+            forwarding: "snat, 2 Services otherwise".into(),
             devices: vec![Device { name: "eth0".into(), index: 2, mtu: 9000, mode: "tc".into(), xdp: "native".into() }],
             maps: vec![MapFill { name: "FRONTENDS".into(), entries: 5, max_entries: 50, limit: 400, bytes: 3 << 20, growths: 2 }],
             programs: vec![ProgramSize { name: "from_pod".into(), verified_instructions: 4321, jitted_bytes: 9 }],
@@ -118,6 +120,7 @@ mod tests {
             "a podCIDR",
             "cannot write NAT",
             "at 3 by links",
+            "forwarding snat, 2",
             "eth0",
             "9000",
             "tc           native",

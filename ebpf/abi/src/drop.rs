@@ -66,6 +66,14 @@ reasons! {
     BackendGone = 34, "backend_gone";
     /// The pod sends, or is sent, more than its bandwidth annotation allows.
     Bandwidth = 40, "bandwidth";
+    /// What came inside another packet for a pod was not sent by a node of the cluster.
+    DirectSource = 50, "direct_source";
+    /// What a node sent inside another packet is no client's whole packet.
+    DirectInner = 51, "direct_inner";
+    /// A client's packet does not fit the way to its pod inside another one.
+    DirectTooBig = 52, "direct_too_big";
+    /// There is no way to the pod that a client's packet is for.
+    DirectNoRoute = 53, "direct_no_route";
 }
 
 impl DropReason {
@@ -95,6 +103,12 @@ pub mod forward {
     pub const DRIVER_SERVICE: u32 = 6;
     /// An answer was.
     pub const DRIVER_REPLY: u32 = 7;
+    /// A client's packet went to a pod elsewhere inside another one.
+    pub const UPLINK_DIRECT: u32 = 8;
+    /// It did so in the driver.
+    pub const DRIVER_DIRECT: u32 = 9;
+    /// Such a packet was taken out and translated to the pod here.
+    pub const DIRECT_RECEIVED: u32 = 10;
     /// Entries of the map.
     pub const COUNT: u32 = 16;
     /// The metric's labels, by entry.
@@ -107,6 +121,9 @@ pub mod forward {
         "socket",
         "driver_service",
         "driver_reply",
+        "uplink_direct",
+        "driver_direct",
+        "direct_received",
     ];
 }
 

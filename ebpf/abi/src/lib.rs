@@ -114,7 +114,8 @@
 //!   with the device's hardware address.
 //! - `XDP_DEVICES`: hash, ifindex (`u32`) → [`XdpDevice`]: uplinks whose driver runs [`prog::XDP_UPLINK`]. Without
 //!   an entry that program passes everything on.
-//! - `NO_MASQUERADE`: LPM trie, [`Addr`] prefix → `u32` (1): destinations that see pods' own addresses.
+//! - `NO_MASQUERADE`: LPM trie, [`Addr`] prefix → `u32`, bits of [`direct::range`]: destinations that see pods' own
+//!   addresses, and whose they are.
 //!   Packets of local pods (`ENDPOINTS`) to any other address leave with the uplink's address.
 //! - `NAT`: hash, bpf, [`Tuple`] → [`Nat`]. The packet's tuple as it arrives → the tuple it leaves
 //!   with. Every translation has two entries, one a direction: the second's key is the first's target
@@ -144,7 +145,8 @@
 //! namespace to it, so that a socket below both is asked about once. With each set goes a `cgroup_sock`
 //! program that sees sockets end ([`prog::SOCK_RELEASE`], [`prog::ROOT_SOCK_RELEASE`]). The others are `classifier` programs. [`prog::FROM_POD`] goes to the ingress hook of a pod's host-side
 //! veth (packets leaving the pod), [`prog::TO_POD`] to its egress hook, [`prog::FROM_UPLINK`] and
-//! [`prog::TO_UPLINK`] to ingress and egress of each uplink. [`prog::XDP_UPLINK`] is an `xdp` program for the drivers
+//! [`prog::TO_UPLINK`] to ingress and egress of each uplink, and [`prog::TAKE_DIRECT`] to ingress before
+//! [`prog::FROM_UPLINK`]: it takes out what other nodes send inside packets of theirs. [`prog::XDP_UPLINK`] is an `xdp` program for the drivers
 //! of uplinks: it turns round what goes between outside and backends elsewhere, and passes all else to tc. A program that has nothing to say
 //! returns `TC_ACT_UNSPEC` (= `TCX_NEXT`), so others behind it still run.
 //!
@@ -155,6 +157,7 @@
 
 mod addr;
 mod announce;
+pub mod direct;
 mod drop;
 mod event;
 mod limit;
@@ -199,6 +202,8 @@ pub struct Config {
 impl Config {
     /// [`prog::ROOT_SOCKET`] are attached and serve the node's network namespace.
     pub const AT_ROOT: u32 = 1;
+    /// Packets of clients that other nodes send to pods inside packets of their own are taken: see [`direct`].
+    pub const DIRECT: u32 = 4;
     /// Bytes that user space finds in a map written by another layout differ here: bump on change.
     pub const LAYOUT: u32 = 4;
     /// Default of `nat_port_min`: above the kernel's default ephemeral range.
@@ -300,6 +305,7 @@ pub mod prog {
     pub const FROM_UPLINK: &str = "from_uplink";
     pub const TO_UPLINK: &str = "to_uplink";
     pub const XDP_UPLINK: &str = "xdp_uplink";
+    pub const TAKE_DIRECT: &str = "take_direct";
 
     /// The `cgroup_sock_addr` programs.
     pub const SOCKET: &[&str] = &[
@@ -331,7 +337,7 @@ pub mod prog {
     pub const SOCK_RELEASE: &str = "sock_release";
     pub const ROOT_SOCK_RELEASE: &str = "root_sock_release";
     /// The `classifier` programs.
-    pub const TC: &[&str] = &[FROM_POD, TO_POD, FROM_UPLINK, TO_UPLINK];
+    pub const TC: &[&str] = &[FROM_POD, TO_POD, FROM_UPLINK, TO_UPLINK, TAKE_DIRECT];
 }
 
 /// Names of read-only globals, see the crate's doc.
@@ -342,8 +348,12 @@ pub mod global {
 /// IP protocol numbers that programs treat by name.
 pub mod proto {
     pub const ICMP: u8 = 1;
+    /// IPv4 inside IP.
+    pub const IPIP: u8 = 4;
     pub const TCP: u8 = 6;
     pub const UDP: u8 = 17;
+    /// IPv6 inside IP.
+    pub const IPV6: u8 = 41;
     pub const ICMPV6: u8 = 58;
     pub const SCTP: u8 = 132;
 }

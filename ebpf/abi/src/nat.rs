@@ -42,6 +42,9 @@ impl Nat {
     /// Destination and source change at once, before the stack ([`prog::XDP_UPLINK`](crate::prog::XDP_UPLINK)).
     /// Where such a packet goes through the stack nevertheless, tc makes the entries of the two halves.
     pub const BOTH: u16 = 0x100;
+    /// The packet stays as it is and goes to the target's address inside another one: see
+    /// [`direct`](crate::direct). There is no entry for answers.
+    pub const DIRECT: u16 = 0x200;
 }
 
 /// A device towards other machines.

@@ -68,6 +68,8 @@ impl Frontend {
     pub const RING_INSIDE: u32 = 32;
     /// A socket that connects gets the backend with the fewest open connections of this node.
     pub const LEAST_CONNECTIONS: u32 = 64;
+    /// Packets from outside go to pods of other nodes as they are, and those answer the client themselves.
+    pub const DIRECT: u32 = 128;
 }
 
 /// How many backends a set has.

@@ -60,6 +60,23 @@ pub fn step(state: u8, tcp_flags: u8, original: bool) -> u8 {
     next
 }
 
+/// The same where only packets of the side that sent the first one are seen: who acknowledges has been answered, and who
+/// has finished will send little more, for which the flow is kept alive by that itself.
+#[inline(always)]
+pub fn step_unanswered(state: u8, tcp_flags: u8) -> u8 {
+    let mut next = state;
+    if tcp_flags & ACK != 0 {
+        next |= Flow::REPLIED;
+    }
+    if tcp_flags & FIN != 0 {
+        next |= Flow::FIN_ORIGINAL | Flow::FIN_REPLY;
+    }
+    if tcp_flags & RST != 0 {
+        next |= Flow::RESET;
+    }
+    next
+}
+
 /// Whether a packet starts a connection, whatever has used its ports before.
 #[inline(always)]
 pub fn opens(headers: &Headers) -> bool {

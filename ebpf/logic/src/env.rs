@@ -71,7 +71,8 @@ pub trait Env {
     fn uplink(&self, ifindex: u32) -> Option<Uplink>;
     fn announced(&self, key: &AnnouncedKey) -> Option<Announced>;
     fn is_source_allowed(&self, key: &SourceRangeKey) -> bool;
-    fn keeps_pod_source(&self, dst: &Addr) -> bool;
+    /// Whose address it is: bits of `abi::direct::range`, 0: nobody's of the cluster.
+    fn range(&self, addr: &Addr) -> u32;
     /// Runs `f` on the entry in place.
     fn with_nat<R>(&self, key: &Tuple, f: impl FnOnce(&mut Nat) -> R) -> Option<R>;
     /// `only_new`: an entry that is there already stays.

@@ -10,6 +10,7 @@
 pub mod announce;
 pub mod checksum;
 pub mod conntrack;
+pub mod direct;
 mod env;
 pub mod least;
 pub mod limit;

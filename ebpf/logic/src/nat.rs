@@ -32,14 +32,19 @@ pub fn lookup<E: Env>(env: &E, headers: &mut Headers, now: u64) -> Option<u16> {
         if related {
             return Some((nat.flags, false));
         }
-        let state = conntrack::step(old, tcp_flags, original);
+        let both_ways = nat.flags & Nat::DIRECT == 0;
+        let state = if both_ways {
+            conntrack::step(old, tcp_flags, original)
+        } else {
+            conntrack::step_unanswered(old, tcp_flags)
+        };
         let expires = now + conntrack::timeout(tuple.proto(), state);
         if state == old && expires <= nat.expires + STEP {
             return Some((nat.flags, false));
         }
         nat.state = u16::from(state);
         nat.expires = expires;
-        Some((nat.flags, true))
+        Some((nat.flags, both_ways))
     })??;
     if renewed {
         renew_other(env, &headers.tuple);
@@ -218,6 +223,50 @@ fn store_in<E: Env>(
         env.remove_nat(answers);
         FULL
     }
+}
+
+/// Remembers what `from` becomes where no answers are seen. When another CPU has remembered the flow meanwhile, `to`
+/// is what that one has decided.
+#[inline(always)]
+pub fn remember_one_way<E: Env>(
+    env: &E,
+    from: &Tuple,
+    to: &mut Tuple,
+    owner: Owner,
+    now: u64,
+) -> Result<(), DropReason> {
+    match store_one(env, from, to, &owner, now) {
+        KEPT => Ok(()),
+        _ => Err(DropReason::NatTableFull),
+    }
+}
+
+#[inline(never)]
+fn store_one<E: Env>(env: &E, from: &Tuple, to: &mut Tuple, owner: &Owner, now: u64) -> u32 {
+    env.with_scratch(|scratch| {
+        let entry = &mut scratch.entry;
+        let expires = now + conntrack::TIMEOUT_NEW;
+        *entry = Nat::new(*to, owner.flags, owner.backend, owner.set, expires);
+        let stored = match env.set_nat(from, entry, true) {
+            Stored::Exists => {
+                let follows = env.with_nat(from, |nat| {
+                    let alive = nat.expires > now && nat.state as u8 & (CLOSED | Flow::RESET) == 0;
+                    let same = nat.flags == owner.flags && !is_stale(env, from, nat);
+                    if alive && same {
+                        *to = nat.to;
+                    }
+                    alive && same
+                });
+                if follows == Some(true) {
+                    return KEPT;
+                }
+                env.set_nat(from, entry, false)
+            }
+            stored => stored,
+        };
+        if stored == Stored::Full { FULL } else { KEPT }
+    })
+    .unwrap_or(FULL)
 }
 
 /// How many ports are tried. A port is taken only for one destination, so it takes as many flows to one

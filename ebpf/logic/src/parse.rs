@@ -98,6 +98,10 @@ pub struct Headers {
     pub chosen_of: u32,
     /// Bits of `Headers::*`: what was found out about the packet.
     pub notes: u32,
+    /// The device it leaves by, where that is not the stack's to say.
+    pub device: u32,
+    /// How many bytes of it would fit its way, where it is too big.
+    pub fits: u32,
     /// Number of the reason it was refused for, where it was answered instead of dropped.
     pub refused: u32,
     /// The Service it is for, as far as this program has found one: `Frontend::service`.
@@ -345,6 +349,8 @@ impl Headers {
     pub const TRANSLATED: u32 = 8;
     /// Its flow lives longer because of it.
     pub const PUSHED: u32 = 16;
+    /// Its flow's packets go to a pod elsewhere as they are: see `direct`.
+    pub const DIRECT: u32 = 32;
 
     /// Of no packet; [`parse`] fills it.
     pub const EMPTY: Headers = Headers {
@@ -354,6 +360,8 @@ impl Headers {
         backend: Chosen::NONE,
         chosen_of: 0,
         notes: 0,
+        device: 0,
+        fits: 0,
         refused: 0,
         service: 0,
         rules: [0; 2],

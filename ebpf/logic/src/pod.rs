@@ -30,6 +30,8 @@ pub enum Verdict {
     Peer(u32),
     /// Out of the device with this ifindex.
     Out(u32),
+    /// Out of the device with this ifindex, to the neighbour that routes there have.
+    Neighbor(u32),
 }
 
 /// A packet left a pod through the device `ifindex`. `ethertype` in host order.
@@ -73,7 +75,7 @@ pub fn leaves<E: Env, P: Resize>(
     match verdict {
         Verdict::Pass => shortcut::make(env, headers, ifindex, shortcut::STACK),
         Verdict::Peer(peer) => shortcut::make(env, headers, ifindex, peer),
-        Verdict::Drop(_) | Verdict::Out(_) => 0,
+        Verdict::Drop(_) | Verdict::Out(_) | Verdict::Neighbor(_) => 0,
     };
     verdict
 }

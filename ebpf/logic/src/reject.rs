@@ -1,5 +1,6 @@
 //! Refusals: the answer to a packet for a Service that nobody serves, made of the packet itself and sent
-//! back where it came from. TCP is answered with a reset, all else with "port unreachable".
+//! back where it came from. TCP is answered with a reset, all else with "port unreachable"; what is too big for its way with how
+//! much fits, in IPv4 even if it may be fragmented, so that its sender does that: nobody can here.
 //!
 //! As with the kernel's own reject targets, resets are as many as the packets that cause them, and ICMP
 //! errors are limited.
@@ -23,6 +24,8 @@ pub trait Reply: Family {
     const HEADER: u32;
     /// Kind and code of "port unreachable".
     const UNREACHABLE: (u8, u8);
+    /// Of "fragmentation needed" or "packet too big".
+    const TOO_BIG: (u8, u8);
     /// Bytes of the packet from its IP header on, as the header says; 0: it cannot be read. (No `Option`:
     /// see `uplink`.)
     fn length<P: Packet>(packet: P) -> u32;
@@ -35,6 +38,7 @@ pub trait Reply: Family {
 impl Reply for V4 {
     const HEADER: u32 = 20;
     const UNREACHABLE: (u8, u8) = (3, 3);
+    const TOO_BIG: (u8, u8) = (3, 4);
     const ICMP_PSEUDO: bool = false;
 
     #[inline(always)]
@@ -80,6 +84,7 @@ impl Reply for V4 {
 impl Reply for V6 {
     const HEADER: u32 = 40;
     const UNREACHABLE: (u8, u8) = (1, 4);
+    const TOO_BIG: (u8, u8) = (2, 0);
     const ICMP_PSEUDO: bool = true;
 
     #[inline(always)]
@@ -140,7 +145,10 @@ impl Budget {
 /// Whether a packet that was dropped for this reason is answered.
 #[inline(always)]
 pub fn is_answered(reason: DropReason) -> bool {
-    matches!(reason, DropReason::NoBackend | DropReason::NoServicePort)
+    matches!(
+        reason,
+        DropReason::NoBackend | DropReason::NoServicePort | DropReason::DirectTooBig
+    )
 }
 
 /// Makes the packet the refusal of what it was. False: it gets none.
@@ -163,11 +171,18 @@ fn answer<F: Reply, E: Env, P: Resize>(env: &E, packet: P, headers: &Headers) ->
         return 0;
     }
     let done = match headers.kind {
-        Kind::Tcp => reset::<F, P>(packet, headers),
-        Kind::Ports => {
+        Kind::Tcp if headers.fits == 0 => reset::<F, P>(packet, headers),
+        // Of a datagram in pieces the first tells enough.
+        Kind::Tcp | Kind::Ports if headers.fragment != Fragment::Later => {
+            let message = if headers.fits == 0 {
+                F::UNREACHABLE
+            } else {
+                F::TOO_BIG
+            };
             env.with_budget(|budget| budget.spend(env.now())) == Some(true)
-                && unreachable::<F, P>(packet, headers)
+                && error::<F, P>(packet, headers, message, headers.fits)
         }
+        Kind::Tcp | Kind::Ports => false,
         Kind::EchoRequest | Kind::EchoReply | Kind::IcmpError | Kind::Link | Kind::Other => false,
     };
     u32::from(done && packet.store(0, &[from, to]))
@@ -231,8 +246,14 @@ fn reset<F: Reply, P: Resize>(packet: P, headers: &Headers) -> bool {
 /// of IPv6 extensions) is dropped without an answer.
 const MAX_QUOTE: u32 = 48;
 
+/// Makes the packet an ICMP error about itself.
 #[inline(always)]
-fn unreachable<F: Reply, P: Resize>(packet: P, headers: &Headers) -> bool {
+fn error<F: Reply, P: Resize>(
+    packet: P,
+    headers: &Headers,
+    (kind, code): (u8, u8),
+    mtu: u32,
+) -> bool {
     // The IP header, what follows it, and 8 bytes: all that RFC 792 asks for, and enough to find a socket.
     let quote = headers.l4 - L3 + 8;
     if quote > MAX_QUOTE * 4 || packet.len() < L3 + quote || !packet.set_len(L3 + quote) {
@@ -248,9 +269,10 @@ fn unreachable<F: Reply, P: Resize>(packet: P, headers: &Headers) -> bool {
         word += 1;
     }
     let (src, dst) = (headers.dst, headers.src);
-    let (kind, code) = F::UNREACHABLE;
     let length = (8 + quote) as u16;
-    total += u64::from(u16::from_ne_bytes([kind, code]));
+    // The last two of the four bytes behind the sum, in both families.
+    let seq = (mtu as u16).to_be();
+    total += u64::from(u16::from_ne_bytes([kind, code])) + u64::from(seq);
     if F::ICMP_PSEUDO {
         total += u64::from(pseudo(src, dst, F::ICMP, length));
     }
@@ -259,7 +281,7 @@ fn unreachable<F: Reply, P: Resize>(packet: P, headers: &Headers) -> bool {
         code,
         checksum: checksum::apply(NO_SUM, checksum::fold32(total)),
         id: 0,
-        seq: 0,
+        seq,
     };
     packet.make_room(F::HEADER + 8)
         && F::header(packet, src, dst, F::ICMP, length)

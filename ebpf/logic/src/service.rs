@@ -120,6 +120,9 @@ fn assign_outside_in<E: Env>(env: &E, frontend: &Frontend, set: u32, headers: &m
     headers.service = frontend.service;
     headers.asked = (headers.tuple.dst, headers.tuple.dport);
     headers.notes |= Headers::NEW;
+    if frontend.flags & Frontend::DIRECT != 0 {
+        headers.notes |= Headers::DIRECT;
+    }
     take(headers, chosen)
 }
 

@@ -2,12 +2,12 @@
 
 use crate::announce;
 use crate::conntrack;
+use crate::direct::{self, Wrap};
 use crate::env::Env;
 use crate::nat::{self, Owner};
 use crate::packet::Packet;
 use crate::parse::{self, ETH_ARP, ETH_IPV4, ETH_IPV6, Fragment, Headers, Kind, V4, V6};
 use crate::pod::{self, Verdict};
-use crate::reject::Resize;
 use crate::service;
 use crate::xdp;
 use xebec_ebpf_abi::{Addr, Backend, DropReason, Flow, FlowKey, Frontend, Nat, direction, forward};
@@ -20,7 +20,7 @@ const UNTOUCHED: u32 = u32::MAX;
 
 /// A packet came in on the device `ifindex`. `ethertype` in host order.
 #[inline(always)]
-pub fn arrives<E: Env, P: Resize>(
+pub fn arrives<E: Env, P: Wrap>(
     env: &E,
     packet: P,
     headers: &mut Headers,
@@ -53,8 +53,17 @@ pub fn arrives<E: Env, P: Resize>(
         return Verdict::Pass;
     }
     let plan = arriving(env, headers, ifindex);
-    if let Err(reason) = act(env, packet, headers, plan) {
+    let is_direct = matches!(plan, Ok(forward::UPLINK_DIRECT));
+    let done = if is_direct {
+        direct::send(env, packet, headers, ifindex)
+    } else {
+        act(env, packet, headers, plan)
+    };
+    if let Err(reason) = done {
         return pod::turn_back(env, packet, headers, reason, Verdict::Out(ifindex));
+    }
+    if is_direct {
+        return Verdict::Neighbor(headers.device);
     }
     pod::deliver(env, packet, headers)
 }
@@ -116,7 +125,9 @@ fn known<E: Env>(env: &E, headers: &mut Headers, now: u64) -> Option<u32> {
     if flags & Nat::BOTH != 0 {
         xdp::unfold(env, headers, now);
     }
-    Some(if flags & Nat::MASQUERADE != 0 {
+    Some(if flags & Nat::DIRECT != 0 {
+        forward::UPLINK_DIRECT
+    } else if flags & Nat::MASQUERADE != 0 {
         forward::MASQUERADE
     } else if flags & Nat::REPLY != 0 {
         forward::UPLINK_REPLY
@@ -147,7 +158,11 @@ fn arriving<E: Env>(env: &E, headers: &mut Headers, ifindex: u32) -> Plan {
         return Ok(UNTOUCHED);
     }
     deliver(env, &frontend, headers, ifindex, now)?;
-    Ok(forward::UPLINK_SERVICE)
+    Ok(if headers.notes & Headers::DIRECT != 0 {
+        forward::UPLINK_DIRECT
+    } else {
+        forward::UPLINK_SERVICE
+    })
 }
 
 /// Chooses a backend for a new flow from outside and remembers all translations it will need.
@@ -168,6 +183,10 @@ fn deliver<E: Env>(
     let assigned = service::assign_outside(env, frontend, set, headers);
     env.served(frontend.service, assigned.is_err());
     assigned?;
+    if direct::may(env, headers, ifindex) {
+        return direct::keep(env, headers, set, now);
+    }
+    headers.notes &= !Headers::DIRECT;
     let (from, to, chosen) = (&headers.tuple, &mut headers.to, &headers.backend);
     if to.dport != from.dport && !nat::has_ports(from.proto()) {
         return Err(DropReason::ProtocolUnsupported);
@@ -205,13 +224,18 @@ fn departing<E: Env>(env: &E, headers: &mut Headers, ifindex: u32) -> Plan {
     if fragment.is_ok()
         && let Some(path) = known(env, headers, now)
     {
-        return Ok(path);
+        // Only what comes from outside goes elsewhere as it is.
+        return Ok(if path == forward::UPLINK_DIRECT {
+            UNTOUCHED
+        } else {
+            path
+        });
     }
     let tuple = &headers.tuple;
     let Some(endpoint) = env.endpoint(&tuple.src) else {
         return Ok(UNTOUCHED);
     };
-    if env.keeps_pod_source(&tuple.dst) {
+    if env.range(&tuple.dst) != 0 {
         return Ok(UNTOUCHED);
     }
     let addr = match env.uplink(ifindex) {

@@ -6,10 +6,12 @@
 
 use crate::checksum;
 use crate::conntrack::{self, DECIDED};
+use crate::direct::{self, Outer};
 use crate::env::Env;
 use crate::nat::{self, Owner};
 use crate::packet::{Ipv4Header, Ipv6Header, Packet};
 use crate::parse::{FIN, Family, Fragment, Headers, Kind, L3, RST, SYN, V4, V6};
+use crate::reject::Reply;
 use crate::service;
 use xebec_ebpf_abi::{Addr, Backend, Frontend, Nat, Port, Tuple, forward, proto};
 
@@ -24,6 +26,8 @@ pub enum Verdict {
     Redirect(u32),
     /// [`decide`] and then [`follow`].
     Undecided,
+    /// As `decided` says, once there is room for the outer header: [`wrap`].
+    Wrap,
 }
 
 /// What becomes of a flow's packets in one direction, for a second.
@@ -191,13 +195,15 @@ struct Transport {
     tcp_flags: u8,
 }
 
-/// A packet came in from the driver: does what was decided about its flow, or reads it for [`decide`].
+/// A packet came in from the driver: does what was decided about its flow, or reads it for [`decide`]. For
+/// [`Verdict::Wrap`] leaves a `copy` of what was decided.
 #[inline(always)]
 pub fn arrives<F: Layout, E: Env, D: Driver, P: Packet>(
     env: &E,
     driver: &D,
     packet: P,
     headers: &mut Headers,
+    copy: &mut Decided,
 ) -> Verdict {
     let Some(plain) = F::plain(packet) else {
         return Verdict::Pass;
@@ -213,7 +219,11 @@ pub fn arrives<F: Layout, E: Env, D: Driver, P: Packet>(
             if decided.until <= now {
                 return Verdict::Undecided;
             }
-            forward::<F, E, P>(env, packet, &plain, transport, decided)
+            let verdict = forward::<F, E, P>(env, packet, &plain, transport, decided);
+            if verdict == Verdict::Wrap {
+                *copy = *decided;
+            }
+            verdict
         });
         match known {
             Some(Verdict::Undecided) | None => {}
@@ -256,7 +266,12 @@ pub fn follow<F: Layout, E: Env, D: Driver, P: Packet>(
     let Some((ports, transport)) = transport::<F, P>(packet, &plain) else {
         return Verdict::Pass;
     };
-    decided.l3 = F::diff((plain.src, plain.dst), (decided.src, decided.dst));
+    let is_direct = decided.path == forward::DRIVER_DIRECT;
+    decided.l3 = if is_direct {
+        0
+    } else {
+        F::diff((plain.src, plain.dst), (decided.src, decided.dst))
+    };
     decided.l4 = checksum::add(
         decided.l3,
         checksum::add(
@@ -316,6 +331,13 @@ fn forward<F: Layout, E: Env, P: Packet>(
     if packet.load::<[u16; 3]>(0) != Some(decided.own) || plain.len > decided.mtu {
         return Verdict::Pass;
     }
+    if decided.path == forward::DRIVER_DIRECT {
+        return if F::step(packet, plain, decided.l3) {
+            Verdict::Wrap
+        } else {
+            Verdict::Pass
+        };
+    }
     let is_udp = plain.proto == proto::UDP;
     if !(is_udp && transport.sum == 0) {
         let mut sum = checksum::apply(transport.sum, decided.l4);
@@ -336,11 +358,28 @@ fn forward<F: Layout, E: Env, P: Packet>(
         return Verdict::Pass;
     }
     env.forwarded(decided.path, L3 + u32::from(plain.len));
+    out(decided)
+}
+
+#[inline(always)]
+fn out(decided: &Decided) -> Verdict {
     if decided.ifindex == 0 {
         Verdict::Turn
     } else {
         Verdict::Redirect(decided.ifindex)
     }
+}
+
+/// Puts the packet into another one, in front of which there is room for that by now.
+#[inline(always)]
+pub fn wrap<F: Outer, E: Env, P: Packet>(env: &E, packet: P, decided: &Decided) -> Verdict {
+    let len = direct::around::<F, P>(packet, decided);
+    if len == 0 {
+        // All of it was read before.
+        return Verdict::Pass;
+    }
+    env.forwarded(forward::DRIVER_DIRECT, L3 + len);
+    out(decided)
 }
 
 /// Finds out what becomes of a flow's packets: by its entry, or as a new flow. True with all of `decided` but the
@@ -365,18 +404,30 @@ pub fn decide<E: Env, D: Driver>(
     // The backend set of a new flow.
     let mut set = 0;
     decided.path = match nat::lookup(env, headers, now) {
+        Some(flags) if flags & Nat::DIRECT != 0 => forward::DRIVER_DIRECT,
         Some(flags) if flags & Nat::BOTH == 0 => return false,
         Some(flags) if flags & Nat::REPLY != 0 => forward::DRIVER_REPLY,
         Some(_) => forward::DRIVER_SERVICE,
         None => {
             set = choose(env, headers);
-            if set == 0 || !hide(env, headers, ifindex) {
+            if set == 0 {
                 return false;
             }
-            forward::DRIVER_SERVICE
+            if direct::may(env, headers, ifindex) {
+                forward::DRIVER_DIRECT
+            } else if hide(env, headers, ifindex) {
+                forward::DRIVER_SERVICE
+            } else {
+                return false;
+            }
         }
     };
-    let hop = driver.next_hop(&headers.to, len, decided);
+    let is_direct = decided.path == forward::DRIVER_DIRECT;
+    let hop = if is_direct {
+        hop_around(env, driver, headers, ifindex, len, decided)
+    } else {
+        driver.next_hop(&headers.to, len, decided)
+    };
     if hop == Hop::None {
         return false;
     }
@@ -388,17 +439,51 @@ pub fn decide<E: Env, D: Driver>(
         return false;
     }
     if set != 0 {
-        if !keep(env, headers, set, now) {
+        let kept = if is_direct {
+            direct::keep(env, headers, set, now).is_ok()
+        } else {
+            keep(env, headers, set, now)
+        };
+        if !kept {
             return false;
         }
-        headers.notes = Headers::NEW;
+        headers.notes |= Headers::NEW;
         env.served(headers.service, false);
     }
     let to = &headers.to;
-    decided.src = to.src;
+    if !is_direct {
+        decided.src = to.src;
+    }
     decided.dst = to.dst;
     decided.ports = [to.sport.raw(), to.dport.raw()];
     hop == Hop::Known
+}
+
+/// The next hop of a packet with another one inside, whose source it leaves in `decided`.
+#[inline(never)]
+fn hop_around<E: Env, D: Driver>(
+    env: &E,
+    driver: &D,
+    headers: &Headers,
+    ifindex: u32,
+    len: u16,
+    decided: &mut Decided,
+) -> Hop {
+    let pod = headers.to.dst;
+    let (tunnel, header) = if pod.is_v4() {
+        (V4::TUNNEL, V4::HEADER as u16)
+    } else {
+        (V6::TUNNEL, V6::HEADER as u16)
+    };
+    decided.src = direct::source(env, ifindex, pod.is_v4());
+    if decided.src == Addr::ANY {
+        return Hop::None;
+    }
+    let none = Port::new(0);
+    let outer = Tuple::new(decided.src, none, pod, none, tunnel);
+    let hop = driver.next_hop(&outer, len.saturating_add(header), decided);
+    decided.mtu = decided.mtu.saturating_sub(header);
+    hop
 }
 
 /// The backend of a new flow from outside, which `headers.to` then leads to, and its set; 0: it is none of a backend
@@ -414,7 +499,7 @@ fn choose<E: Env>(env: &E, headers: &mut Headers) -> u32 {
     }
     let assigned = service::assign_outside(env, &frontend, frontend.external, headers);
     // News only once it is this hook's.
-    headers.notes = 0;
+    headers.notes &= !Headers::NEW;
     if assigned.is_err() {
         return 0;
     }
@@ -442,7 +527,7 @@ fn hide<E: Env>(env: &E, headers: &mut Headers, ifindex: u32) -> bool {
 /// Whether an address can be that of another machine beyond a router: no loopback, multicast, broadcast, reserved or
 /// link-local one.
 #[inline(always)]
-fn is_elsewhere(addr: Addr) -> bool {
+pub fn is_elsewhere(addr: Addr) -> bool {
     let words = addr.words();
     if addr.is_v4() {
         let first = u32::from_be(words[3]) >> 24;

@@ -195,8 +195,8 @@ impl Env for Kernel {
     }
 
     #[inline(always)]
-    fn keeps_pod_source(&self, dst: &Addr) -> bool {
-        nat::keeps_pod_source(dst)
+    fn range(&self, addr: &Addr) -> u32 {
+        nat::range(addr)
     }
 
     #[inline(always)]

@@ -27,8 +27,8 @@ pub fn uplink(ifindex: u32) -> Option<Uplink> {
 }
 
 #[inline(always)]
-pub fn keeps_pod_source(dst: &Addr) -> bool {
-    NO_MASQUERADE.get(lpm_key(128, *dst)).is_some()
+pub fn range(addr: &Addr) -> u32 {
+    NO_MASQUERADE.get(lpm_key(128, *addr)).copied().unwrap_or(0)
 }
 
 #[inline(always)]

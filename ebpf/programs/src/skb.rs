@@ -6,20 +6,25 @@ use crate::{
 };
 use aya_ebpf::{
     EbpfContext,
-    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC},
+    bindings::{
+        __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
+        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_FIB_LKUP_RET_SUCCESS,
+        BPF_FIB_LOOKUP_SKIP_NEIGH, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_fib_lookup as Fib,
+    },
     helpers::generated::{
-        bpf_get_socket_cookie, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect,
-        bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes,
-        bpf_skb_store_bytes,
+        bpf_fib_lookup, bpf_get_socket_cookie, bpf_l3_csum_replace, bpf_l4_csum_replace,
+        bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
+        bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
     },
     macros::{classifier, map},
     maps::PerCpuArray,
     programs::TcContext,
 };
 use core::mem::MaybeUninit;
-use xebec_ebpf_abi::seen;
+use xebec_ebpf_abi::{Addr, proto, seen};
 use xebec_ebpf_logic::{
     Packet,
+    direct::{self, Wrap},
     packet::Plain,
     parse::Headers,
     pod::{self, Verdict},
@@ -45,6 +50,13 @@ pub fn to_pod(ctx: TcContext) -> i32 {
 pub fn from_uplink(ctx: TcContext) -> i32 {
     run(&ctx, seen::FROM_UPLINK, |skb, headers| {
         uplink::arrives(&Kernel, skb, headers, skb.ethertype(), skb.ifindex())
+    })
+}
+
+#[classifier]
+pub fn take_direct(ctx: TcContext) -> i32 {
+    run(&ctx, seen::FROM_UPLINK, |skb, headers| {
+        direct::arrives(&Kernel, skb, headers, skb.ethertype())
     })
 }
 
@@ -75,7 +87,9 @@ fn run(ctx: &TcContext, seen: u8, decide: impl FnOnce(Skb, &mut Headers) -> Verd
     let verdict = decide(skb, headers);
     let reason = match verdict {
         Verdict::Drop(reason) => reason as u32,
-        Verdict::Pass | Verdict::Peer(_) | Verdict::Out(_) => headers.refused,
+        Verdict::Pass | Verdict::Peer(_) | Verdict::Out(_) | Verdict::Neighbor(_) => {
+            headers.refused
+        }
     };
     let sight = Sight {
         seen,
@@ -90,6 +104,10 @@ fn run(ctx: &TcContext, seen: u8, decide: impl FnOnce(Skb, &mut Headers) -> Verd
         Verdict::Peer(ifindex) => unsafe { bpf_redirect_peer(ifindex, 0) as i32 },
         // SAFETY: as above.
         Verdict::Out(ifindex) => unsafe { bpf_redirect(ifindex, 0) as i32 },
+        // SAFETY: as above; without a neighbour the helper looks for one.
+        Verdict::Neighbor(ifindex) => unsafe {
+            bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32
+        },
     }
 }
 
@@ -109,6 +127,9 @@ impl Skb {
         unsafe { (*self.0).ifindex }
     }
 }
+
+/// Where room is made or taken: between the link header and the IP header.
+const BEHIND_LINK_HEADER: u32 = 1;
 
 impl Packet for Skb {
     #[inline(always)]
@@ -185,8 +206,80 @@ impl Resize for Skb {
 
     #[inline(always)]
     fn make_room(&self, bytes: u32) -> bool {
-        const BEHIND_LINK_HEADER: u32 = 1;
         // SAFETY: the helper checks the length.
         unsafe { bpf_skb_adjust_room(self.0.cast(), bytes as i32, BEHIND_LINK_HEADER, 0) == 0 }
+    }
+}
+
+impl Wrap for Skb {
+    #[inline(always)]
+    fn put_in(&self, v4: bool) -> bool {
+        let (bytes, flag) = if v4 {
+            (20, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4)
+        } else {
+            (40, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6)
+        };
+        // Each packet that a device will make of this one holds so much less, but for datagrams, which hold what they hold.
+        let room = |flags: u32| {
+            // SAFETY: the helper checks the length.
+            unsafe {
+                bpf_skb_adjust_room(self.0.cast(), bytes, BEHIND_LINK_HEADER, u64::from(flags)) == 0
+            }
+        };
+        room(flag) || room(flag | BPF_F_ADJ_ROOM_FIXED_GSO)
+    }
+
+    #[inline(always)]
+    fn take_out(&self, v4: bool) -> bool {
+        let bytes = if v4 { -20 } else { -40 };
+        let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO);
+        // SAFETY: the helper checks the length.
+        unsafe { bpf_skb_adjust_room(self.0.cast(), bytes, BEHIND_LINK_HEADER, flags) == 0 }
+    }
+
+    #[inline(always)]
+    fn segment(&self) -> u32 {
+        // SAFETY: the context of the running program.
+        unsafe { (*self.0).gso_size }
+    }
+
+    #[inline(never)]
+    fn way(&self, src: &Addr, dst: &Addr) -> u64 {
+        const AF_INET: u8 = 2;
+        const AF_INET6: u8 = 10;
+        // SAFETY: plain numbers, for which zeros are values.
+        let mut fib: Fib = unsafe { MaybeUninit::zeroed().assume_init() };
+        // Any length asks for the route's MTU; the caller compares.
+        fib.__bindgen_anon_1.tot_len = 1;
+        fib.ifindex = self.ifindex();
+        if dst.is_v4() {
+            fib.family = AF_INET;
+            fib.l4_protocol = proto::IPIP;
+            fib.__bindgen_anon_3.ipv4_src = src.words()[3];
+            fib.__bindgen_anon_4.ipv4_dst = dst.words()[3];
+        } else {
+            fib.family = AF_INET6;
+            fib.l4_protocol = proto::IPV6;
+            fib.__bindgen_anon_3.ipv6_src = src.words();
+            fib.__bindgen_anon_4.ipv6_dst = dst.words();
+        }
+        // The neighbour is found, or asked for, when the packet goes to it.
+        // SAFETY: the context of the running program, and a parameter block of the size told.
+        let found = unsafe {
+            bpf_fib_lookup(
+                self.0.cast(),
+                &raw mut fib,
+                size_of::<Fib>() as i32,
+                BPF_FIB_LOOKUP_SKIP_NEIGH,
+            )
+        };
+        if found as u32 != BPF_FIB_LKUP_RET_SUCCESS {
+            return 0;
+        }
+        // SAFETY: on success the helper leaves the route's MTU here.
+        direct::way(
+            fib.ifindex,
+            u32::from(unsafe { fib.__bindgen_anon_1.mtu_result }),
+        )
     }
 }

@@ -10,7 +10,8 @@ use aya_ebpf::{
         BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as Fib, xdp_action, xdp_md,
     },
     helpers::generated::{
-        bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_redirect, bpf_xdp_get_buff_len,
+        bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_redirect, bpf_xdp_adjust_head,
+        bpf_xdp_get_buff_len,
     },
     macros::{map, xdp},
     maps::{HashMap, LruHashMap, PerCpuArray},
@@ -22,6 +23,7 @@ use xebec_ebpf_logic::{
     Packet,
     packet::Plain,
     parse::{ETH_IPV4, ETH_IPV6, Headers, L3, V4, V6},
+    reject::Reply,
     xdp::{self, Decided, Driver, Hop, Verdict},
 };
 
@@ -42,6 +44,8 @@ struct Scratch {
 
 /// No action of the kernel's: the packet's flow has to be decided about.
 const UNDECIDED: u32 = u32::MAX;
+/// Nor this: the packet has to be put into another one.
+const WRAP: u32 = u32::MAX - 1;
 
 #[xdp(frags)]
 pub fn xdp_uplink(ctx: XdpContext) -> u32 {
@@ -51,7 +55,10 @@ pub fn xdp_uplink(ctx: XdpContext) -> u32 {
     // SAFETY: drivers run programs with bottom halves off and one at a time: nobody else on this CPU has the
     // entry. Its parts are written before they are read.
     let Scratch { headers, decided } = unsafe { &mut *scratch };
-    let action = arrives(ctx.ctx, headers);
+    let action = arrives(ctx.ctx, headers, decided);
+    if action == WRAP {
+        return wrap(ctx.ctx, decided);
+    }
     if action != UNDECIDED {
         return action;
     }
@@ -64,8 +71,26 @@ pub fn xdp_uplink(ctx: XdpContext) -> u32 {
     tell(ctx.ctx, headers, u32::from(len));
     match action {
         UNDECIDED => xdp_action::XDP_PASS,
+        WRAP => wrap(ctx.ctx, decided),
         action => action,
     }
+}
+
+/// A driver leaves room in front of a frame.
+#[inline(never)]
+fn wrap(ctx: *mut xdp_md, decided: &Decided) -> u32 {
+    let v4 = decided.dst.is_v4();
+    let bytes = if v4 { V4::HEADER } else { V6::HEADER };
+    // SAFETY: the context of the running program; no pointer into the frame is used any more.
+    if unsafe { bpf_xdp_adjust_head(ctx, -(bytes as i32)) } != 0 {
+        return xdp_action::XDP_PASS;
+    }
+    let frame = Frame::new(ctx);
+    action(if v4 {
+        xdp::wrap::<V4, _, _>(&Kernel, frame, decided)
+    } else {
+        xdp::wrap::<V6, _, _>(&Kernel, frame, decided)
+    })
 }
 
 /// Tells of a flow that is new. Nothing is dropped here: what is refused is tc's to refuse, and to tell of.
@@ -89,11 +114,11 @@ fn tell(ctx: *mut xdp_md, headers: &mut Headers, len: u32) {
 // walk that once for each way through them.
 
 #[inline(never)]
-fn arrives(ctx: *mut xdp_md, headers: &mut Headers) -> u32 {
+fn arrives(ctx: *mut xdp_md, headers: &mut Headers, copy: &mut Decided) -> u32 {
     let frame = Frame::new(ctx);
     action(match frame.ethertype() {
-        ETH_IPV4 => xdp::arrives::<V4, _, _, _>(&Kernel, &At(ctx), frame, headers),
-        ETH_IPV6 => xdp::arrives::<V6, _, _, _>(&Kernel, &At(ctx), frame, headers),
+        ETH_IPV4 => xdp::arrives::<V4, _, _, _>(&Kernel, &At(ctx), frame, headers, copy),
+        ETH_IPV6 => xdp::arrives::<V6, _, _, _>(&Kernel, &At(ctx), frame, headers, copy),
         _ => Verdict::Pass,
     })
 }
@@ -116,6 +141,7 @@ fn action(verdict: Verdict) -> u32 {
         // SAFETY: a helper that takes numbers.
         Verdict::Redirect(ifindex) => unsafe { bpf_redirect(ifindex, 0) as u32 },
         Verdict::Undecided => UNDECIDED,
+        Verdict::Wrap => WRAP,
     }
 }
 

@@ -59,6 +59,8 @@ pub struct Config {
     pub xdp: xebec_dataplane::Xdp,
     /// How pods' devices get their programs.
     pub pod_programs: xebec_dataplane::PodPrograms,
+    /// How packets from outside get to pods of other nodes, unless a Service says otherwise.
+    pub forwarding: xebec_dataplane::Forwarding,
     /// Places of a ring of consistent hashing; `None`: the dataplane's default.
     pub maglev_size: Option<u32>,
     /// Entries of maps that shall have this size and not grow.
@@ -105,6 +107,7 @@ impl Config {
             routing: xebec_dataplane::Routing::Native,
             xdp: xebec_dataplane::Xdp::Auto,
             pod_programs: xebec_dataplane::PodPrograms::Blocks,
+            forwarding: xebec_dataplane::Forwarding::Snat,
             maglev_size: None,
             map_entries: BTreeMap::new(),
             max_map_entries: xebec_dataplane::MAX_MAP_ENTRIES,
@@ -172,6 +175,7 @@ impl Config {
             host_root: host_root::find().filter(|_| self.dataplane_only),
             xdp: self.xdp,
             pod_programs: self.pod_programs,
+            forwarding: self.forwarding,
             maglev_size: self.maglev_size.unwrap_or(defaults.maglev_size),
             layout: defaults.layout.clone().sized(self.map_entries.clone())?,
             max_map_entries: self.max_map_entries,

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use crate::Error;
 use crate::bpf::layout::Layout;
+use crate::compile::input::Forwarding;
 use crate::compile::maglev;
 use crate::device::xdp::Xdp;
 
@@ -60,6 +61,8 @@ pub struct Config {
     pub xdp: Xdp,
     /// How pods' devices get their programs.
     pub pod_programs: PodPrograms,
+    /// How packets from outside get to pods of other nodes, unless a Service says otherwise.
+    pub forwarding: Forwarding,
     /// Places of a ring of consistent hashing: one of [`maglev::SIZES`], the same on every node.
     pub maglev_size: u32,
 }
@@ -126,6 +129,7 @@ impl Config {
             routing: Routing::Native,
             xdp: Xdp::default(),
             pod_programs: PodPrograms::default(),
+            forwarding: Forwarding::default(),
             maglev_size: maglev::DEFAULT_SIZE,
         }
     }

@@ -105,6 +105,7 @@ impl Dataplane {
         let uplinks = first_uplinks(&config, &engine, &netlink).await?;
         engine.xdp = config.xdp;
         engine.pod_programs = config.pod_programs;
+        engine.forwarding = config.forwarding;
         engine.devices = uplink::detect(&netlink, &uplinks, &config.node_ips).await.map_err(Error::netlink("read devices"))?;
         let held = match others_run {
             true => Some(pod_devices),
@@ -373,6 +374,7 @@ impl Dataplane {
             waiting_for,
             devices: engine.devices.uplinks.iter().map(|(index, uplink)| device(&engine, *index, uplink)).collect(),
             node_addresses: engine.node_addresses(&self.config.node_ips).into_iter().collect(),
+            forwarding: engine.state.services.forwarding(),
             pod_cidrs: engine.ipam.ranges(),
             leases: engine.ipam.leases(),
             capacity: engine.ipam.capacity(),

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use ipnet::IpNet;
+use xebec_ebpf_abi::direct::range;
 use xebec_ebpf_abi::{Announced, AnnouncedKey};
 
 use crate::bpf::gc::{self, Swept};
@@ -14,7 +15,7 @@ use crate::bpf::loader::{Hook, Programs};
 use crate::bpf::maps::Maps;
 use crate::compile::announce::{self, Elections};
 use crate::compile::expand::{NodeFacts, addr};
-use crate::compile::input::{Key, NodeIn, PodIn};
+use crate::compile::input::{Forwarding, Key, NodeIn, PodIn};
 use crate::compile::policies::LocalEndpoint;
 use crate::compile::state::{Op, State};
 use crate::config::PodPrograms;
@@ -75,6 +76,8 @@ pub struct Engine {
     pub xdp: Xdp,
     /// How pods' devices get their programs.
     pub pod_programs: PodPrograms,
+    /// How packets from outside get to pods of other nodes, unless a Service says otherwise.
+    pub forwarding: Forwarding,
     /// What is done at each uplink.
     pub modes: BTreeMap<u32, Mode>,
     refusals: Refusals,
@@ -106,6 +109,7 @@ pub struct Engine {
     /// Since connections' shortcuts were last ended.
     endpoints_changed: bool,
     applied_ranges: Vec<IpNet>,
+    applied_addresses: Vec<IpAddr>,
 }
 
 /// What became of the writes of a round.
@@ -140,6 +144,7 @@ impl Engine {
             last_endpoint,
             xdp: Xdp::default(),
             pod_programs: PodPrograms::default(),
+            forwarding: Forwarding::default(),
             modes: BTreeMap::new(),
             refusals: Refusals::default(),
             devices: NodeDevices::default(),
@@ -158,6 +163,7 @@ impl Engine {
             peers_changed: true,
             endpoints_changed: true,
             applied_ranges: Vec::new(),
+            applied_addresses: Vec::new(),
         };
         engine.tell_room();
         Ok(engine)
@@ -242,21 +248,26 @@ impl Engine {
         }
         // Nodes are many and change seldom: what follows from them is not put together for every endpoint that comes or goes.
         let ranges = self.ipam.ranges();
-        if std::mem::take(&mut self.peers_changed) || self.applied_ranges != ranges {
+        let told = self.told(given);
+        if std::mem::take(&mut self.peers_changed) || self.applied_ranges != ranges || self.applied_addresses != told {
             let peers = self.peers.values();
             let remote: BTreeSet<IpAddr> = peers.clone().flat_map(|peer| &peer.addresses).copied().collect();
             // Whatever belongs to the cluster sees pods' own addresses.
-            let mut direct: BTreeSet<IpNet> = ranges.iter().chain(cluster_cidrs).map(IpNet::trunc).collect();
-            direct.extend(peers.flat_map(|peer| &peer.pod_cidrs).map(IpNet::trunc));
-            direct.extend(remote.iter().map(|ip| IpNet::from(*ip)));
+            let pods = ranges.iter().chain(peers.flat_map(|peer| &peer.pod_cidrs)).map(|range| (range.trunc(), range::PODS));
+            let nodes = remote.iter().chain(&told).map(|ip| (IpNet::from(*ip), range::NODE));
+            let mut inside: BTreeMap<IpNet, u32> = cluster_cidrs.iter().map(|range| (range.trunc(), range::INSIDE)).collect();
+            for (net, whose) in pods.chain(nodes) {
+                *inside.entry(net).or_default() |= range::INSIDE | whose;
+            }
             self.state.policies.set_remote_nodes(remote);
-            self.state.set_no_masquerade(&direct);
+            self.state.set_no_masquerade(&inside);
             self.applied_ranges = ranges;
+            self.applied_addresses = told;
         }
         self.state.set_uplinks(self.devices.uplinks.iter().map(|(i, u)| (*i, u.entry)).collect());
         self.apply_announced();
         let addresses = self.node_addresses(given);
-        self.state.set_node(NodeFacts { name: name.to_owned(), zone: self.node.zone.clone(), addresses });
+        self.state.set_node(NodeFacts { name: name.to_owned(), zone: self.node.zone.clone(), addresses, forwarding: self.forwarding });
     }
 
     fn apply_announced(&mut self) {
@@ -287,6 +298,15 @@ impl Engine {
         let mut round = Round::default();
         // Before the flags that say so: a limit that nobody asks for costs nothing.
         if let Err(error) = self.maps.limits.set(&self.state.policies.limits()) {
+            round.failures += 1;
+            round.errors.push(error.to_string());
+        }
+        // What other nodes send is taken before this one sends so itself. Only a start ends it: flows of a Service that was
+        // reached directly go on.
+        let (due, first) = (self.state.services.takes_direct(), !self.reconciled);
+        if (due || first)
+            && let Err(error) = self.maps.take_direct(due)
+        {
             round.failures += 1;
             round.errors.push(error.to_string());
         }

@@ -248,6 +248,17 @@ impl Run<'_> {
         if self.backend.is_none() && self.service.is_some() && meant.dst != before.dst {
             self.backend = Some((meant.dst, meant.dport));
         }
+        // To a pod elsewhere, as it is.
+        let sent_inside = match verdict {
+            Verdict::Redirect => packet::outer(&out).zip(self.replica.nat(&before)),
+            Verdict::Pass | Verdict::Drop(_) => None,
+        };
+        if let Some((node, nat)) = sent_inside {
+            self.backend = Some((nat.to.dst, nat.to.dport));
+            let what = format!("sends it as it is to {}, inside a packet of {}", answer::end(nat.to.dst, nat.to.dport), node.to_ip());
+            self.steps.push(Step { program: program.into(), at: at.into(), what });
+            return Ok(Err(Fate::Leaves { device: at.to_owned() }));
+        }
         let reason = match &verdict {
             Verdict::Drop(reason) => *reason,
             Verdict::Pass | Verdict::Redirect => None,

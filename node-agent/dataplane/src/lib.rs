@@ -35,6 +35,7 @@ mod teardown;
 mod watch;
 
 pub use bpf::layout::Layout;
+pub use compile::input::Forwarding;
 pub use config::{Config, MAX_MAP_ENTRIES, PodPrograms, Routing, Vxlan};
 pub use dataplane::Dataplane;
 pub use device::xdp::Xdp;

@@ -20,6 +20,9 @@ pub struct Status {
     pub devices: Vec<Device>,
     /// Addresses NodePorts answer on.
     pub node_addresses: Vec<IpAddr>,
+    /// How packets from outside get to pods of other nodes: "snat" or "dsr", and how many Services have it otherwise.
+    #[serde(default)]
+    pub forwarding: String,
     /// Ranges pods get addresses from.
     pub pod_cidrs: Vec<IpNet>,
     /// Addresses leased to sandboxes, and how many the ranges hold.

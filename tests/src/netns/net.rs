@@ -7,7 +7,8 @@ use std::sync::mpsc;
 
 use nix::sched::{CloneFlags, setns, unshare};
 
-/// A namespace with its loopback up.
+/// A namespace with its loopback up; clones share it.
+#[derive(Clone)]
 pub struct Netns {
     path: PathBuf,
     _keep: mpsc::Sender<()>,

@@ -4,6 +4,7 @@
 mod announce;
 mod differential;
 mod direct;
+mod dsr;
 mod events;
 mod fixture;
 mod full;

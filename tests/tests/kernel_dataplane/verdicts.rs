@@ -28,8 +28,6 @@ enum Shown {
     /// It takes a socket: here, or in another test, which is named.
     BySocket,
     ByTest(#[allow(dead_code, reason = "for people")] &'static str),
-    /// No program gives it.
-    Never,
 }
 
 fn by(dp: Dataplane, program: &'static str, packet: Vec<u8>) -> Shown {
@@ -170,7 +168,15 @@ fn example(reason: DropReason, net: &Net) -> Shown {
         }
         DropReason::PortReserved => Shown::BySocket,
         DropReason::BackendGone => Shown::ByTest("kernel_netns: steer"),
-        DropReason::TtlExceeded => Shown::Never,
+        DropReason::DirectSource | DropReason::DirectInner => {
+            dp.configure(Config { node_netns_cookie: 1, nat_port_min: 61000, nat_port_max: 61000, flags: Config::DIRECT });
+            if reason == DropReason::DirectInner {
+                dp.put_prefix(map::NO_MASQUERADE, 128, Addr::from(net.outside), xebec_ebpf_abi::direct::range::NODE);
+            }
+            let tunnel = if net.node.is_ipv4() { 4 } else { 41 };
+            by(dp, prog::TAKE_DIRECT, packet::ethernet(&packet::ip(net.outside, net.pod, tunnel, &[0; 60])))
+        }
+        DropReason::DirectTooBig | DropReason::DirectNoRoute | DropReason::TtlExceeded => Shown::ByTest("kernel_dataplane: dsr"),
     }
 }
 

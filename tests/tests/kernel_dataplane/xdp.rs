@@ -16,18 +16,18 @@ use xebec_ebpf_abi::{
     XdpDevice, forward, map, prog,
 };
 
-const PASS: i32 = 2;
-const TX: i32 = 3;
+pub const PASS: i32 = 2;
+pub const TX: i32 = 3;
 const REDIRECT: i32 = 4;
 
-const REMOTE_PORT: u16 = 30081;
+pub const REMOTE_PORT: u16 = 30081;
 const LOCAL_PORT: u16 = 30080;
-const TARGET_PORT: u16 = 8080;
-const REMOTE_SET: u32 = 2;
+pub const TARGET_PORT: u16 = 8080;
+pub const REMOTE_SET: u32 = 2;
 const CLIENT: u16 = 45000;
 /// The addresses that `packet::ethernet` writes: the device's own, and somebody's.
-const OWN: [u8; 6] = [2, 0, 0, 0, 0, 1];
-const ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 2];
+pub const OWN: [u8; 6] = [2, 0, 0, 0, 0, 1];
+pub const ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 2];
 const OTHER_OWN: [u8; 6] = [2, 0, 0, 0, 0, 7];
 const OTHER_ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 8];
 
@@ -132,12 +132,12 @@ impl XdpNode {
         assert_eq!(bytes, packet, "untouched");
     }
 
-    fn entry(&mut self, tuple: &Tuple) -> Option<Nat> {
+    pub fn entry(&mut self, tuple: &Tuple) -> Option<Nat> {
         self.dp.hash::<Tuple, Nat>(map::NAT).get(tuple, 0).ok()
     }
 }
 
-fn tuple(proto: u8, src: (IpAddr, u16), dst: (IpAddr, u16)) -> Tuple {
+pub fn tuple(proto: u8, src: (IpAddr, u16), dst: (IpAddr, u16)) -> Tuple {
     Tuple::new(src.0.into(), Port::new(src.1), dst.0.into(), Port::new(dst.1), proto)
 }
 

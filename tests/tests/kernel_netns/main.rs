@@ -6,6 +6,7 @@ mod bandwidth;
 mod blocks;
 mod cni;
 mod connects;
+mod dsr;
 mod explained;
 mod fabric;
 mod flows;

@@ -36,7 +36,8 @@ pub struct Node {
     running: Option<Running>,
     dir: tempfile::TempDir,
     home: String,
-    _one: MutexGuard<'static, ()>,
+    /// None: it is beside another one.
+    _one: Option<MutexGuard<'static, ()>>,
 }
 
 struct Running {
@@ -93,7 +94,20 @@ impl Node {
         config.node_ips = vec![NODE_IP.parse().expect("an address")];
         config.cni_conf_dir = Some(dir.path().join("net.d"));
         config.cluster_cidrs = vec!["10.244.0.0/16".parse().expect("a range")];
-        Node { netns, outside, api, config, running: None, dir, home, _one: one }
+        Node { netns, outside, api, config, running: None, dir, home, _one: Some(one) }
+    }
+
+    /// A second node, `node-2`, in a namespace without devices yet; it has the same API server.
+    pub fn beside(&self, address: &str) -> Node {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let cgroup = cgroup2().join(format!("xebec-netns-{}-2", std::process::id()));
+        std::fs::create_dir_all(&cgroup).expect("a cgroup can be made");
+        let mut config = Config::new("node-2", cgroup, dir.path().join("pins"), dir.path().join("state"), dir.path().join("cni.sock"));
+        config.node_ips = vec![address.parse().expect("an address")];
+        config.cni_conf_dir = Some(dir.path().join("net.d"));
+        config.cluster_cidrs = self.config.cluster_cidrs.clone();
+        let (outside, home) = (self.outside.clone(), own_cgroup());
+        Node { netns: Netns::new(), outside, api: self.api.clone(), config, running: None, dir, home, _one: None }
     }
 
     /// Starts the dataplane in the node's namespace and waits until it is ready.
@@ -172,15 +186,29 @@ impl Node {
 
     /// The same with `more` in the configuration of ADD.
     pub fn pod_with(&self, name: &str, labels: Value, ports: Value, more: &Value) -> Pod {
-        self.api.put(pod_object(name, &labels, &ports, None));
+        self.api.put(self.pod_object(name, &labels, &ports, None));
         let netns = Netns::new();
         let sandbox = format!("{name}0123456789abcdef");
         let result = self.cni_with("ADD", &sandbox, &netns.path().display().to_string(), name, more);
         let result = result.unwrap_or_else(|e| panic!("ADD of {name}: {e}"));
         let address = result["ips"][0]["address"].as_str().expect("an address");
         let ip = address.trim_end_matches("/32").parse().expect("an IPv4 address");
-        self.api.put(pod_object(name, &labels, &ports, Some(ip)));
+        self.api.put(self.pod_object(name, &labels, &ports, Some(ip)));
         Pod { netns, name: name.into(), sandbox, ip, result }
+    }
+
+    fn pod_object(&self, name: &str, labels: &Value, ports: &Value, ip: Option<IpAddr>) -> Value {
+        let mut status = json!({"phase": "Running"});
+        if let Some(ip) = ip {
+            status["podIP"] = json!(ip.to_string());
+            status["podIPs"] = json!([{"ip": ip.to_string()}]);
+        }
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": "default", "uid": format!("uid-{name}"), "labels": labels},
+            "spec": {"nodeName": self.config.node_name, "containers": [{"name": "c", "image": "i", "ports": ports}]},
+            "status": status,
+        })
     }
 
     pub fn delete_pod(&self, pod: &Pod) -> Result<Value, Value> {
@@ -289,20 +317,6 @@ impl Drop for Node {
             removed.expect("the cgroup is empty");
         }
     }
-}
-
-fn pod_object(name: &str, labels: &Value, ports: &Value, ip: Option<IpAddr>) -> Value {
-    let mut status = json!({"phase": "Running"});
-    if let Some(ip) = ip {
-        status["podIP"] = json!(ip.to_string());
-        status["podIPs"] = json!([{"ip": ip.to_string()}]);
-    }
-    json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": name, "namespace": "default", "uid": format!("uid-{name}"), "labels": labels},
-        "spec": {"nodeName": "node-1", "containers": [{"name": "c", "image": "i", "ports": ports}]},
-        "status": status,
-    })
 }
 
 /// Serves TCP and UDP on a port: answers each with the name and the client's address as it sees it.

@@ -19,7 +19,7 @@ const FAR_PORT: u16 = 30081;
 const NEAR_PORT: u16 = 30080;
 
 /// `ethtool -K DEVICE tx off`, by the older call, which every driver knows.
-fn without_checksum_offload(netns: &Netns, device: &str) {
+pub fn without_checksum_offload(netns: &Netns, device: &str) {
     const SIOCETHTOOL: libc::c_ulong = 0x8946;
     const SET_TX_CHECKSUMS: u32 = 0x17;
     netns.run(|| {
@@ -37,7 +37,7 @@ fn without_checksum_offload(netns: &Netns, device: &str) {
 }
 
 /// Runs an XDP program that passes everything, as long as the descriptors live.
-fn pass_all(netns: &Netns, device: &str) -> [OwnedFd; 2] {
+pub fn pass_all(netns: &Netns, device: &str) -> [OwnedFd; 2] {
     let program = raw::empty(raw::XDP).expect("an empty program");
     let link = netns.run(|| {
         let index = nix::net::if_::if_nametoindex(device).expect("the device");

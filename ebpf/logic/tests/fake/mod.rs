@@ -8,6 +8,7 @@ use std::{
 use xebec_ebpf_abi::*;
 use xebec_ebpf_logic::{
     Env, Packet, Stored,
+    direct::Wrap,
     nat::Scratch,
     packet::Plain,
     reject::{Budget, Resize},
@@ -47,7 +48,8 @@ pub struct Fake {
     pub announced: RefCell<HashMap<AnnouncedKey, Announced>>,
     /// Prefixes and their lengths; those of a Service's sources count its id.
     pub source_ranges: RefCell<Vec<(SourceRangeKey, u32)>>,
-    pub no_masquerade: RefCell<Vec<(Addr, u32)>>,
+    /// Prefixes, their lengths, bits of `direct::range`.
+    pub no_masquerade: RefCell<Vec<(Addr, u32, u32)>>,
     pub nat: RefCell<HashMap<Tuple, Nat>>,
     /// How many entries `nat` takes; 0: any number.
     pub nat_places: Cell<usize>,
@@ -234,11 +236,8 @@ impl Env for Fake {
             range.service == service && same_prefix(addr_bits(range.addr), addr, bits - 32)
         })
     }
-    fn keeps_pod_source(&self, dst: &Addr) -> bool {
-        let prefixes = self.no_masquerade.borrow();
-        prefixes
-            .iter()
-            .any(|(prefix, bits)| same_prefix(addr_bits(*prefix), addr_bits(*dst), *bits))
+    fn range(&self, addr: &Addr) -> u32 {
+        longest(&self.no_masquerade.borrow(), addr_bits, *addr).unwrap_or(0)
     }
     fn with_nat<R>(&self, key: &Tuple, f: impl FnOnce(&mut Nat) -> R) -> Option<R> {
         self.nat.borrow_mut().get_mut(key).map(f)
@@ -305,6 +304,9 @@ fn count(counters: &RefCell<HashMap<u32, u64>>, number: u32, more: u32) {
     *counters.borrow_mut().entry(number).or_default() += u64::from(more);
 }
 
+/// The device by which everything leaves, and how much goes by it.
+pub const WAY: u64 = 7 << 32 | 1500;
+
 /// A packet in memory, whose checksums are all complete.
 #[derive(Clone, Copy)]
 pub struct Bytes<'a>(pub &'a RefCell<Vec<u8>>);
@@ -348,6 +350,26 @@ impl Resize for Bytes<'_> {
         let room = vec![0; bytes as usize];
         self.0.borrow_mut().splice(14..14, room);
         true
+    }
+}
+
+impl Wrap for Bytes<'_> {
+    fn put_in(&self, v4: bool) -> bool {
+        self.make_room(if v4 { 20 } else { 40 })
+    }
+
+    fn take_out(&self, v4: bool) -> bool {
+        let header = if v4 { 20 } else { 40 };
+        self.0.borrow_mut().drain(14..14 + header);
+        true
+    }
+
+    fn segment(&self) -> u32 {
+        0
+    }
+
+    fn way(&self, _: &Addr, _: &Addr) -> u64 {
+        WAY
     }
 }
 

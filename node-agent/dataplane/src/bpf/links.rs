@@ -74,11 +74,16 @@ pub fn attach_cgroup(program: &mut impl SocketHook, cgroup: &Path, pin: &Path) -
 }
 
 /// Attaches a classifier to a device, pinned at `pin`; an existing link gets the new program.
-pub fn attach_tc(program: &mut SchedClassifier, device: (&str, u32), hook: TcAttachType, pin: &Path) -> Result<(), AttachError> {
+pub fn attach_tc(
+    program: &mut SchedClassifier,
+    device: (&str, u32),
+    (side, order): (TcAttachType, LinkOrder),
+    pin: &Path,
+) -> Result<(), AttachError> {
     if replace(program.fd()?.as_fd(), Target::Device(device.1), pin)? {
         return Ok(());
     }
-    let id = program.attach_with_options(device.0, hook, TcAttachOptions::TcxOrder(LinkOrder::default()))?;
+    let id = program.attach_with_options(device.0, side, TcAttachOptions::TcxOrder(order))?;
     let link = program.take_link(id)?;
     let link = FdLink::try_from(link).map_err(|_| AttachError::NoLink("devices"))?;
     link.pin(pin)?;

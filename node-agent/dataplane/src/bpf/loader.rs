@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use aya::programs::links::LinkOrder;
 use aya::programs::tc::{SchedClassifier, TcAttachType};
 use aya::programs::{CgroupSock, CgroupSockAddr, Program, Xdp};
 use aya::util::KernelVersion;
@@ -98,6 +99,8 @@ pub enum Hook {
     FromPod,
     /// Packets to a pod.
     ToPod,
+    /// Packets from other machines, before [`Hook::FromUplink`].
+    TakeDirect,
     /// Packets from other machines.
     FromUplink,
     /// Packets to other machines.
@@ -107,13 +110,14 @@ pub enum Hook {
 impl Hook {
     /// Both of a pod's device.
     pub const POD: [Hook; 2] = [Hook::FromPod, Hook::ToPod];
-    /// Both of an uplink.
-    pub const UPLINK: [Hook; 2] = [Hook::FromUplink, Hook::ToUplink];
+    /// Those of an uplink.
+    pub const UPLINK: [Hook; 3] = [Hook::TakeDirect, Hook::FromUplink, Hook::ToUplink];
 
     fn program(self) -> &'static str {
         match self {
             Hook::FromPod => prog::FROM_POD,
             Hook::ToPod => prog::TO_POD,
+            Hook::TakeDirect => prog::TAKE_DIRECT,
             Hook::FromUplink => prog::FROM_UPLINK,
             Hook::ToUplink => prog::TO_UPLINK,
         }
@@ -121,8 +125,15 @@ impl Hook {
 
     fn side(self) -> TcAttachType {
         match self {
-            Hook::FromPod | Hook::FromUplink => TcAttachType::Ingress,
+            Hook::FromPod | Hook::TakeDirect | Hook::FromUplink => TcAttachType::Ingress,
             Hook::ToPod | Hook::ToUplink => TcAttachType::Egress,
+        }
+    }
+
+    fn order(self) -> LinkOrder {
+        match self {
+            Hook::TakeDirect => LinkOrder::first(),
+            Hook::FromPod | Hook::ToPod | Hook::FromUplink | Hook::ToUplink => LinkOrder::default(),
         }
     }
 
@@ -236,11 +247,11 @@ impl Programs {
     }
 
     /// Attaches the programs of these hooks to a device, by links.
-    pub fn attach_device(&mut self, device: (&str, u32), hooks: [Hook; 2]) -> Result<(), Error> {
+    pub fn attach_device<const N: usize>(&mut self, device: (&str, u32), hooks: [Hook; N]) -> Result<(), Error> {
         for hook in hooks {
             let pin = self.pins.link(&hook.pin(device.0));
             let program: &mut SchedClassifier = self.program(hook.program())?;
-            links::attach_tc(program, device, hook.side(), &pin).map_err(|e| Error::Attach {
+            links::attach_tc(program, device, (hook.side(), hook.order()), &pin).map_err(|e| Error::Attach {
                 program: hook.program().into(),
                 to: device.0.into(),
                 reason: chain(&e),
@@ -279,17 +290,17 @@ impl Programs {
     }
 
     /// Whether both hooks are attached to the device, by links.
-    pub fn is_attached(&self, device: (&str, u32), hooks: [Hook; 2]) -> bool {
+    pub fn is_attached<const N: usize>(&self, device: (&str, u32), hooks: [Hook; N]) -> bool {
         hooks.iter().all(|h| links::is_attached(&self.pins.link(&h.pin(device.0)), links::Target::Device(device.1)))
     }
 
     /// Removes the pins of a device's links, which detaches the programs.
-    pub fn detach_device(&self, device: &str, hooks: [Hook; 2]) -> Result<(), Error> {
+    pub fn detach_device<const N: usize>(&self, device: &str, hooks: [Hook; N]) -> Result<(), Error> {
         hooks.iter().try_for_each(|hook| crate::file::remove(&self.pins.link(&hook.pin(device))))
     }
 
     /// Devices that have a pinned link of one of these hooks.
-    pub fn attached_devices(&self, hooks: [Hook; 2]) -> Vec<String> {
+    pub fn attached_devices<const N: usize>(&self, hooks: [Hook; N]) -> Vec<String> {
         let names = std::fs::read_dir(self.pins.links()).into_iter().flatten().flatten();
         let names: Vec<String> = names.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
         let of = |hook: Hook| names.iter().filter_map(move |n| n.strip_suffix(&format!("-{}", hook.program())).map(str::to_owned));

@@ -114,10 +114,29 @@ impl Maps {
         })
     }
 
-    /// Facts of the node; must be there before any program is attached.
-    pub fn configure(&mut self, config: abi::Config) -> Result<(), Error> {
-        let set = self.config.set(0, config, 0);
-        set.map_err(|e| Error::Map { what: "write CONFIG".into(), reason: chain(&e) })
+    /// Facts of the node; must be there before any program is attached. Whether packets of other nodes' clients are taken stays
+    /// as it is: see [`Maps::take_direct`].
+    pub fn configure(&mut self, mut config: abi::Config) -> Result<(), Error> {
+        config.flags |= self.facts()?.flags & abi::Config::DIRECT;
+        self.set_facts(config)
+    }
+
+    /// Whether packets of clients are taken that other nodes send inside packets of their own.
+    pub fn take_direct(&mut self, due: bool) -> Result<(), Error> {
+        let mut config = self.facts()?;
+        if (config.flags & abi::Config::DIRECT != 0) == due {
+            return Ok(());
+        }
+        config.flags ^= abi::Config::DIRECT;
+        self.set_facts(config)
+    }
+
+    fn facts(&self) -> Result<abi::Config, Error> {
+        self.config.get(&0, 0).map_err(|e| Error::Map { what: "read CONFIG".into(), reason: chain(&e) })
+    }
+
+    fn set_facts(&mut self, config: abi::Config) -> Result<(), Error> {
+        self.config.set(0, config, 0).map_err(|e| Error::Map { what: "write CONFIG".into(), reason: chain(&e) })
     }
 
     /// Ends all shortcuts of connections: what they were made of has changed.

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use xebec_ebpf_abi::{Addr, Frontend, FrontendKey, Port};
 
-use super::input::{Algorithm, EndpointIn, HostPortIn, ServiceIn, ServicePortIn, SliceIn};
+use super::input::{Algorithm, EndpointIn, Forwarding, HostPortIn, ServiceIn, ServicePortIn, SliceIn};
 use super::maglev;
 
 /// What of the node the choice depends on.
@@ -20,6 +20,8 @@ pub struct NodeFacts {
     pub zone: Option<String>,
     /// Addresses NodePorts are served on.
     pub addresses: BTreeSet<IpAddr>,
+    /// How packets from outside get to other nodes, where a Service does not say.
+    pub forwarding: Forwarding,
 }
 
 /// An endpoint as a frontend's backend.
@@ -161,8 +163,12 @@ fn port_spec<'a>(
             frontends.push(FrontendSpec { key, internal: internal_role, external: internal_role, flags: 0 });
         }
     }
+    let forwarded = match service.forwarding.unwrap_or(node.forwarding) {
+        Forwarding::Snat => 0,
+        Forwarding::Dsr => Frontend::DIRECT,
+    };
     let mut outside = |key, flags| {
-        let flags = Frontend::EXTERNAL | chosen_outside | flags;
+        let flags = Frontend::EXTERNAL | chosen_outside | forwarded | flags;
         frontends.push(FrontendSpec { key, internal: Role::Cluster, external: external_role, flags });
     };
     for ip in external_ips {

@@ -102,6 +102,10 @@ pub struct ServiceIn {
     /// Load-balancer addresses that are given by xebec's control plane: nodes answer for them.
     pub announced: Vec<IpAddr>,
     pub algorithm: Algorithm,
+    /// None: as the node's agent was told.
+    pub forwarding: Option<Forwarding>,
+    /// Annotations whose values mean nothing, in words for their author.
+    pub mistakes: Vec<String>,
 }
 
 /// How a Service's backends are chosen.
@@ -121,13 +125,51 @@ pub enum Algorithm {
 /// Annotation of a Service: `random`, `maglev` or `least-connections`.
 pub const ALGORITHM: &str = "xebec.dev/lb-algorithm";
 
-fn algorithm(annotations: Option<&Labels>) -> Algorithm {
-    match annotations.and_then(|a| a.get(ALGORITHM)).map(String::as_str) {
-        Some("random") => Algorithm::Random,
-        Some("maglev") => Algorithm::Maglev,
-        Some("least-connections") => Algorithm::LeastConnections,
-        Some(_) | None => Algorithm::Unset,
+fn algorithm(text: &str) -> Option<Algorithm> {
+    match text {
+        "random" => Some(Algorithm::Random),
+        "maglev" => Some(Algorithm::Maglev),
+        "least-connections" => Some(Algorithm::LeastConnections),
+        _ => None,
     }
+}
+
+/// How packets from outside get to pods of other nodes, and answers back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Forwarding {
+    /// Both through the node the client has asked, behind its address.
+    #[default]
+    Snat,
+    /// Packets as they are, inside packets between nodes; answers go straight to the client (direct server return).
+    Dsr,
+}
+
+/// Annotation of a Service: `snat` or `dsr`.
+pub const FORWARDING: &str = "xebec.dev/forwarding-mode";
+
+impl Forwarding {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Forwarding::Snat => "snat",
+            Forwarding::Dsr => "dsr",
+        }
+    }
+
+    fn named(text: &str) -> Option<Forwarding> {
+        [Forwarding::Snat, Forwarding::Dsr].into_iter().find(|f| f.name() == text)
+    }
+}
+
+/// What an annotation says; what it does not mean is told to its author.
+fn said<T>(annotations: Option<&Labels>, name: &str, read: fn(&str) -> Option<T>, known: &str, mistakes: &mut Vec<String>) -> Option<T> {
+    let text = annotations?.get(name)?;
+    let value = read(text);
+    if value.is_none() {
+        let text: String = text.chars().take(64).collect();
+        mistakes.push(format!("the annotation {name} is {text:?}, which means nothing; it may be {known}"));
+    }
+    value
 }
 
 /// One port of it.
@@ -187,7 +229,13 @@ pub fn service(service: &Service) -> Option<ServiceIn> {
         _ => None,
     };
     let external_local = external && spec.external_traffic_policy.as_deref() == Some("Local");
+    let (annotations, mut mistakes) = (service.metadata.annotations.as_ref(), Vec::new());
+    let algorithm = said(annotations, ALGORITHM, algorithm, "random, maglev or least-connections", &mut mistakes);
+    let forwarding = said(annotations, FORWARDING, Forwarding::named, "snat or dsr", &mut mistakes);
     Some(ServiceIn {
+        algorithm: algorithm.unwrap_or_default(),
+        forwarding,
+        mistakes,
         cluster_ips,
         external_ips: ips(spec.external_ips.as_ref(), routed),
         load_balancer_ips,
@@ -204,7 +252,6 @@ pub fn service(service: &Service) -> Option<ServiceIn> {
         external_local,
         announced,
         health_check: spec.health_check_node_port.filter(|_| kind == "LoadBalancer" && external_local).and_then(port),
-        algorithm: algorithm(service.metadata.annotations.as_ref()),
     })
 }
 

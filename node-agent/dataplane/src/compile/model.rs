@@ -230,8 +230,8 @@ impl Env for Kernel {
         let bytes = |k: &SourceRangeKey| [&k.service.to_be_bytes()[..], &k.addr.octets()].concat();
         longest(&self.0.source_ranges, bytes, &bytes(key)).is_some()
     }
-    fn keeps_pod_source(&self, _: &Addr) -> bool {
-        false
+    fn range(&self, _: &Addr) -> u32 {
+        0
     }
     fn with_nat<R>(&self, _: &Tuple, _: impl FnOnce(&mut Nat) -> R) -> Option<R> {
         None

@@ -129,7 +129,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 pub(super) fn feed(state: &mut State, world: &World) {
-    state.set_node(NodeFacts { name: NODE.into(), zone: None, addresses: BTreeSet::from([IpAddr::from(NODE_IP)]) });
+    state.set_node(NodeFacts { name: NODE.into(), zone: None, addresses: BTreeSet::from([IpAddr::from(NODE_IP)]), ..NodeFacts::default() });
     for (n, name) in ["one", "two"].iter().enumerate() {
         state.policies.set_namespace(name, Some(Labels::from([("l".into(), world.namespace_labels[n].to_string())])));
     }

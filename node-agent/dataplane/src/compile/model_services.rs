@@ -290,7 +290,7 @@ fn check_rings(kernel: &Kernel) {
 }
 
 fn feed(state: &mut State, world: &World) {
-    state.set_node(NodeFacts { name: NODE.into(), zone: Some(ZONE.into()), addresses: NODE_IPS.map(ip).into() });
+    state.set_node(NodeFacts { name: NODE.into(), zone: Some(ZONE.into()), addresses: NODE_IPS.map(ip).into(), ..NodeFacts::default() });
     for n in 0..3 {
         let service = world.services.get(&n).map(|s| serde_json::from_value(s.object()).expect("a Service"));
         state.services.set_service(Key::new("ns", &format!("s{n}")), service.and_then(|s| input::service(&s)));

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use xebec_ebpf_abi::{Backend, BackendSet, Frontend, FrontendKey, SourceRangeKey};
 
 use super::expand::{self, BackendKey, NodeFacts, PortSpec, Role, SetSpec};
-use super::input::{EndpointIn, HostPortIn, Key, ServiceIn, SliceIn};
+use super::input::{EndpointIn, Forwarding, HostPortIn, Key, ServiceIn, SliceIn};
 use super::maglev::{self, Member};
 use super::rings::RingTables;
 use super::sets::Set;
@@ -87,6 +87,10 @@ pub struct Services {
     checked: BTreeSet<Arc<Key>>,
     /// Those whose addresses nodes answer for.
     announced: BTreeSet<Arc<Key>>,
+    /// Those that say themselves that they are reached directly.
+    direct: BTreeSet<Arc<Key>>,
+    /// Those with annotations that mean nothing.
+    mistaken: BTreeSet<Arc<Key>>,
     slices: BTreeMap<Arc<Key>, SliceIn>,
     /// In the order of their names.
     slices_of: BTreeMap<Arc<Key>, Vec<Arc<Key>>>,
@@ -199,6 +203,8 @@ impl Services {
         let mark = |holds: bool, set: &mut BTreeSet<Arc<Key>>| if holds { set.insert(key.clone()) } else { set.remove(&key) };
         mark(service.as_ref().is_some_and(|s| s.health_check.is_some()), &mut self.checked);
         mark(service.as_ref().is_some_and(|s| !s.announced.is_empty()), &mut self.announced);
+        mark(service.as_ref().is_some_and(|s| s.forwarding == Some(Forwarding::Dsr)), &mut self.direct);
+        mark(service.as_ref().is_some_and(|s| !s.mistakes.is_empty()), &mut self.mistaken);
         let changed = match service {
             Some(service) => {
                 self.services.get(&key) != Some(&service) && {
@@ -240,6 +246,20 @@ impl Services {
             }
             self.dirty.insert(Owner::Service(service));
             self.slices.insert(key, slice);
+        }
+    }
+
+    /// Whether clients' packets come here inside other nodes'.
+    pub fn takes_direct(&self) -> bool {
+        self.node.forwarding == Forwarding::Dsr || !self.direct.is_empty()
+    }
+
+    /// How packets from outside get to other nodes, in words.
+    pub fn forwarding(&self) -> String {
+        let (mode, own) = (self.node.forwarding, self.services.values().filter_map(|s| s.forwarding));
+        match own.filter(|own| *own != mode).count() {
+            0 => mode.name().to_owned(),
+            others => format!("{}, {others} Services otherwise", mode.name()),
         }
     }
 

@@ -141,9 +141,11 @@ impl State {
     }
 
     /// Destinations that see pods' own addresses.
-    pub fn set_no_masquerade(&mut self, nets: &BTreeSet<IpNet>) {
+    ///
+    /// With each range, bits of [`range`](xebec_ebpf_abi::direct::range): whose addresses it holds.
+    pub fn set_no_masquerade(&mut self, nets: &BTreeMap<IpNet, u32>) {
         let key = |net: &IpNet| (addr(net.network()).prefix_len(net.prefix_len()), addr(net.network()));
-        self.no_masquerade.replace(nets.iter().map(|n| (key(n), 1)).collect());
+        self.no_masquerade.replace(nets.iter().map(|(n, whose)| (key(n), *whose)).collect());
     }
 
     /// How many entries the kernel is known to hold in each map.

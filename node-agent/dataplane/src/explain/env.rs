@@ -153,8 +153,8 @@ impl Env for Live<'_> {
         self.replica.longest::<_, u32>(map::SOURCE_RANGES, 160, *key).is_some()
     }
 
-    fn keeps_pod_source(&self, dst: &Addr) -> bool {
-        self.replica.longest::<_, u32>(map::NO_MASQUERADE, 128, *dst).is_some()
+    fn range(&self, addr: &Addr) -> u32 {
+        self.replica.longest(map::NO_MASQUERADE, 128, *addr).unwrap_or(0)
     }
 
     fn with_nat<R>(&self, key: &Tuple, f: impl FnOnce(&mut Nat) -> R) -> Option<R> {

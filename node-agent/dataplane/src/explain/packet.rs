@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use xebec_ebpf_abi::{Port, Tuple, proto};
+use xebec_ebpf_abi::{Addr, Port, Tuple, proto};
 
 use crate::compile::expand::addr;
 
@@ -60,6 +60,12 @@ fn checksum(header: &[u8]) -> u16 {
     let sum: u32 = header.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0))).sum();
     let folded = (sum & 0xffff) + (sum >> 16);
     !((folded & 0xffff) + (folded >> 16)) as u16
+}
+
+/// The source of a packet that has another one inside.
+pub fn outer(packet: &[u8]) -> Option<Addr> {
+    let outer = tuple(packet)?;
+    matches!(outer.proto(), proto::IPIP | proto::IPV6).then_some(outer.src)
 }
 
 /// What a packet that [`first`] made has become.

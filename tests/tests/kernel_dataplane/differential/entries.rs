@@ -118,7 +118,7 @@ impl Entry {
             }
             Entry::NoMasquerade(key, bits) => {
                 kernel.put_prefix(map::NO_MASQUERADE, *bits, *key, 1u32);
-                host.no_masquerade.borrow_mut().push((*key, *bits));
+                host.no_masquerade.borrow_mut().push((*key, *bits, 1));
             }
             Entry::Limit(key, value) => {
                 kernel.put(map::LIMITS, *key, *value);

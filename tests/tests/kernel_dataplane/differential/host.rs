@@ -49,7 +49,7 @@ pub fn run(host: &Fake, program: &str, frame: &[u8]) -> Result<(Did, Option<Drop
     let (verdict, reason) = match verdict {
         Verdict::Pass => (UNSPEC, None),
         Verdict::Drop(reason) => (SHOT, Some(reason)),
-        Verdict::Peer(_) | Verdict::Out(_) => (REDIRECT, None),
+        Verdict::Peer(_) | Verdict::Out(_) | Verdict::Neighbor(_) => (REDIRECT, None),
     };
     let bytes = bytes.into_inner();
     Ok((Did { verdict, bytes }, reason))

@@ -17,6 +17,8 @@ pub const ADDRESS_TAKEN: &str = "ServiceAddressTaken";
 
 /// There is no room for its ring.
 pub const WITHOUT_RING: &str = "ServiceWithoutRing";
+/// An annotation of it means nothing.
+pub const ANNOTATION_INVALID: &str = "ServiceAnnotationInvalid";
 
 impl Services {
     /// Services that are to be hashed consistently and are not.
@@ -37,6 +39,9 @@ impl Services {
     pub fn complaints(&self) -> BTreeMap<Subject, String> {
         let of = |(key, text)| ((key, DOES_NOT_FIT), text);
         let mut complaints: BTreeMap<Subject, String> = self.refusals().into_iter().map(of).chain(self.without_ring()).collect();
+        for (key, service) in self.mistaken.iter().filter_map(|key| Some((key, self.services.get(key)?))) {
+            complaints.insert((Key::clone(key), ANNOTATION_INVALID), service.mistakes.join("; "));
+        }
         for key in &self.contested {
             let claims = self.claims.get(key).map_or(&[][..], |claims| &claims[..]);
             let Some(((winner, _), losers)) = claims.split_first() else {
@@ -78,7 +83,7 @@ fn place(key: &FrontendKey) -> String {
 mod tests {
     use super::*;
     use crate::compile::expand::NodeFacts;
-    use crate::compile::input;
+    use crate::compile::input::{self, Forwarding};
     use crate::compile::model::Kernel;
     use crate::compile::state::State;
 
@@ -204,6 +209,34 @@ mod tests {
         state.services.set_service(Key::new("ns", "a"), None);
         kernel.follow(&mut state, |_| ());
         assert_eq!((told(&state), kernel.0.rings.len()), (vec![], 1), "when a ring has gone it gets one");
+    }
+
+    #[test]
+    fn an_annotation_that_means_nothing_is_told_and_does_no_harm() {
+        let (mut state, mut kernel) = (State::default(), Kernel::default());
+        let forwarding = |default| NodeFacts { name: "here".into(), forwarding: default, ..NodeFacts::default() };
+        state.set_node(forwarding(Forwarding::Snat));
+        let mut annotated = |value: &str, state: &mut State| {
+            let spec = serde_json::json!({"type": "NodePort", "clusterIP": "10.96.0.1", "ports": [{"port": 80, "nodePort": 30001}]});
+            let meta = serde_json::json!({"namespace": "ns", "name": "a", "annotations": {input::FORWARDING: value}});
+            let service = serde_json::from_value(serde_json::json!({"metadata": meta, "spec": spec})).expect("a Service");
+            state.services.set_service(Key::new("ns", "a"), input::service(&service));
+            kernel.follow(state, |_| ());
+            let direct = |f: &&xebec_ebpf_abi::Frontend| f.flags & xebec_ebpf_abi::Frontend::DIRECT != 0;
+            kernel.0.frontends.values().filter(direct).count()
+        };
+        assert_eq!(annotated("DSR", &mut state), 0, "the NodePort is served as without it");
+        let complaint = state.services.complaints().into_iter().next().expect("one");
+        assert_eq!(complaint.0, (Key::new("ns", "a"), ANNOTATION_INVALID));
+        assert_eq!(complaint.1, "the annotation xebec.dev/forwarding-mode is \"DSR\", which means nothing; it may be snat or dsr");
+        assert!(!state.services.takes_direct());
+        assert_eq!(annotated("dsr", &mut state), 1, "the NodePort, not the ClusterIP");
+        assert_eq!((told(&state), state.services.takes_direct()), (vec![], true));
+        assert_eq!(state.services.forwarding(), "snat, 1 Services otherwise");
+        state.set_node(forwarding(Forwarding::Dsr));
+        assert_eq!(annotated("snat", &mut state), 0, "the Service has the last word");
+        assert_eq!(annotated("", &mut state), 1);
+        assert_eq!(state.services.forwarding(), "dsr");
     }
 
     #[test]
