@@ -14,6 +14,10 @@ use crate::upgrade::FromOutside;
 use crate::xdp::{pass_all, without_checksum_offload};
 
 const OTHER_IP: &str = "192.0.2.3";
+/// The same of the other family: the node that is asked, the client, the node with the pod.
+const NODE_V6: &str = "2001:db8::1";
+const OUTSIDE_V6: &str = "2001:db8::2";
+const OTHER_V6: &str = "2001:db8::3";
 const PORT: u16 = 30080;
 /// Leads to a port that counts what it is sent.
 const SINK_PORT: u16 = 30090;
@@ -37,11 +41,14 @@ fn segment(node: &Node, other: &Node, driver: bool) {
     other.netns.join("up0", outside, "out1");
     other.netns.ip(&format!("addr add {OTHER_IP}/24 dev up0"));
     other.netns.ip(&format!("route add default via {OUTSIDE_IP}"));
+    node.netns.ip(&format!("addr add {NODE_V6}/64 dev up0 nodad"));
+    other.netns.ip(&format!("addr add {OTHER_V6}/64 dev up0 nodad"));
     outside.ip("addr flush dev out0");
     for device in ["out0", "out1"] {
         outside.ip(&format!("link set {device} master wire"));
     }
     outside.ip(&format!("addr add {OUTSIDE_IP}/24 dev wire"));
+    outside.ip(&format!("addr add {OUTSIDE_V6}/64 dev wire nodad"));
     if driver {
         ["out0", "out1", "wire"].iter().for_each(|device| without_checksum_offload(outside, device));
     }
@@ -51,10 +58,14 @@ fn world(driver: bool, routing: Routing) -> World {
     let mut node = Node::new();
     let mut other = node.beside(OTHER_IP);
     segment(&node, &other, driver);
-    for (name, address, range) in [("node-1", NODE_IP, "10.244.7.0/24"), ("node-2", OTHER_IP, "10.244.8.0/24")] {
+    for (name, addresses, ranges) in [
+        ("node-1", [NODE_IP, NODE_V6], ["10.244.7.0/24", "fd00:7::/64"]),
+        ("node-2", [OTHER_IP, OTHER_V6], ["10.244.8.0/24", "fd00:8::/64"]),
+    ] {
+        let addresses = addresses.map(|address| json!({"type": "InternalIP", "address": address}));
         node.api.put(json!({
             "apiVersion": "v1", "kind": "Node", "metadata": {"name": name},
-            "spec": {"podCIDRs": [range]}, "status": {"addresses": [{"type": "InternalIP", "address": address}]},
+            "spec": {"podCIDRs": ranges}, "status": {"addresses": addresses},
         }));
     }
     let mut wire = None;
@@ -62,7 +73,8 @@ fn world(driver: bool, routing: Routing) -> World {
         node.config.xdp = Xdp::All;
         wire = Some(pass_all(&node.outside, "out0"));
     }
-    for one in [&mut node, &mut other] {
+    for (one, v6) in [(&mut node, NODE_V6), (&mut other, OTHER_V6)] {
+        one.config.node_ips.push(v6.parse().expect("an address"));
         one.config.forwarding = Forwarding::Dsr;
         one.config.routing = routing;
         one.start();
@@ -79,21 +91,30 @@ fn service(node: &Node, pod: &Pod, annotations: &Value) {
     let of_service = ports.map(|(name, protocol, port, node_port, target)| {
         json!({"name": name, "protocol": protocol, "port": port, "nodePort": node_port, "targetPort": target})
     });
+    let of_both = ["10.96.0.11", "fd00:96::11"];
     node.api.put(json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": "far", "namespace": "default", "annotations": annotations},
-        "spec": {"type": "NodePort", "clusterIP": "10.96.0.11", "clusterIPs": ["10.96.0.11"], "ports": of_service},
+        "spec": {"type": "NodePort", "clusterIP": of_both[0], "clusterIPs": of_both, "ports": of_service},
     }));
     let of_slice = ports.map(|(name, protocol, _, _, target)| json!({"name": name, "port": target, "protocol": protocol}));
-    node.api.put(json!({
-        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-        "metadata": {"name": "far-1", "namespace": "default", "labels": {"kubernetes.io/service-name": "far"}},
-        "endpoints": [{"addresses": [pod.ip.to_string()], "conditions": {"ready": true}, "nodeName": "node-2"}], "ports": of_slice,
-    }));
+    for (family, address) in [("IPv4", pod.ip.to_string()), ("IPv6", v6(pod))] {
+        node.api.put(json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,
+            "metadata": {"name": format!("far-{family}"), "namespace": "default", "labels": {"kubernetes.io/service-name": "far"}},
+            "endpoints": [{"addresses": [address], "conditions": {"ready": true}, "nodeName": "node-2"}], "ports": of_slice,
+        }));
+    }
+}
+
+/// A pod's other address.
+fn v6(pod: &Pod) -> String {
+    let address = pod.result["ips"][1]["address"].as_str().unwrap_or_else(|| panic!("{}", pod.result));
+    address.trim_end_matches("/128").to_owned()
 }
 
 /// Answers each connection with the number of bytes it brought, once it has brought all.
 fn sink(pod: &Pod) {
-    let listener = pod.netns.run(|| TcpListener::bind(("0.0.0.0", 9090))).expect("a port");
+    let listener = pod.netns.run(|| TcpListener::bind(("::", 9090))).expect("a port");
     pod.netns.spawn(move || {
         for mut stream in listener.incoming().flatten() {
             let mut all = Vec::new();
@@ -111,17 +132,21 @@ fn counted(node: &Node, path: &str) -> u64 {
 impl World {
     /// Whom the pod saw as it was asked over TCP.
     fn asked(&self) -> Option<String> {
-        let (name, seen) = self.node.ask_from_outside(at(NODE_IP, PORT)).ok()?;
+        self.asked_at(NODE_IP)
+    }
+
+    fn asked_at(&self, address: &str) -> Option<String> {
+        let (name, seen) = self.node.ask_from_outside(at(address, PORT)).ok()?;
         assert_eq!(name, "far");
         Some(seen)
     }
 
     /// The same over UDP, with a datagram of this size.
-    fn asked_by_datagram(&self, size: usize) -> std::io::Result<String> {
-        let to: SocketAddr = at(NODE_IP, PORT);
+    fn asked_by_datagram(&self, address: &str, size: usize) -> std::io::Result<String> {
+        let to: SocketAddr = at(address, PORT);
         self.node.in_home_cgroup(|| {
             self.node.outside.run(|| {
-                let socket = UdpSocket::bind("0.0.0.0:0")?;
+                let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
                 socket.set_read_timeout(Some(Duration::from_millis(500)))?;
                 socket.connect(to)?;
                 socket.send(&vec![7; size])?;
@@ -133,10 +158,10 @@ impl World {
     }
 
     /// Sends so many bytes to the pod; how many it says there were.
-    fn brought(&self, bytes: usize) -> std::io::Result<String> {
+    fn brought(&self, address: &str, bytes: usize) -> std::io::Result<String> {
         self.node.in_home_cgroup(|| {
             self.node.outside.run(|| {
-                let mut stream = TcpStream::connect_timeout(&at(NODE_IP, SINK_PORT), Duration::from_secs(2))?;
+                let mut stream = TcpStream::connect_timeout(&at(address, SINK_PORT), Duration::from_secs(2))?;
                 stream.set_read_timeout(Some(Duration::from_secs(10)))?;
                 stream.write_all(&vec![7; bytes])?;
                 stream.shutdown(Shutdown::Write)?;
@@ -158,21 +183,24 @@ impl World {
 }
 
 fn clients_are_seen_and_answered(world: &World, sent: &str) {
-    eventually("the pod sees its client", || world.asked().as_deref() == Some(OUTSIDE_IP));
-    let before = counted(&world.node, sent);
-    eventually("as it is sent", || {
-        assert_eq!(world.asked().as_deref(), Some(OUTSIDE_IP));
-        counted(&world.node, sent) > before
-    });
-    let right = format!("far {OUTSIDE_IP}");
-    eventually("datagrams too", || world.asked_by_datagram(1).is_ok_and(|answer| answer == right));
-    eventually("the pod's node has taken them out", || counted(&world.other, "direct_received") > 0);
-    // Segments that fill the wire do not fit with a header around them.
-    for _ in 0..3 {
-        assert_eq!(world.brought(1 << 20).expect("all of it arrives"), (1 << 20).to_string());
+    // With the largest datagram that the wire takes.
+    for (address, client, largest) in [(NODE_IP, OUTSIDE_IP, 1472), (NODE_V6, OUTSIDE_V6, 1452)] {
+        eventually("the pod sees its client", || world.asked_at(address).as_deref() == Some(client));
+        let before = counted(&world.node, sent);
+        eventually("as it is sent", || {
+            assert_eq!(world.asked_at(address).as_deref(), Some(client));
+            counted(&world.node, sent) > before
+        });
+        let right = format!("far {client}");
+        eventually("datagrams too", || world.asked_by_datagram(address, 1).is_ok_and(|answer| answer == right));
+        eventually("the pod's node has taken them out", || counted(&world.other, "direct_received") > 0);
+        // Segments that fill the wire do not fit with a header around them.
+        for _ in 0..3 {
+            assert_eq!(world.brought(address, 1 << 20).expect("all of it arrives"), (1 << 20).to_string());
+        }
+        // The client is told how much fits, and sends in pieces what is more.
+        eventually("a datagram that fills the wire", || world.asked_by_datagram(address, largest).is_ok_and(|answer| answer == right));
     }
-    // The client is told how much fits, and sends in pieces what is more.
-    eventually("a datagram that fills the wire", || world.asked_by_datagram(1472).is_ok_and(|answer| answer == right));
     world.answers_go_straight();
 }
 
