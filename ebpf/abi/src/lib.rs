@@ -102,8 +102,9 @@
 //!
 //! - `LIMITS`: hash, user and bpf (see there), [`LimitKey`] → [`Limit`]. Bandwidth of pods that have
 //!   [`Endpoint::LIMIT_INGRESS`] / [`Endpoint::LIMIT_EGRESS`]. What is too much is dropped.
-//! - `SHORTCUTS`: LRU hash, bpf, [`ShortcutKey`] → [`Shortcut`]. Connections from pods that have been
-//!   judged within a second and whose packets therefore go on without.
+//! - `SHORTCUTS`: per-CPU array of [`Shortcut::PLACES`], bpf, [`Shortcut::place`] → [`Shortcut`]. Connections from
+//!   pods that have been judged within a second and whose packets therefore go on without. Each CPU has its
+//!   own, so nobody reads what is being written.
 //! - `GENERATION`: array of 1, user, `u32` 0 → `u64`. Another number ends all shortcuts: written after every
 //!   change of `ENDPOINTS`.
 //!
@@ -182,7 +183,7 @@ pub use service::{
     Affinity, AffinityKey, Backend, BackendSet, Frontend, FrontendKey, MemberKey, NodeAddr,
     SlotKey, SockFrontend, SockKey, SourceRangeKey,
 };
-pub use shortcut::{Shortcut, ShortcutKey};
+pub use shortcut::Shortcut;
 pub use steer::{Given, NetnsCookie};
 
 /// Facts about the node that programs need. See `CONFIG` in the crate's doc.

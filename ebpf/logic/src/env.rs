@@ -7,7 +7,7 @@ use xebec_ebpf_abi::{
     Addr, Affinity, AffinityKey, Announced, AnnouncedKey, Backend, BackendSet, Config, DropReason,
     Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, Given, Limit,
     LimitKey, MemberKey, Nat, NodeAddr, PolicyKey, PolicyVerdict, Port, Remote, Rings, Shortcut,
-    ShortcutKey, SlotKey, SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink,
+    SlotKey, SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink,
 };
 
 /// What became of a write.
@@ -60,8 +60,8 @@ pub trait Env {
     /// False when the map took no entry.
     fn set_flow(&self, key: &FlowKey, value: &Flow) -> bool;
 
-    fn shortcut(&self, key: &ShortcutKey) -> Option<Shortcut>;
-    fn set_shortcut(&self, key: &ShortcutKey, value: &Shortcut);
+    /// Runs `f` on this CPU's shortcut in place.
+    fn with_shortcut<R>(&self, place: u32, f: impl FnOnce(&mut Shortcut) -> R) -> Option<R>;
     /// What shortcuts must have been made under.
     fn generation(&self) -> u64;
 

@@ -24,6 +24,11 @@ pub trait Packet: Copy {
     /// Reads a header; `None` past the end.
     fn load<T: Plain>(&self, offset: u32) -> Option<T>;
 
+    /// The same, but `None` also where reading costs more than looking: of headers that lie apart.
+    fn glimpse<T: Plain>(&self, offset: u32) -> Option<T> {
+        self.load(offset)
+    }
+
     /// Writes; false past the end or when the packet cannot be written.
     fn store<T: Plain>(&self, offset: u32, value: &T) -> bool;
 

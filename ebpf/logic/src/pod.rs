@@ -34,7 +34,7 @@ pub enum Verdict {
     Neighbor(u32),
 }
 
-/// A packet left a pod through the device `ifindex`. `ethertype` in host order.
+/// A packet for which there is no shortcut left a pod through the device `ifindex`. `ethertype` in host order.
 #[inline(always)]
 pub fn leaves<E: Env, P: Resize>(
     env: &E,
@@ -43,11 +43,6 @@ pub fn leaves<E: Env, P: Resize>(
     ethertype: u16,
     ifindex: u32,
 ) -> Verdict {
-    match shortcut::take(env, packet, ethertype, ifindex) {
-        shortcut::JUDGE => {}
-        shortcut::STACK => return Verdict::Pass,
-        peer => return Verdict::Peer(peer),
-    }
     let is_ip = match read(packet, headers, ethertype) {
         Ok(is_ip) => is_ip,
         Err(reason) => return refuse(env, packet, reason),

@@ -8,9 +8,9 @@
 
 use crate::conntrack::DECIDED;
 use crate::env::Env;
-use crate::packet::{Packet, TcpIpv4, TcpIpv6};
+use crate::packet::{Packet, TcpIpv4, TcpIpv6, TcpStart};
 use crate::parse::{ETH_IPV4, ETH_IPV6, FIN, Fragment, Headers, Kind, L3, RST, SYN};
-use xebec_ebpf_abi::{Addr, Endpoint, Port, Shortcut, ShortcutKey, Tuple, forward, proto};
+use xebec_ebpf_abi::{Addr, Endpoint, Port, Shortcut, Tuple, forward, proto};
 
 /// What [`take`] says: there is no shortcut.
 pub const JUDGE: u32 = u32::MAX;
@@ -32,7 +32,7 @@ pub fn take<E: Env, P: Packet>(env: &E, packet: P, ethertype: u16, ifindex: u32)
 
 #[inline(never)]
 fn take_v4<E: Env, P: Packet>(env: &E, packet: P, ifindex: u32) -> u32 {
-    let Some(read) = packet.load::<TcpIpv4>(L3) else {
+    let Some(read) = packet.glimpse::<TcpIpv4>(L3) else {
         return JUDGE;
     };
     let (ip, tcp) = (&read.ip, &read.tcp);
@@ -42,12 +42,12 @@ fn take_v4<E: Env, P: Packet>(env: &E, packet: P, ifindex: u32) -> u32 {
         return JUDGE;
     }
     let (src, dst) = (Addr::from_v4_word(ip.src), Addr::from_v4_word(ip.dst));
-    follow(env, packet, src, dst, (tcp.sport, tcp.dport), ifindex)
+    follow(env, packet, &tcp_tuple(src, dst, tcp), ifindex)
 }
 
 #[inline(never)]
 fn take_v6<E: Env, P: Packet>(env: &E, packet: P, ifindex: u32) -> u32 {
-    let Some(read) = packet.load::<TcpIpv6>(L3) else {
+    let Some(read) = packet.glimpse::<TcpIpv6>(L3) else {
         return JUDGE;
     };
     let (ip, tcp) = (&read.ip, &read.tcp);
@@ -60,34 +60,38 @@ fn take_v6<E: Env, P: Packet>(env: &E, packet: P, ifindex: u32) -> u32 {
     if src.is_v4() || dst.is_v4() {
         return JUDGE;
     }
-    follow(env, packet, src, dst, (tcp.sport, tcp.dport), ifindex)
+    follow(env, packet, &tcp_tuple(src, dst, tcp), ifindex)
 }
 
 #[inline(always)]
-fn follow<E: Env, P: Packet>(
-    env: &E,
-    packet: P,
-    src: Addr,
-    dst: Addr,
-    (sport, dport): (u16, u16),
-    ifindex: u32,
-) -> u32 {
-    let (sport, dport) = (Port::from_raw(sport), Port::from_raw(dport));
-    let tuple = Tuple::new(src, sport, dst, dport, proto::TCP);
-    let Some(shortcut) = env.shortcut(&ShortcutKey { tuple, ifindex }) else {
-        return JUDGE;
-    };
-    if shortcut.generation != env.generation() || shortcut.until <= env.now() {
-        return JUDGE;
-    }
-    if shortcut.ifindex != STACK {
-        if !packet.store(0, &[shortcut.pod_mac, shortcut.host_mac]) {
+fn tcp_tuple(src: Addr, dst: Addr, tcp: &TcpStart) -> Tuple {
+    let (sport, dport) = (Port::from_raw(tcp.sport), Port::from_raw(tcp.dport));
+    Tuple::new(src, sport, dst, dport, proto::TCP)
+}
+
+#[inline(always)]
+fn follow<E: Env, P: Packet>(env: &E, packet: P, tuple: &Tuple, ifindex: u32) -> u32 {
+    let followed = env.with_shortcut(Shortcut::place(tuple), |shortcut| {
+        if shortcut.tuple != *tuple || shortcut.from != ifindex {
             return JUDGE;
         }
+        if shortcut.generation != env.generation() || shortcut.until <= env.now() {
+            return JUDGE;
+        }
+        if shortcut.to != STACK && !packet.store(0, &[shortcut.pod_mac, shortcut.host_mac]) {
+            return JUDGE;
+        }
+        shortcut.to
+    });
+    let to = followed.unwrap_or(JUDGE);
+    if to == JUDGE {
+        return JUDGE;
+    }
+    if to != STACK {
         env.forwarded(forward::TO_POD, packet.len());
     }
     env.forwarded(forward::FROM_POD, packet.len());
-    shortcut.ifindex
+    to
 }
 
 /// Makes a shortcut for a packet that was judged and goes on, straight to the pod behind a device or to the [`STACK`], if
@@ -103,13 +107,8 @@ pub fn make<E: Env>(env: &E, headers: &Headers, ifindex: u32, to: u32) -> u32 {
     {
         return 0;
     }
-    let mut shortcut = Shortcut {
-        until: env.now() + DECIDED,
-        generation: headers.generation,
-        ifindex: to,
-        pod_mac: [0; 6],
-        host_mac: [0; 6],
-    };
+    let until = env.now() + DECIDED;
+    let mut shortcut = Shortcut::new(headers.tuple, ifindex, to, until, headers.generation);
     if to != STACK {
         let Some(endpoint) = env.endpoint(&headers.dst) else {
             return 0;
@@ -120,7 +119,6 @@ pub fn make<E: Env>(env: &E, headers: &Headers, ifindex: u32, to: u32) -> u32 {
         shortcut.pod_mac = endpoint.pod_mac;
         shortcut.host_mac = endpoint.host_mac;
     }
-    let tuple = headers.tuple;
-    env.set_shortcut(&ShortcutKey { tuple, ifindex }, &shortcut);
+    env.with_shortcut(Shortcut::place(&headers.tuple), |place| *place = shortcut);
     1
 }

@@ -9,7 +9,7 @@ use xebec_ebpf_abi::{
     Addr, Affinity, AffinityKey, Announced, AnnouncedKey, Backend, BackendSet, Config, DropReason,
     Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, Given, Limit,
     LimitKey, MemberKey, Nat, NodeAddr, PolicyKey, PolicyVerdict, Port, Remote, Rings, Shortcut,
-    ShortcutKey, SlotKey, SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink,
+    SlotKey, SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink,
 };
 use xebec_ebpf_logic::{Env, Stored, nat::Scratch, reject::Budget, socket::Socket};
 
@@ -155,13 +155,8 @@ impl Env for Kernel {
     }
 
     #[inline(always)]
-    fn shortcut(&self, key: &ShortcutKey) -> Option<Shortcut> {
-        pods::shortcut(key)
-    }
-
-    #[inline(always)]
-    fn set_shortcut(&self, key: &ShortcutKey, value: &Shortcut) {
-        pods::set_shortcut(key, value);
+    fn with_shortcut<R>(&self, place: u32, f: impl FnOnce(&mut Shortcut) -> R) -> Option<R> {
+        pods::with_shortcut(place, f)
     }
 
     #[inline(always)]

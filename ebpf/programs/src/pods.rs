@@ -4,11 +4,11 @@ use crate::env::lpm_key;
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
 };
 use xebec_ebpf_abi::{
     Addr, Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Limit, LimitKey, PolicyKey,
-    PolicyVerdict, Remote, Shortcut, ShortcutKey,
+    PolicyVerdict, Remote, Shortcut,
 };
 
 #[map]
@@ -24,7 +24,7 @@ static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts> = LruHashMap::pinned(81
 #[map]
 static LIMITS: HashMap<LimitKey, Limit> = HashMap::pinned(8192, BPF_F_NO_PREALLOC);
 #[map]
-static SHORTCUTS: LruHashMap<ShortcutKey, Shortcut> = LruHashMap::pinned(32768, 0);
+static SHORTCUTS: PerCpuArray<Shortcut> = PerCpuArray::pinned(Shortcut::PLACES, 0);
 #[map]
 static GENERATION: Array<u64> = Array::pinned(1, 0);
 
@@ -66,14 +66,10 @@ pub fn with_limit<R>(key: &LimitKey, f: impl FnOnce(&mut Limit) -> R) -> Option<
 }
 
 #[inline(always)]
-pub fn shortcut(key: &ShortcutKey) -> Option<Shortcut> {
-    unsafe { SHORTCUTS.get(key) }.copied()
-}
-
-#[inline(always)]
-pub fn set_shortcut(key: &ShortcutKey, value: &Shortcut) {
-    // Without it the next packets are judged as this one was.
-    let _ = SHORTCUTS.insert(key, value, 0);
+pub fn with_shortcut<R>(place: u32, f: impl FnOnce(&mut Shortcut) -> R) -> Option<R> {
+    let shortcut = SHORTCUTS.get_ptr_mut(place)?;
+    // SAFETY: the entry is this CPU's, and programs at devices run with bottom halves off and do not nest.
+    Some(f(unsafe { &mut *shortcut }))
 }
 
 #[inline(always)]

@@ -29,11 +29,18 @@ use xebec_ebpf_logic::{
     parse::Headers,
     pod::{self, Verdict},
     reject::Resize,
-    uplink,
+    shortcut, uplink,
 };
 
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
+    let skb = Skb(ctx.as_ptr().cast());
+    match shortcut::take(&Kernel, skb, skb.ethertype(), skb.ifindex()) {
+        shortcut::JUDGE => {}
+        shortcut::STACK => return TC_ACT_UNSPEC,
+        // SAFETY: a helper that takes numbers.
+        peer => return unsafe { bpf_redirect_peer(peer, 0) as i32 },
+    }
     run(&ctx, seen::FROM_POD, |skb, headers| {
         pod::leaves(&Kernel, skb, headers, skb.ethertype(), skb.ifindex())
     })
@@ -160,6 +167,18 @@ impl Packet for Skb {
             } else {
                 None
             }
+        }
+    }
+
+    #[inline(always)]
+    fn glimpse<T: Plain>(&self, offset: u32) -> Option<T> {
+        // SAFETY: the context of the running program; what is read lies before the end, and any bytes are a T.
+        unsafe {
+            let at = (*self.0).data as usize + offset as usize;
+            if at + size_of::<T>() > (*self.0).data_end as usize {
+                return None;
+            }
+            Some((at as *const T).read_unaligned())
         }
     }
 

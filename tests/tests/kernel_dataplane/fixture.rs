@@ -6,6 +6,8 @@ use aya::{
     programs::{CgroupSock, CgroupSockAddr, Program, SchedClassifier, Xdp},
 };
 use nix::mount::{MntFlags, MsFlags};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 use std::path::PathBuf;
 use xebec_ebpf_abi::{DropCount, DropReason, map, prog};
 
@@ -29,9 +31,30 @@ impl Drop for PinDir {
     }
 }
 
+/// Keeps the thread on one CPU while it lives: each has its own shortcuts.
+struct Stay(CpuSet);
+
+impl Stay {
+    fn new() -> Stay {
+        let before = sched_getaffinity(Pid::from_raw(0)).expect("the CPUs of this thread");
+        let first = (0..CpuSet::count()).find(|cpu| before.is_set(*cpu).unwrap_or(false)).expect("a CPU");
+        let mut one = CpuSet::new();
+        one.set(first).expect("it is one");
+        sched_setaffinity(Pid::from_raw(0), &one).expect("stay on it");
+        Stay(before)
+    }
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        let _ = sched_setaffinity(Pid::from_raw(0), &self.0);
+    }
+}
+
 pub struct Dataplane {
     pub ebpf: Ebpf,
     pins: PinDir,
+    _stay: Stay,
 }
 
 /// What a program did with a packet.
@@ -70,7 +93,7 @@ impl Dataplane {
         }
         let program: &mut Xdp = ebpf.program_mut(prog::XDP_UPLINK).expect("xdp_uplink").try_into().expect("an XDP program");
         program.load().unwrap_or_else(|e| panic!("{} is refused: {e:?}", prog::XDP_UPLINK));
-        Dataplane { ebpf, pins }
+        Dataplane { ebpf, pins, _stay: Stay::new() }
     }
 
     pub fn pin(&self, name: &str) -> PathBuf {

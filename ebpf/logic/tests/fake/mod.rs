@@ -15,6 +15,15 @@ use xebec_ebpf_logic::{
     socket::Socket,
 };
 
+/// A place nobody has.
+const NO_SHORTCUT: Shortcut = Shortcut::new(
+    Tuple::new(Addr::ANY, Port::new(0), Addr::ANY, Port::new(0), 0),
+    0,
+    0,
+    0,
+    0,
+);
+
 #[derive(Default)]
 pub struct Fake {
     pub time: Cell<u64>,
@@ -57,7 +66,7 @@ pub struct Fake {
     /// Runs once, after the first new entry of `nat`: another CPU.
     #[allow(clippy::type_complexity)]
     pub between: RefCell<Option<Box<dyn FnOnce(&Fake)>>>,
-    pub shortcuts: RefCell<HashMap<ShortcutKey, Shortcut>>,
+    pub shortcuts: RefCell<HashMap<u32, Shortcut>>,
     pub generation: Cell<u64>,
     pub limits: RefCell<HashMap<LimitKey, Limit>>,
     /// What each Service was asked for.
@@ -209,11 +218,9 @@ impl Env for Fake {
         flows.insert(*key, *value);
         true
     }
-    fn shortcut(&self, key: &ShortcutKey) -> Option<Shortcut> {
-        self.shortcuts.borrow().get(key).copied()
-    }
-    fn set_shortcut(&self, key: &ShortcutKey, value: &Shortcut) {
-        self.shortcuts.borrow_mut().insert(*key, *value);
+    fn with_shortcut<R>(&self, place: u32, f: impl FnOnce(&mut Shortcut) -> R) -> Option<R> {
+        let mut shortcuts = self.shortcuts.borrow_mut();
+        Some(f(shortcuts.entry(place).or_insert(NO_SHORTCUT)))
     }
     fn generation(&self) -> u64 {
         self.generation.get()

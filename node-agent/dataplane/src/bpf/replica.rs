@@ -8,8 +8,7 @@ use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader, Pod, TestRun, TestRunOptions};
 use xebec_ebpf_abi::{
-    Affinity, AffinityKey, DropCount, DropReason, Flow, FlowKey, FragmentKey, FragmentPorts, Nat, Shortcut, ShortcutKey, SockFrontend,
-    SockKey, Tuple,
+    Affinity, AffinityKey, DropCount, DropReason, Flow, FlowKey, FragmentKey, FragmentPorts, Nat, SockFrontend, SockKey, Tuple,
 };
 use xebec_ebpf_abi::{map, prog};
 
@@ -19,7 +18,7 @@ use crate::Error;
 /// Maps that programs write: the copy has its own.
 ///
 /// Nobody listens to it: its `LISTEN` is empty, so that it has nothing to tell.
-const WRITTEN: [&str; 13] = [
+const WRITTEN: [&str; 14] = [
     map::FLOWS,
     map::NAT,
     map::AFFINITY,
@@ -28,6 +27,7 @@ const WRITTEN: [&str; 13] = [
     map::FRAGMENTS,
     map::LIMITS,
     map::SHORTCUTS,
+    map::GENERATION,
     map::DROPS,
     map::FORWARDS,
     map::SERVICE_COUNTS,
@@ -35,7 +35,7 @@ const WRITTEN: [&str; 13] = [
     map::UNTOLD,
 ];
 /// Of those, the tables, which need not be large here.
-const TABLES: [&str; 6] = [map::FLOWS, map::NAT, map::AFFINITY, map::SOCK_REVERSE, map::FRAGMENTS, map::SHORTCUTS];
+const TABLES: [&str; 5] = [map::FLOWS, map::NAT, map::AFFINITY, map::SOCK_REVERSE, map::FRAGMENTS];
 const ROOM: u32 = 4096;
 /// `TC_ACT_SHOT`, `TC_ACT_REDIRECT`; all else is passed on.
 const SHOT: i32 = 2;
@@ -98,12 +98,20 @@ impl Replica {
 
     /// Forgets what earlier questions left.
     pub fn clear(&mut self) -> Result<(), Error> {
+        self.end_shortcuts()?;
         self.empty::<FlowKey, Flow>(map::FLOWS)?;
         self.empty::<Tuple, Nat>(map::NAT)?;
         self.empty::<AffinityKey, Affinity>(map::AFFINITY)?;
         self.empty::<SockKey, SockFrontend>(map::SOCK_REVERSE)?;
-        self.empty::<ShortcutKey, Shortcut>(map::SHORTCUTS)?;
         self.empty::<FragmentKey, FragmentPorts>(map::FRAGMENTS)
+    }
+
+    fn end_shortcuts(&mut self) -> Result<(), Error> {
+        let fail = |reason: String| Error::Map { what: "write GENERATION for a question".into(), reason };
+        let map = self.ebpf.map_mut(map::GENERATION).ok_or_else(|| fail("the object has none".into()))?;
+        let mut map: Array<_, u64> = map.try_into().map_err(|e: aya::maps::MapError| fail(chain(&e)))?;
+        let generation = map.get(&0, 0).map_err(|e| fail(chain(&e)))?;
+        map.set(0, generation.wrapping_add(1), 0).map_err(|e| fail(chain(&e)))
     }
 
     fn empty<K: Pod, V: Pod>(&mut self, name: &str) -> Result<(), Error> {

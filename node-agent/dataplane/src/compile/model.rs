@@ -209,10 +209,9 @@ impl Env for Kernel {
     fn set_flow(&self, _: &FlowKey, _: &Flow) -> bool {
         false
     }
-    fn shortcut(&self, _: &ShortcutKey) -> Option<Shortcut> {
+    fn with_shortcut<R>(&self, _: u32, _: impl FnOnce(&mut Shortcut) -> R) -> Option<R> {
         None
     }
-    fn set_shortcut(&self, _: &ShortcutKey, _: &Shortcut) {}
     fn generation(&self) -> u64 {
         0
     }

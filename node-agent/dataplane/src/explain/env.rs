@@ -3,7 +3,7 @@
 use xebec_ebpf_abi::{
     Addr, Affinity, AffinityKey, Announced, AnnouncedKey, Backend, BackendSet, Config, DropReason, Endpoint, Flow, FlowKey, FragmentKey,
     FragmentPorts, Frontend, FrontendKey, Given, Limit, LimitKey, MemberKey, Nat, NodeAddr, Places, PlacesKey, PolicyKey, PolicyVerdict,
-    Port, Remote, Rings, Shortcut, ShortcutKey, SlotKey, SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink, map,
+    Port, Remote, Rings, Shortcut, SlotKey, SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink, map,
 };
 use xebec_ebpf_logic::nat::Scratch;
 use xebec_ebpf_logic::reject::Budget;
@@ -125,11 +125,9 @@ impl Env for Live<'_> {
     }
 
     // A made-up packet is always judged.
-    fn shortcut(&self, _: &ShortcutKey) -> Option<Shortcut> {
+    fn with_shortcut<R>(&self, _: u32, _: impl FnOnce(&mut Shortcut) -> R) -> Option<R> {
         None
     }
-
-    fn set_shortcut(&self, _: &ShortcutKey, _: &Shortcut) {}
 
     fn generation(&self) -> u64 {
         0

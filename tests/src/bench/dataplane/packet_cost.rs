@@ -12,7 +12,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, MapData};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::{CgroupSockAddr, Program, SchedClassifier, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use nix::mount::MsFlags;
@@ -20,8 +20,8 @@ use nix::sched::{CloneFlags, unshare};
 use xebec_dataplane::compile::maglev;
 use xebec_ebpf_abi::{
     Addr, Backend, BackendSet, Config, Endpoint, Flow, FlowKey, Frontend, FrontendKey, Nat, NetnsCookie, NodeAddr, Places, PlacesKey,
-    PolicyKey, PolicyVerdict, Port, Remote, Ring, Rings, Shortcut, ShortcutKey, SlotKey, Tuple, Uplink, XdpDevice, direct::range,
-    direction, map, prog, proto,
+    PolicyKey, PolicyVerdict, Port, Remote, Ring, Rings, Shortcut, SlotKey, Tuple, Uplink, XdpDevice, direct::range, direction, map, prog,
+    proto,
 };
 use xebec_ebpf_logic::checksum;
 
@@ -386,11 +386,13 @@ fn between_pods(ebpf: &mut Ebpf, net: &Net, print: &mut impl FnMut(Line)) -> Res
         put(ebpf, map::FLOWS, FlowKey::new(id, Port::new(port), other.into(), Port::new(other_port), proto::TCP), flow)?;
     }
     let tuple = Tuple::new(net.pod.into(), Port::new(pod.1), net.remote.into(), Port::new(peer.1), proto::TCP);
-    let shortcut = Shortcut { until: u64::MAX, generation: 0, ifindex: 1, pod_mac: [2; 6], host_mac: [4; 6] };
+    let shortcut = Shortcut::new(tuple, 1, 1, u64::MAX, 0);
     let (known, empty) = (frame(proto::TCP, pod, peer, false), raw::empty(raw::SCHED_CLS)?);
     for how in ["judged", "by shortcut"] {
         if how == "by shortcut" {
-            put(ebpf, map::SHORTCUTS, ShortcutKey { tuple, ifindex: 1 }, shortcut)?;
+            let mut map = PerCpuArray::<_, Shortcut>::try_from(ebpf.map_mut(map::SHORTCUTS).context("SHORTCUTS")?)?;
+            let all = PerCpuValues::try_from(vec![shortcut; aya::util::nr_cpus().map_err(|(_, e)| e)?])?;
+            map.set(Shortcut::place(&tuple), all, 0).context("write SHORTCUTS")?;
         }
         let program = fd(ebpf, prog::FROM_POD)?;
         let ours = |_| {

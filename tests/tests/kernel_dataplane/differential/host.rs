@@ -7,7 +7,7 @@ use xebec_ebpf_logic::{
     conntrack,
     parse::{self, ETH_IPV4, ETH_IPV6, Fragment, Headers, V4, V6},
     pod::{self, Verdict},
-    uplink,
+    shortcut, uplink,
 };
 
 use super::fake::{Bytes, Fake};
@@ -35,7 +35,11 @@ pub fn run(host: &Fake, program: &str, frame: &[u8]) -> Result<(Did, Option<Drop
     let decide = || {
         let headers = &mut Headers::EMPTY.clone();
         match program {
-            prog::FROM_POD => pod::leaves(host, packet, headers, ethertype, IFINDEX),
+            prog::FROM_POD => match shortcut::take(host, packet, ethertype, IFINDEX) {
+                shortcut::JUDGE => pod::leaves(host, packet, headers, ethertype, IFINDEX),
+                shortcut::STACK => Verdict::Pass,
+                peer => Verdict::Peer(peer),
+            },
             prog::TO_POD => pod::enters(host, packet, headers, ethertype, IFINDEX),
             prog::FROM_UPLINK => uplink::arrives(host, packet, headers, ethertype, IFINDEX),
             prog::TO_UPLINK => uplink::departs(host, packet, headers, ethertype, IFINDEX),

@@ -86,7 +86,7 @@ impl Kernel {
         let kernel = &mut self.dataplane;
         clear::<FlowKey, Flow>(kernel, map::FLOWS);
         clear::<Tuple, Nat>(kernel, map::NAT);
-        clear::<ShortcutKey, Shortcut>(kernel, map::SHORTCUTS);
+        kernel.end_shortcuts();
         clear::<AffinityKey, Affinity>(kernel, map::AFFINITY);
         clear::<FragmentKey, FragmentPorts>(kernel, map::FRAGMENTS);
         let services: Vec<u32> = served(kernel).into_keys().collect();
