@@ -20,6 +20,7 @@ fn every_service_type_from_everywhere() {
     inside::hairpin(&world);
     inside::local_only(&world);
     outside::node_ports(&world);
+    outside::direct_return(&world);
     outside::host_port(&world);
     outside::external_ips(&world);
     outside::nobody_there(&world);

@@ -56,6 +56,31 @@ pub fn node_ports(world: &World) {
     }
 }
 
+/// Where a Service is reached directly its pods see their clients, whichever node was asked; who is in the cluster is answered
+/// as ever.
+pub fn direct_return(world: &World) {
+    let cluster = &world.cluster;
+    service(cluster, "direct", "b", json!({"type": "NodePort"}));
+    cluster.kubectl(&["annotate", "service", "direct", "xebec.dev/forwarding-mode=dsr"]);
+    let (port, by_datagrams) = (world.node_port("direct", "tcp"), world.node_port("direct", "udp"));
+    let sees = |answer: crate::client::Answer, own: IpAddr| answer.is_ok_and(|(name, seen)| name == "b2" && seen == own);
+    let [beside, elsewhere] = ["a2", "client"].map(|pod| world.uid(pod));
+    for (family, own) in world.outside().into_iter().enumerate() {
+        for node in 1..=3 {
+            let to = cluster.node_ips(node)[family];
+            until("the pod sees its client", || sees(tcp(to, port), own));
+            until("by datagrams too", || sees(udp(to, by_datagrams), own));
+        }
+        let first = cluster.node_ips(1)[family];
+        for pod in [&beside, &elsewhere] {
+            all_answer("packets of a pod", &["b2"], || inside(pod, move || tcp(first, port)));
+        }
+        for node in [2, 3] {
+            all_answer("a node", &["b2"], || from_node(cluster, node, &by_tcp(first, port)));
+        }
+    }
+}
+
 /// A pod's port on its node, and nowhere else.
 pub fn host_port(world: &World) {
     world.server("hp", "hp", 3, json!({"hostPort": 8088}));
