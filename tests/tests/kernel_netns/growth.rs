@@ -243,6 +243,8 @@ fn flows_and_translations_move_to_larger_maps_while_they_begin_and_none_is_lost(
     let missing =
         (0..most).filter(|n| flows.get(&flow(*n).0, 0).ok() != Some(flow(*n).1) || nats.get(&nat(*n).0, 0).ok() != Some(nat(*n).1));
     assert_eq!(missing.count(), 0, "all that was there has moved");
+    let begun = flows.keys().flatten().filter(|key| key.remote_port.get() == 9000).count();
+    assert_eq!(begun, count(), "the client's of every connection, whenever it began");
     eventually("all are accepted", || accepted.lock().expect("streams").len() == count());
     for stream in accepted.lock().expect("streams").iter_mut() {
         stream.write_all(b"x").expect("it is sent");
