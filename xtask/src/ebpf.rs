@@ -30,6 +30,11 @@ pub fn object() -> PathBuf {
     workspace::root().join("ebpf/prebuilt/xebec.bpf.o")
 }
 
+/// The same with values of a next version, which tests of upgrades play; nobody ships it.
+fn next_object() -> PathBuf {
+    workspace::root().join("ebpf/prebuilt/next.bpf.o")
+}
+
 fn hashes() -> PathBuf {
     workspace::root().join("ebpf/prebuilt/xebec.bpf.o.sources.sha256")
 }
@@ -40,9 +45,16 @@ fn hashes() -> PathBuf {
 /// Names what is missing of the toolchain and how to get it, or what the compiler said.
 pub fn build() -> Result<()> {
     let tools = toolchain::ensure()?;
+    let (object, next) = (object(), next_object());
+    let kept = [build_one(&tools, "", &object)?, build_one(&tools, "next", &next)?];
+    std::fs::write(hashes(), hash_lines(&sources_hash()?, &kept)).with_context(|| format!("cannot write {}", hashes().display()))
+}
+
+/// Builds it with these features.
+fn build_one(tools: &toolchain::Tools, features: &str, object: &Path) -> Result<Vec<u8>> {
     let root = workspace::root();
     let target = workspace::target().join("ebpf");
-    sh::step("building ebpf/programs for bpfel-unknown-none");
+    sh::step(format_args!("building {} from ebpf/programs for bpfel-unknown-none", object.display()));
     let path = std::env::join_paths(
         std::iter::once(tools.bin.clone()).chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())),
     )?;
@@ -50,7 +62,7 @@ pub fn build() -> Result<()> {
     cargo
         .current_dir(root.join("ebpf/programs"))
         .args(["build", "--locked", "--release", "-Z", "build-std=core"])
-        .args(["--target", "bpfel-unknown-none"])
+        .args(["--target", "bpfel-unknown-none", "--features", features])
         // -Z build-std is not for stable toolchains otherwise.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("PATH", path)
@@ -62,10 +74,9 @@ pub fn build() -> Result<()> {
     let elf = std::fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
     let stripped = strip::without_debug_sections(&elf).with_context(|| format!("cannot strip {}", built.display()))?;
     std::fs::create_dir_all(root.join("ebpf/prebuilt"))?;
-    std::fs::write(object(), &stripped).with_context(|| format!("cannot write {}", object().display()))?;
-    std::fs::write(hashes(), hash_lines(&sources_hash()?, &stripped)).with_context(|| format!("cannot write {}", hashes().display()))?;
-    sh::step(format_args!("wrote {} ({} bytes)", object().display(), stripped.len()));
-    Ok(())
+    std::fs::write(object, &stripped).with_context(|| format!("cannot write {}", object.display()))?;
+    sh::step(format_args!("wrote {} ({} bytes)", object.display(), stripped.len()));
+    Ok(stripped)
 }
 
 /// What the object is built with: BTF for the verifier's messages and types, no path of this machine.
@@ -86,16 +97,18 @@ fn rustflags(root: &Path, sysroot: &Path) -> Vec<String> {
 }
 
 fn check() -> Result<()> {
-    let object = std::fs::read(object()).with_context(|| format!("cannot read {}", object().display()))?;
+    let read = |object: PathBuf| std::fs::read(&object).with_context(|| format!("cannot read {}", object.display()));
+    let objects = [read(object())?, read(next_object())?];
     let kept = std::fs::read_to_string(hashes()).with_context(|| format!("cannot read {}", hashes().display()))?;
-    if kept != hash_lines(&sources_hash()?, &object) {
-        bail!("ebpf/prebuilt/xebec.bpf.o is not what the sources make: run `cargo xtask build-ebpf`");
+    if kept != hash_lines(&sources_hash()?, &objects) {
+        bail!("ebpf/prebuilt is not what the sources make: run `cargo xtask build-ebpf`");
     }
     Ok(())
 }
 
-fn hash_lines(sources: &str, object: &[u8]) -> String {
-    format!("{sources}  sources\n{}  xebec.bpf.o\n", hex(&Sha256::digest(object)))
+fn hash_lines(sources: &str, objects: &[Vec<u8>; 2]) -> String {
+    let [object, next] = objects.each_ref().map(|object| hex(&Sha256::digest(object)));
+    format!("{sources}  sources\n{object}  xebec.bpf.o\n{next}  next.bpf.o\n")
 }
 
 /// SHA-256 over everything the object is made of: names and contents of the sources of `abi`, `logic`
@@ -150,10 +163,11 @@ mod tests {
 
     #[test]
     fn the_kept_object_names_no_path_of_the_machine_it_was_built_on() {
-        let object = std::fs::read(object()).unwrap();
         let root = workspace::root();
         let root = root.to_str().unwrap().as_bytes();
-        assert!(!object.windows(root.len()).any(|w| w == root));
-        assert!(!object.windows(6).any(|w| w == b"/home/" || w == b"/root/"));
+        for object in [object(), next_object()].map(|object| std::fs::read(object).unwrap()) {
+            assert!(!object.windows(root.len()).any(|w| w == root));
+            assert!(!object.windows(6).any(|w| w == b"/home/" || w == b"/root/"));
+        }
     }
 }

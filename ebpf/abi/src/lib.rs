@@ -206,7 +206,7 @@ impl Config {
     /// Packets of clients that other nodes send to pods inside packets of their own are taken: see [`direct`].
     pub const DIRECT: u32 = 4;
     /// Bytes that user space finds in a map written by another layout differ here: bump on change.
-    pub const LAYOUT: u32 = 4;
+    pub const LAYOUT: u32 = 4 + if cfg!(feature = "next") { 100 } else { 0 };
     /// Default of `nat_port_min`: above the kernel's default ephemeral range.
     pub const NAT_PORT_MIN: u16 = 61000;
     /// Default of `nat_port_max`.

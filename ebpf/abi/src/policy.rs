@@ -211,6 +211,9 @@ pub struct Flow {
     /// Bits of `Flow::*`.
     pub state: u8,
     pad: u16,
+    /// What the version has that tests of upgrades play.
+    #[cfg(feature = "next")]
+    pub more: u64,
 }
 
 impl Flow {
@@ -235,13 +238,20 @@ impl Flow {
             direction,
             state,
             pad: 0,
+            #[cfg(feature = "next")]
+            more: 1,
         }
     }
 }
 
 crate::wire! {
-    Endpoint = 36, Remote = 8, PolicyKey = 16, PolicyVerdict = 8, FlowKey = 28, Flow = 16,
+    Endpoint = 36, Remote = 8, PolicyKey = 16, PolicyVerdict = 8, FlowKey = 28,
 }
+
+#[cfg(not(feature = "next"))]
+crate::wire! { Flow = 16 }
+#[cfg(feature = "next")]
+crate::wire! { Flow = 24 }
 
 #[cfg(test)]
 mod tests {

@@ -111,6 +111,9 @@ pub struct Backend {
     pad: u16,
     /// Bits of `Backend::*`.
     pub flags: u32,
+    /// What the version has that tests of upgrades play.
+    #[cfg(feature = "next")]
+    pub more: u32,
 }
 
 impl Backend {
@@ -123,6 +126,8 @@ impl Backend {
             port,
             pad: 0,
             flags,
+            #[cfg(feature = "next")]
+            more: 1,
         }
     }
 }
@@ -253,7 +258,12 @@ impl SockFrontend {
 }
 
 crate::wire! {
-    FrontendKey = 20, Frontend = 20, BackendSet = 8, SlotKey = 8, MemberKey = 8, Backend = 24,
+    FrontendKey = 20, Frontend = 20, BackendSet = 8, SlotKey = 8, MemberKey = 8,
     SourceRangeKey = 20, NodeAddr = 4, AffinityKey = 24, Affinity = 16, SockKey = 32,
     SockFrontend = 24,
 }
+
+#[cfg(not(feature = "next"))]
+crate::wire! { Backend = 24 }
+#[cfg(feature = "next")]
+crate::wire! { Backend = 28 }

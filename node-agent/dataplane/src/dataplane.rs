@@ -14,7 +14,7 @@ use xebec_ebpf_abi as abi;
 use xebec_ebpf_abi::AnnouncedKey;
 
 use crate::bpf::events::Events;
-use crate::bpf::growing::Recovered;
+use crate::bpf::growing::Unsettled;
 use crate::bpf::layout::{self, Layouts};
 use crate::bpf::loader::{self, Hook, Pins, Programs};
 use crate::bpf::maps::{self, Connections};
@@ -67,7 +67,7 @@ pub struct Dataplane {
     /// Pod devices whose programs are of another layout until our maps are filled.
     held: Mutex<Option<Vec<(String, u32)>>>,
     /// Maps that programs of another layout may still write to, in whose place others are.
-    recovered: Mutex<Recovered>,
+    unsettled: Mutex<Unsettled>,
     synced: watch::Sender<bool>,
     ready: watch::Sender<bool>,
     proxy_health: watch::Sender<ProxyHealth>,
@@ -83,14 +83,17 @@ impl Dataplane {
         let netlink = Netlink::here().map_err(Error::netlink("open a socket"))?;
         mount::ensure(&config.pin_dir, &mount_record(&config))?;
         let (pins, layouts) = (Pins::new(&config.pin_dir, config.layout.number), Layouts::new(&config.state_dir));
-        let mut recovered = growing::recover(&pins)?;
+        let mut unsettled = growing::recover(&pins)?;
         let others_run = layouts.prepare(&config.layout, &pins)?;
         let mut sizes = config.first_entries.clone();
+        if others_run {
+            sizes.extend(layouts.sizes(&config.layout, &pins));
+        }
         sizes.extend(config.layout.sizes.clone());
         let (programs, mut maps, connections, events) = Programs::load(pins.clone(), &sizes)?;
         let connections = Arc::new(Mutex::new(connections));
         if others_run {
-            layouts.copy_resized(&config.layout, &pins)?;
+            unsettled.extend(layouts.convert(&config.layout, &pins)?);
         }
         // One of the two sets of hooks serves the node's own sockets at any time: see `abi::Config`.
         let at_root = programs.is_at_root(&links::cgroup_root(&config.cgroup));
@@ -112,7 +115,7 @@ impl Dataplane {
             false => {
                 attach(&mut engine, &config, &pod_devices)?;
                 layouts.activate(&config.layout)?;
-                std::mem::take(&mut recovered).settle()?;
+                std::mem::take(&mut unsettled).settle()?;
                 None
             }
         };
@@ -135,7 +138,7 @@ impl Dataplane {
             layouts,
             pins,
             held: Mutex::new(held),
-            recovered: Mutex::new(recovered),
+            unsettled: Mutex::new(unsettled),
             synced: watch::Sender::new(false),
             ready: watch::Sender::new(false),
             proxy_health: watch::Sender::new(ProxyHealth { synced: false, settled: true, leaving: false, services: Vec::new() }),
@@ -296,7 +299,7 @@ impl Dataplane {
         }
         attach(engine, &self.config, pods).inspect_err(|_| engine.holding = true)?;
         self.layouts.activate(&self.config.layout)?;
-        std::mem::take(&mut *self.recovered.lock()).settle()?;
+        std::mem::take(&mut *self.unsettled.lock()).settle()?;
         tracing::info!(layout = self.config.layout.number, "programs of another layout are replaced");
         *held = None;
         Ok(())

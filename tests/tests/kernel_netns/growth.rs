@@ -2,10 +2,7 @@
 //! refused whole and told of, a map of another size takes it after a restart, and neither growth nor the way back breaks a connection.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::net::TcpStream;
 use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData};
@@ -13,7 +10,7 @@ use serde_json::{Value, json};
 use xebec_dataplane::Layout;
 use xebec_ebpf_abi::{Addr, Backend, Endpoint, Flow, FlowKey, Nat, Port, Tuple, direction};
 
-use crate::connects::Connects;
+use crate::connects::{Connects, Opened};
 use crate::node::{NODE_IP, Node, Pod, ask, ask_on, at, eventually, serve};
 use crate::upgrade::FromOutside;
 
@@ -48,7 +45,7 @@ fn growths(node: &Node, name: &str) -> u64 {
     node.dataplane().status().maps.iter().find(|m| m.name == name).expect("the map").growths
 }
 
-fn pin(node: &Node, name: &str) -> std::path::PathBuf {
+pub fn pin(node: &Node, name: &str) -> std::path::PathBuf {
     node.config.pin_dir.join(format!("maps-v{}/{name}", node.config.layout.number))
 }
 
@@ -57,7 +54,7 @@ fn hash<K: aya::Pod, V: aya::Pod>(node: &Node, name: &str) -> HashMap<MapData, K
 }
 
 /// A Service with one pod, also on a NodePort.
-fn web(node: &Node, server: &Pod) {
+pub fn web(node: &Node, server: &Pod) {
     serve(&server.netns, "web", 8080);
     let node_port = json!({"type": "NodePort", "ports": [{"port": 80, "targetPort": 8080, "protocol": "TCP", "nodePort": 30080}]});
     node.service("web", CLUSTER_IP, 80, "TCP", 8080, &[server], &node_port);
@@ -70,7 +67,7 @@ fn fill(node: &Node, name: &str) -> (u64, u64) {
     (map.entries, map.max_entries)
 }
 
-fn backends(node: &Node) -> BTreeMap<Addr, u32> {
+pub fn backends(node: &Node) -> BTreeMap<Addr, u32> {
     let map: HashMap<MapData, u32, Backend> = hash(node, "BACKENDS");
     map.iter().map(|entry| entry.expect("an entry")).map(|(id, b)| (b.addr, id)).collect()
 }
@@ -163,32 +160,6 @@ fn maps_grow_by_themselves_and_break_no_connection() {
     assert!(outside.end());
 }
 
-/// Pairs of connections that are opened one after the other, and stay.
-struct Opened {
-    stop: Arc<AtomicBool>,
-    streams: Arc<Mutex<Vec<TcpStream>>>,
-}
-
-impl Opened {
-    fn start(from: &Pod, to: std::net::SocketAddr) -> Opened {
-        let opened = Opened { stop: Arc::default(), streams: Arc::default() };
-        let (stop, streams) = (opened.stop.clone(), opened.streams.clone());
-        from.netns.spawn(move || {
-            while !stop.load(Ordering::SeqCst) {
-                streams.lock().expect("streams").push(TcpStream::connect(to).expect("a connection"));
-                std::thread::sleep(Duration::from_millis(2));
-            }
-        });
-        opened
-    }
-}
-
-impl Drop for Opened {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-    }
-}
-
 #[test]
 fn flows_and_translations_move_to_larger_maps_while_they_begin_and_none_is_lost() {
     const PLACES: u32 = 16384;
@@ -203,10 +174,6 @@ fn flows_and_translations_move_to_larger_maps_while_they_begin_and_none_is_lost(
     eventually("the Service answers", || {
         ask(&client.netns, at(CLUSTER_IP, 80)).is_ok() && node.ask_from_outside(at(NODE_IP, 30080)).is_ok()
     });
-    let listener = server.netns.run(|| TcpListener::bind(("::", 9000))).expect("a port");
-    let accepted: Arc<Mutex<Vec<TcpStream>>> = Arc::default();
-    let theirs = accepted.clone();
-    server.netns.spawn(move || listener.incoming().flatten().for_each(|stream| theirs.lock().expect("streams").push(stream)));
     eventually("the client is isolated", || ask(&server.netns, at(client.ip, 1)).is_err_and(|e| e.kind() == std::io::ErrorKind::TimedOut));
 
     // Live ones enough to crowd the maps, of the server's.
@@ -227,15 +194,13 @@ fn flows_and_translations_move_to_larger_maps_while_they_begin_and_none_is_lost(
     }
     drop((flows, nats));
     let mut outside = FromOutside::start(&node, NODE_IP.parse().expect("an address"), 30080);
-    let opened = Opened::start(&client, at(server.ip, 9000));
-    let count = || opened.streams.lock().expect("streams").len();
+    let mut opened = Opened::start(&client, &server, 9000);
     // The first sweep after a start finds them.
     node.stop(true);
     node.start();
     eventually("the maps have grown", || fill(&node, "FLOWS").1 == u64::from(2 * PLACES) && fill(&node, "NAT").1 == u64::from(2 * PLACES));
-    let seen = count();
-    eventually("flows begin in the larger map", || count() > seen + 20);
-    opened.stop.store(true, Ordering::SeqCst);
+    opened.go_on(20);
+    opened.stop();
     assert!(outside.lives(), "the connection from outside");
     assert!(outside.end(), "lived to its end");
 
@@ -243,16 +208,9 @@ fn flows_and_translations_move_to_larger_maps_while_they_begin_and_none_is_lost(
     let missing =
         (0..most).filter(|n| flows.get(&flow(*n).0, 0).ok() != Some(flow(*n).1) || nats.get(&nat(*n).0, 0).ok() != Some(nat(*n).1));
     assert_eq!(missing.count(), 0, "all that was there has moved");
+    opened.assert_that_the_server_reaches_all();
     let begun = flows.keys().flatten().filter(|key| key.remote_port.get() == 9000).count();
-    assert_eq!(begun, count(), "the client's of every connection, whenever it began");
-    eventually("all are accepted", || accepted.lock().expect("streams").len() == count());
-    for stream in accepted.lock().expect("streams").iter_mut() {
-        stream.write_all(b"x").expect("it is sent");
-    }
-    for (number, stream) in opened.streams.lock().expect("streams").iter_mut().enumerate() {
-        stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
-        assert_eq!(stream.read(&mut [0; 8]).unwrap_or(0), 1, "what the server sends on connection {number} of {} arrives", seen + 20);
-    }
+    assert_eq!(begun, opened.count(), "the client's of every connection, whenever it began");
 }
 
 #[test]

@@ -21,6 +21,7 @@ mod services;
 mod steer;
 mod tiers;
 mod upgrade;
+mod versions;
 mod xdp;
 
 use xebec_tests::netns::{api, net};

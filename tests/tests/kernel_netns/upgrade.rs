@@ -51,7 +51,7 @@ impl Drop for FromOutside {
     }
 }
 
-fn map_dirs(node: &Node) -> Vec<String> {
+pub fn map_dirs(node: &Node) -> Vec<String> {
     let entries = std::fs::read_dir(&node.config.pin_dir).expect("the pins").flatten();
     let mut names: Vec<String> =
         entries.map(|e| e.file_name().to_string_lossy().into_owned()).filter(|n| n.starts_with("maps-v")).collect();

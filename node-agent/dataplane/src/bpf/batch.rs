@@ -1,5 +1,6 @@
 //! Many entries of a map in one call of the kernel (Linux 5.6). Maps and kernels that cannot are served entry by entry.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -10,6 +11,8 @@ use aya::maps::{HashMap, IterableMap, MapData, MapError};
 /// Entries a call. More gains nothing, and the kernel copies keys and values in and out of buffers of ours.
 const ENTRIES: usize = 4096;
 
+const LOOKUP_ELEMENT: libc::c_int = 1;
+const UPDATE_ELEMENT: libc::c_int = 2;
 const LOOKUP: libc::c_int = 24;
 const UPDATE: libc::c_int = 26;
 const DELETE: libc::c_int = 27;
@@ -118,14 +121,80 @@ pub fn scan<K: Pod, V: Pod>(map: &HashMap<MapData, K, V>, mut each: impl FnMut(K
     }
 }
 
-/// Puts all entries of a map into another of the same keys and values. Returns how many there are.
+/// Puts all entries of a map into another of the same keys. A value that is longer there ends with zeros, one that is shorter
+/// loses its end. Returns how many there are.
 pub fn copy(from: &MapData, to: &MapData) -> Result<usize, MapError> {
+    let mut copied = 0;
+    let width = to.info()?.value_size() as usize;
+    blocks(from, |block| {
+        let values = fit(block.values, block.value, width);
+        let mut write = Attributes { keys: block.keys.as_ptr() as u64, values: values.as_ptr() as u64, ..attributes(to, block.count) };
+        copied += block.count;
+        call(UPDATE, &mut write).map_err(MapError::IoError)
+    })?;
+    Ok(copied)
+}
+
+/// Values of one width as values of another.
+fn fit(values: &[u8], from: usize, to: usize) -> Cow<'_, [u8]> {
+    if from == to {
+        return Cow::Borrowed(values);
+    }
+    let mut fitted = Vec::with_capacity(values.len() / from.max(1) * to);
+    for value in values.chunks(from) {
+        fitted.extend(&value[..from.min(to)]);
+        fitted.resize(fitted.len() + to.saturating_sub(from), 0);
+    }
+    Cow::Owned(fitted)
+}
+
+/// Shows all entries of a map, as bytes; the values as wide as those of another map.
+pub fn scan_bytes(from: &MapData, to: &MapData, mut each: impl FnMut(&[u8], &[u8]) -> Result<(), MapError>) -> Result<(), MapError> {
+    let width = to.info()?.value_size() as usize;
+    blocks(from, |block| {
+        let values = fit(block.values, block.value, width);
+        block.keys.chunks(block.key).zip(values.chunks(width)).try_for_each(|(key, value)| each(key, value))
+    })
+}
+
+/// The bytes at a key, into a buffer of a value's size. Whether there are any.
+pub fn get_bytes(map: &MapData, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
+    let mut attributes = Element { value: value.as_mut_ptr() as u64, ..Element::new(map, key) };
+    match element(LOOKUP_ELEMENT, &mut attributes) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes bytes to a key; with `only_new` not where there are some. Whether they are written.
+pub fn put_bytes(map: &MapData, key: &[u8], value: &[u8], only_new: bool) -> io::Result<bool> {
+    let mut attributes = Element { value: value.as_ptr() as u64, flags: u64::from(only_new), ..Element::new(map, key) };
+    match element(UPDATE_ELEMENT, &mut attributes) {
+        Ok(()) => Ok(true),
+        Err(error) if only_new && error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Many entries of a map.
+struct Block<'a> {
+    keys: &'a [u8],
+    values: &'a [u8],
+    count: usize,
+    /// Bytes of one.
+    key: usize,
+    value: usize,
+}
+
+/// Shows all entries of a map, many at a time.
+fn blocks(from: &MapData, mut each: impl FnMut(Block<'_>) -> Result<(), MapError>) -> Result<(), MapError> {
     let info = from.info()?;
     let (key, value) = (info.key_size() as usize, info.value_size() as usize);
     let mut room = ENTRIES;
     // Places that the kernel notes: a number, or a key.
     let (mut place, mut next) = (vec![0u8; key.max(8)], vec![0u8; key.max(8)]);
-    let (mut is_first, mut copied) = (true, 0);
+    let mut is_first = true;
     loop {
         let (mut keys, mut values) = (vec![0u8; room * key], vec![0u8; room * value]);
         let mut read = Attributes {
@@ -144,18 +213,39 @@ pub fn copy(from: &MapData, to: &MapData) -> Result<usize, MapError> {
             }
             Err(error) => return Err(MapError::IoError(error)),
         };
-        if read.count > 0 {
-            let mut write =
-                Attributes { keys: keys.as_ptr() as u64, values: values.as_ptr() as u64, ..attributes(to, read.count as usize) };
-            call(UPDATE, &mut write).map_err(MapError::IoError)?;
-            copied += read.count as usize;
+        let count = (read.count as usize).min(room);
+        if count > 0 {
+            each(Block { keys: &keys[..count * key], values: &values[..count * value], count, key, value })?;
         }
         if is_last {
-            return Ok(copied);
+            return Ok(());
         }
         std::mem::swap(&mut place, &mut next);
         is_first = false;
     }
+}
+
+/// `union bpf_attr` for one entry.
+#[repr(C)]
+struct Element {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+impl Element {
+    fn new(map: &MapData, key: &[u8]) -> Element {
+        Element { map_fd: map.fd().as_fd().as_raw_fd() as u32, pad: 0, key: key.as_ptr() as u64, value: 0, flags: 0 }
+    }
+}
+
+fn element(command: libc::c_int, attributes: &mut Element) -> io::Result<()> {
+    // SAFETY: the kernel reads the attributes and a key, and reads or writes a value where they say; both are slices of the
+    // caller's, as long as the map's keys and values.
+    let code = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<Element>()) };
+    if code < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn attributes(map: &MapData, count: usize) -> Attributes {
@@ -171,4 +261,18 @@ fn call(command: libc::c_int, attributes: &mut Attributes) -> io::Result<()> {
     // for, and writes the count.
     let code = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<Attributes>()) };
     if code < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_cut_or_end_with_zeros() {
+        let values = [1, 2, 3, 4, 5, 6];
+        assert_eq!(*fit(&values, 3, 3), values);
+        assert_eq!(*fit(&values, 3, 2), [1, 2, 4, 5]);
+        assert_eq!(*fit(&values, 3, 5), [1, 2, 3, 0, 0, 4, 5, 6, 0, 0]);
+        assert!(fit(&[], 3, 5).is_empty());
+    }
 }

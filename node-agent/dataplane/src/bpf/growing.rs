@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aya::Pod;
-use aya::maps::{Array, HashMap, Map, MapData, MapError};
-use xebec_ebpf_abi::{Flow, FlowKey, Nat, Tuple, map};
+use aya::maps::{Array, Map, MapData, MapError};
+use xebec_ebpf_abi::{Flow, Nat, map};
 
 use super::batch;
 use super::layout;
@@ -35,6 +35,8 @@ enum Kind {
     Flows,
     /// Translations.
     Nat,
+    /// Programs write it: what clients and sockets were given.
+    Sockets,
     /// Programs add to its numbers.
     Counts,
 }
@@ -43,6 +45,7 @@ fn kind(name: &str) -> Kind {
     match name {
         map::FLOWS => Kind::Flows,
         map::NAT => Kind::Nat,
+        map::AFFINITY | map::SOCK_REVERSE | map::GIVEN | map::COUNTED | map::FRAGMENTS => Kind::Sockets,
         map::CONNECTIONS => Kind::Counts,
         _ => Kind::Still,
     }
@@ -69,13 +72,13 @@ impl Pair {
     }
 
     fn fail(&self, error: &MapError) -> Error {
-        Error::Map { what: format!("copy the map {} into a larger one", self.name), reason: chain(error) }
+        Error::Map { what: format!("copy the map {} into another", self.name), reason: chain(error) }
     }
 
     /// All there is; the old map has the last word.
     fn copy(&mut self) -> Result<(), MapError> {
         match self.kind {
-            Kind::Still | Kind::Flows | Kind::Nat => batch::copy(&self.old, &self.new).map(drop),
+            Kind::Still | Kind::Flows | Kind::Nat | Kind::Sockets => batch::copy(&self.old, &self.new).map(drop),
             Kind::Counts => {
                 self.counts = numbers(&self.old)?;
                 let mut new: Array<MapData, u64> = Array::try_from(Map::Array(again(&self.new)?))?;
@@ -89,18 +92,9 @@ impl Pair {
     fn carry(&mut self) -> Result<usize, MapError> {
         match self.kind {
             Kind::Still => Ok(0),
-            Kind::Flows => carry::<FlowKey, Flow>(&self.old, &self.new, |old, new| {
-                new.state |= old.state;
-                later(old.expires, &mut new.expires)
-            }),
-            Kind::Nat => carry::<Tuple, Nat>(&self.old, &self.new, |old, new| {
-                // Translated in another way meanwhile: that is what counts.
-                if old.to != new.to {
-                    return false;
-                }
-                new.state |= old.state;
-                later(old.expires, &mut new.expires)
-            }),
+            Kind::Flows => carry(&self.old, &self.new, merge_flows),
+            Kind::Nat => carry(&self.old, &self.new, merge_nat),
+            Kind::Sockets => carry(&self.old, &self.new, |_, _| false),
             Kind::Counts => {
                 let now = numbers(&self.old)?;
                 let mut new: Array<MapData, u64> = Array::try_from(Map::Array(again(&self.new)?))?;
@@ -114,6 +108,15 @@ impl Pair {
                 Ok(carried)
             }
         }
+    }
+
+    /// All there is, into a map that programs may have written to already.
+    fn bring(&mut self) -> Result<(), Error> {
+        let done = match self.kind {
+            Kind::Still | Kind::Counts => self.copy(),
+            Kind::Flows | Kind::Nat | Kind::Sockets => self.carry().map(drop),
+        };
+        done.map_err(|e| self.fail(&e))
     }
 
     /// The new map's pin takes the place of the old one's, in one step.
@@ -140,29 +143,57 @@ fn later(old: u64, new: &mut u64) -> bool {
     is_later
 }
 
-/// Entries of the old map that the new one has not, and those that `merge` finds newer there.
-fn carry<K: Pod, V: Pod>(old: &MapData, new: &MapData, merge: impl Fn(&V, &mut V) -> bool) -> Result<usize, MapError> {
-    const BPF_NOEXIST: u64 = 1;
-    let old: HashMap<MapData, K, V> = HashMap::try_from(Map::HashMap(again(old)?))?;
-    let mut new: HashMap<MapData, K, V> = HashMap::try_from(Map::HashMap(again(new)?))?;
-    let (mut carried, mut failed) = (0, None);
-    batch::scan(&old, |key, value| {
-        let written = match new.get(&key, 0) {
-            Ok(mut there) => merge(&value, &mut there).then(|| new.insert(key, there, 0)),
-            // A program may be quicker: then its entry stands.
-            Err(_) => Some(new.insert(key, value, BPF_NOEXIST)),
-        };
-        match written {
-            Some(Ok(())) => carried += 1,
-            Some(Err(error)) if !exists(&error) => failed = Some(error),
-            Some(Err(_)) | None => {}
-        }
-    })?;
-    failed.map_or(Ok(carried), Err)
+/// Whether what is written to an entry of the new map is to be changed to this, given the old one's.
+type Merge = fn(&[u8], &mut [u8]) -> bool;
+
+/// Reads both as what they are.
+fn merge<V: Pod>(old: &[u8], new: &mut [u8], merge: impl FnOnce(&V, &mut V) -> bool) -> bool {
+    if old.len() != size_of::<V>() || new.len() != size_of::<V>() {
+        return false;
+    }
+    // SAFETY: both are as long as a value, and any bytes are one.
+    let (before, mut now) = unsafe { (old.as_ptr().cast::<V>().read_unaligned(), new.as_ptr().cast::<V>().read_unaligned()) };
+    let is_other = merge(&before, &mut now);
+    if is_other {
+        // SAFETY: as above.
+        unsafe { new.as_mut_ptr().cast::<V>().write_unaligned(now) };
+    }
+    is_other
 }
 
-fn exists(error: &MapError) -> bool {
-    matches!(error, MapError::SyscallError(e) if e.io_error.raw_os_error() == Some(libc::EEXIST))
+fn merge_flows(old: &[u8], new: &mut [u8]) -> bool {
+    merge::<Flow>(old, new, |old, new| {
+        new.state |= old.state;
+        later(old.expires, &mut new.expires)
+    })
+}
+
+fn merge_nat(old: &[u8], new: &mut [u8]) -> bool {
+    merge::<Nat>(old, new, |old, new| {
+        // Translated in another way meanwhile: that is what counts.
+        if old.to != new.to {
+            return false;
+        }
+        new.state |= old.state;
+        later(old.expires, &mut new.expires)
+    })
+}
+
+/// Entries of the old map that the new one has not, and those that `merge` finds newer there.
+fn carry(old: &MapData, new: &MapData, merge: Merge) -> Result<usize, MapError> {
+    let mut carried = 0;
+    let mut there = vec![0; new.info()?.value_size() as usize];
+    batch::scan_bytes(old, new, |key, value| {
+        let written = if batch::get_bytes(new, key, &mut there).map_err(MapError::IoError)? {
+            merge(value, &mut there) && batch::put_bytes(new, key, &there, false).map_err(MapError::IoError)?
+        } else {
+            // A program may be quicker: then its entry stands.
+            batch::put_bytes(new, key, value, true).map_err(MapError::IoError)?
+        };
+        carried += usize::from(written);
+        Ok(())
+    })?;
+    Ok(carried)
 }
 
 fn numbers(map: &MapData) -> Result<Vec<u64>, MapError> {
@@ -249,14 +280,14 @@ fn discard(dir: &Path) -> Result<(), Error> {
     }
 }
 
-/// Maps in whose place a larger one came after all, and what still comes from them.
+/// Maps that programs of before may still write to, and those in their place.
 #[derive(Default)]
-pub struct Recovered(Vec<Pair>);
+pub struct Unsettled(Vec<Pair>);
 
 /// Finishes what an agent began that was killed: links may run programs on both sides, so the larger maps get what the others
 /// hold. To be called before programs are loaded.
-pub fn recover(pins: &Pins) -> Result<Recovered, Error> {
-    let mut recovered = Recovered::default();
+pub fn recover(pins: &Pins) -> Result<Unsettled, Error> {
+    let mut recovered = Unsettled::default();
     for (dir, maps) in pins.all_growing() {
         for entry in std::fs::read_dir(&dir).map_err(Error::io("read", &dir))?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -264,12 +295,7 @@ pub fn recover(pins: &Pins) -> Result<Recovered, Error> {
                 place if place.exists() => Pair::open(&name, entry.path(), place)?,
                 _ => continue,
             };
-            let done = match pair.kind {
-                Kind::Still | Kind::Counts => pair.copy(),
-                // Programs may have written to the new one too.
-                Kind::Flows | Kind::Nat => pair.carry().map(drop),
-            };
-            done.map_err(|e| pair.fail(&e))?;
+            pair.bring()?;
             pair.install()?;
             tracing::warn!(map = name, "an agent was ended while it made this map larger; it is larger now");
             recovered.0.push(pair);
@@ -279,8 +305,22 @@ pub fn recover(pins: &Pins) -> Result<Recovered, Error> {
     Ok(recovered)
 }
 
-impl Recovered {
-    /// To be called when every link runs programs on the larger maps.
+impl Unsettled {
+    /// Copies a map of another layout into the one pinned at `new`. What programs of that layout write to it until links change
+    /// comes with [`Unsettled::settle`].
+    pub fn convert(&mut self, name: &str, old: &Path, new: &Path) -> Result<(), Error> {
+        let mut pair = Pair::open(name, new.to_owned(), old.to_owned())?;
+        pair.bring()?;
+        self.0.push(pair);
+        Ok(())
+    }
+
+    /// These too.
+    pub fn extend(&mut self, more: Unsettled) {
+        self.0.extend(more.0);
+    }
+
+    /// To be called when every link runs programs on the new maps.
     pub fn settle(mut self) -> Result<(), Error> {
         settle(&mut self.0)
     }

@@ -20,7 +20,10 @@ use crate::{Error, ProgramSize};
 
 mod pods;
 
+#[cfg(not(feature = "next"))]
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../ebpf/prebuilt/xebec.bpf.o");
+#[cfg(feature = "next")]
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../ebpf/prebuilt/next.bpf.o");
 
 /// Name of directories of larger maps, before the number of the layout.
 const GROWING: &str = "growing-v";
