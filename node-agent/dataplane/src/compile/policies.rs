@@ -430,7 +430,11 @@ impl Policies {
             if self.resolved.get(&key) == resolved.as_ref() {
                 continue;
             }
-            self.dirty_locals.extend(self.locals_of(&key.namespace));
+            // Another policy than before has marked all it may have selected and may select.
+            if let Some(policy) = self.policies.get(&key) {
+                let mine = |l: &&Local| l.endpoint.pod.namespace == key.namespace && policy.selects.matches(&l.endpoint.last_seen.labels);
+                self.dirty_locals.extend(self.locals.values().filter(mine).map(|l| l.endpoint.id));
+            }
             match resolved {
                 Some(resolved) => self.resolved.insert(key, resolved),
                 None => self.resolved.remove(&key),
@@ -646,12 +650,23 @@ impl Policies {
         (entries, flags, refused)
     }
 
-    /// Judges again the established flows of these endpoints, or of every isolated one.
-    pub fn bump(&mut self, which: Option<&BTreeSet<u32>>) {
-        for (id, local) in &mut self.locals {
-            if which.is_some_and(|w| !w.contains(id)) {
-                continue;
-            }
+    /// Whether the kernel has an entry of the endpoint: a new one has no flows yet.
+    pub fn is_known(&self, id: u32) -> bool {
+        let in_kernel = |ip: &IpAddr| self.tables.endpoints.have().get(&addr(*ip)).is_some_and(|e| e.id == id);
+        self.locals.get(&id).is_some_and(|local| local.endpoint.ips.iter().any(in_kernel))
+    }
+
+    /// What `ENDPOINTS` shall hold of an endpoint.
+    pub fn entries_of(&self, id: u32) -> impl Iterator<Item = (Addr, Endpoint)> {
+        let ips = self.locals.get(&id).into_iter().flat_map(|local| &local.endpoint.ips);
+        let entry = move |ip: &IpAddr| self.tables.endpoints.want().get(&addr(*ip)).filter(|e| e.id == id).map(|e| (addr(*ip), *e));
+        ips.filter_map(entry)
+    }
+
+    /// Judges again the established flows of these endpoints.
+    pub fn bump(&mut self, which: &BTreeSet<u32>) {
+        for id in which {
+            let Some(local) = self.locals.get_mut(id) else { continue };
             local.epoch = local.epoch.wrapping_add(1);
             for ip in &local.endpoint.ips {
                 let key = addr(*ip);

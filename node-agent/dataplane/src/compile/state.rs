@@ -253,8 +253,6 @@ impl State {
         let (identities, gone_identities) = tables.ipcache.changes();
         let (endpoints, gone_endpoints) = tables.endpoints.changes();
         let mut again: BTreeSet<u32> = BTreeSet::new();
-        // A new endpoint has no flows yet.
-        let known: BTreeSet<u32> = tables.endpoints.have().values().map(|e| e.id).collect();
         again.extend(verdicts.iter().map(|((_, k), _)| k.endpoint()));
         again.extend(gone_verdicts.iter().map(|(_, k)| k.endpoint()));
         for (key, now) in &endpoints {
@@ -270,18 +268,15 @@ impl State {
         ops.extend(endpoints.into_iter().map(|(k, v)| Op::Endpoint(k, Some(v))));
         ops.extend(gone_endpoints.into_iter().map(|k| Op::Endpoint(k, None)));
         ops.extend(gone_verdicts.into_iter().map(|k| Op::Policy(k, None)));
-        again.retain(|id| known.contains(id));
-        if renamed {
-            self.policies.bump(Some(&known));
-        } else if !again.is_empty() {
-            self.policies.bump(Some(&again));
-        } else {
-            return;
-        }
+        // A change of one endpoint must not cost a look at all of them.
+        let judged: BTreeSet<u32> = match renamed {
+            true => self.policies.endpoint_ids().into_iter().filter(|id| self.policies.is_known(*id)).collect(),
+            false => again.into_iter().filter(|id| self.policies.is_known(*id)).collect(),
+        };
+        self.policies.bump(&judged);
         // Only epochs differ from what was planned above.
-        let tables = &self.policies.tables;
-        let judged = |e: &Endpoint| known.contains(&e.id) && (renamed || again.contains(&e.id));
-        ops.extend(tables.endpoints.want().iter().filter(|(_, e)| judged(e)).map(|(k, e)| Op::Endpoint(*k, Some(*e))));
+        let entries = judged.iter().flat_map(|id| self.policies.entries_of(*id));
+        ops.extend(entries.map(|(k, e)| Op::Endpoint(k, Some(e))));
     }
 
     fn plan_services(&mut self, ops: &mut Vec<Op>) {
