@@ -557,7 +557,9 @@ async fn adopt(
 ) -> Result<(BTreeMap<String, Sandbox>, Vec<(String, u32)>), Error> {
     let (found, broken) = records.all()?;
     for path in broken {
-        tracing::error!(path = %path.display(), "a sandbox record cannot be read and is ignored; its device is removed");
+        // Cut short when the machine went down, most likely: the sandbox is gone too.
+        tracing::error!(path = %path.display(), "a sandbox record cannot be read and is removed, and so is its device");
+        crate::file::remove(&path)?;
     }
     let links = netlink.links().await.map_err(Error::netlink("read devices"))?;
     let index = |name: &str| links.iter().find(|l| l.name == name).map(|l| l.index);

@@ -6,6 +6,7 @@ pub mod netlink;
 pub mod netns;
 pub mod news;
 pub mod pod;
+pub mod request;
 pub mod route;
 pub mod rtnl;
 pub mod settings;

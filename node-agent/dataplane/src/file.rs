@@ -14,8 +14,18 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Error> {
     write(path, &bytes, 0o600)
 }
 
+/// The same for what is worth nothing once the machine has started again: nobody waits for the disk.
+pub fn write_json_of_this_boot(path: &Path, value: &impl Serialize) -> Result<(), Error> {
+    let bytes = serde_json::to_vec(value).map_err(|e| Error::io("encode", path)(std::io::Error::other(e)))?;
+    replace(path, &bytes, 0o600, false)
+}
+
 /// Writes a file atomically; its directory is made if it is missing.
 pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
+    replace(path, bytes, mode, true)
+}
+
+fn replace(path: &Path, bytes: &[u8], mode: u32, lasting: bool) -> Result<(), Error> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
     }
@@ -25,7 +35,7 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
     let write = || {
         let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(temporary)?;
         file.write_all(bytes)?;
-        file.sync_data()
+        if lasting { file.sync_data() } else { Ok(()) }
     };
     write().map_err(Error::io("write", temporary))?;
     std::fs::rename(temporary, path).map_err(Error::io("write", path))

@@ -89,7 +89,8 @@ impl Records {
 
     /// Writes or replaces a record.
     pub fn write(&self, sandbox: &Sandbox) -> Result<(), Error> {
-        crate::file::write_json(&self.path(&sandbox.owner()), sandbox)
+        // Sandboxes end with the machine, and so does what is told of them.
+        crate::file::write_json_of_this_boot(&self.path(&sandbox.owner()), sandbox)
     }
 
     /// Removes a record; one that is not there is no error.

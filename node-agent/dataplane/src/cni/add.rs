@@ -50,11 +50,8 @@ impl Dataplane {
             }
         }
         let inside = netns_path.to_owned();
-        let cookie = tokio::task::spawn_blocking(move || netns::within(&inside, loader::netns_cookie)).await;
-        let netns_cookie = cookie
-            .map_err(std::io::Error::other)
-            .and_then(|cookie| cookie)
-            .map_err(|e| CniError::environment(format!("CNI_NETNS {}: {e}", request.netns)))?;
+        let cookie = blocking(move || netns::within(&inside, loader::netns_cookie)).await;
+        let netns_cookie = cookie.map_err(|e| CniError::environment(format!("CNI_NETNS {}: {e}", request.netns)))?;
         let (ips, endpoint) = {
             let mut engine = self.engine.lock();
             let ips = engine.ipam.lease(&owner).map_err(|e| match e {
@@ -92,19 +89,14 @@ impl Dataplane {
         let what = |what: &str| format!("{what} {} of pod {}", sandbox.host_name, sandbox.pod);
         self.records.write(sandbox)?;
         self.sandboxes.lock().insert(sandbox.owner(), sandbox.clone());
-        let plan = pod::Plan {
-            netns: &sandbox.netns,
-            ifname: &sandbox.ifname,
-            host_name: &sandbox.host_name,
-            pod_mac: sandbox.pod_mac,
-            host_mac: sandbox.host_mac,
-            ips: &sandbox.ips,
-            mtu: self.mtu(),
-        };
-        let (index, pod_side) = pod::create(&self.netlink, &plan).await.map_err(crate::Error::netlink(what("make the device")))?;
+        let (of, mtu) = (sandbox.clone(), self.mtu());
+        let created = blocking(move || pod::create(&plan(&of, mtu))).await;
+        let (index, mut pod_side) = created.map_err(crate::Error::netlink(what("make the device")))?;
         // Programs, identity and policy before the device is up: the first packet is judged like every other.
         self.engine.lock().put_endpoint(&sandbox.host_name, sandbox.local(index))?;
-        pod::connect(&self.netlink, &pod_side, index, &plan).await.map_err(crate::Error::netlink(what("connect the device")))
+        let of = sandbox.clone();
+        let connected = blocking(move || pod::connect(&mut pod_side, index, &plan(&of, mtu))).await;
+        connected.map_err(crate::Error::netlink(what("connect the device")))
     }
 
     /// The pod as watched, else as the API has it now.
@@ -144,4 +136,21 @@ impl Dataplane {
         self.engine.lock().state.policies.set_namespace(name, Some(input::namespace(&found)));
         Ok(())
     }
+}
+
+fn plan(sandbox: &Sandbox, mtu: u32) -> pod::Plan<'_> {
+    pod::Plan {
+        netns: &sandbox.netns,
+        ifname: &sandbox.ifname,
+        host_name: &sandbox.host_name,
+        pod_mac: sandbox.pod_mac,
+        host_mac: sandbox.host_mac,
+        ips: &sandbox.ips,
+        mtu,
+    }
+}
+
+/// Off the runtime's threads.
+async fn blocking<T: Send + 'static>(f: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> std::io::Result<T> {
+    tokio::task::spawn_blocking(f).await.map_err(std::io::Error::other)?
 }

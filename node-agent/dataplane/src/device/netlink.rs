@@ -2,16 +2,14 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::TryStreamExt;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressScope};
-use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage, State};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteProtocol, RouteScope};
-use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage, State};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 use tokio::sync::Mutex;
 
 /// A netlink connection; it lives in the namespace it was opened in, whichever thread uses it.
@@ -21,9 +19,6 @@ pub struct Netlink {
     /// The kernel answers one dump a socket at a time (EBUSY otherwise).
     dump: Arc<Mutex<()>>,
 }
-
-/// How long a device may take to carry packets once both sides are up.
-const RUNNING: Duration = Duration::from_secs(10);
 
 /// A network device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,14 +48,6 @@ pub struct Address {
     pub ip: IpAddr,
     /// How many of its bits all addresses of the link have.
     pub prefix: u8,
-}
-
-/// One side of a veth pair to be made.
-pub struct VethSide<'a> {
-    /// Name of the device.
-    pub name: &'a str,
-    /// Hardware address.
-    pub mac: [u8; 6],
 }
 
 pub(super) fn io_error(error: rtnetlink::Error) -> io::Error {
@@ -157,23 +144,6 @@ impl Netlink {
         Ok(found)
     }
 
-    /// Makes a veth pair, one side here, the other in another namespace, both down.
-    pub async fn add_veth(&self, host: VethSide<'_>, peer: VethSide<'_>, peer_netns: BorrowedFd<'_>, mtu: u32) -> io::Result<()> {
-        let peer = LinkMessageBuilder::<LinkUnspec>::new()
-            .name(peer.name)
-            .address(peer.mac.to_vec())
-            .mtu(mtu)
-            .setns_by_fd(peer_netns.as_raw_fd())
-            .build();
-        let message = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(netlink_packet_route::link::InfoKind::Veth)
-            .name(host.name)
-            .address(host.mac.to_vec())
-            .mtu(mtu)
-            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
-            .build();
-        self.handle.link().add(message).execute().await.map_err(io_error)
-    }
-
     /// Brings a device up.
     pub async fn up(&self, index: u32) -> io::Result<()> {
         let message = LinkMessageBuilder::<LinkUnspec>::default().index(index).up().build();
@@ -186,40 +156,12 @@ impl Netlink {
         self.handle.link().change(message).execute().await.map_err(io_error)
     }
 
-    /// Waits until a device carries packets. The kernel starts the queues of the side that was up first from a
-    /// work queue; what is sent before that is lost without a trace.
-    pub async fn running(&self, name: &str) -> io::Result<()> {
-        let end = tokio::time::Instant::now() + RUNNING;
-        loop {
-            if self.link(name).await?.is_some_and(|l| l.running) {
-                return Ok(());
-            }
-            if tokio::time::Instant::now() >= end {
-                return Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    format!("{name} has no carrier {RUNNING:?} after both sides were set up"),
-                ));
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    }
-
     /// Removes a device; one that is gone is no error.
     pub async fn delete(&self, index: u32) -> io::Result<()> {
         match self.handle.link().del(index).execute().await.map_err(io_error) {
             Err(e) if !is(&e, libc::ENODEV) => Err(e),
             Ok(()) | Err(_) => Ok(()),
         }
-    }
-
-    /// Adds an address that needs no duplicate detection: we lease it.
-    pub async fn add_address(&self, index: u32, ip: IpAddr) -> io::Result<()> {
-        let bits = if ip.is_ipv4() { 32 } else { 128 };
-        let mut request = self.handle.address().add(index, ip, bits).replace();
-        if ip.is_ipv6() {
-            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
-        }
-        request.execute().await.map_err(io_error)
     }
 
     /// Adds an address that only this machine knows: it is no source for packets to others.
@@ -252,33 +194,6 @@ impl Netlink {
     /// A neighbour that is never asked for.
     pub async fn add_neighbour(&self, index: u32, ip: IpAddr, mac: [u8; 6]) -> io::Result<()> {
         self.handle.neighbours().add(index, ip).link_layer_address(&mac).replace().execute().await.map_err(io_error)
-    }
-
-    /// A route to one address by a device; the pod's side of `via` is on that link although no prefix says so.
-    pub async fn add_host_route(&self, index: u32, to: IpAddr) -> io::Result<()> {
-        let message = match to {
-            IpAddr::V4(ip) => RouteMessageBuilder::<Ipv4Addr>::new()
-                .destination_prefix(ip, 32)
-                .output_interface(index)
-                .scope(RouteScope::Link)
-                .protocol(RouteProtocol::Kernel)
-                .build(),
-            IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new()
-                .destination_prefix(ip, 128)
-                .output_interface(index)
-                .protocol(RouteProtocol::Kernel)
-                .build(),
-        };
-        self.handle.route().add(message).replace().execute().await.map_err(io_error)
-    }
-
-    /// The default route by a gateway that is on the link although no prefix says so.
-    pub async fn add_default_route(&self, index: u32, gateway: IpAddr) -> io::Result<()> {
-        let message = match gateway {
-            IpAddr::V4(ip) => RouteMessageBuilder::<Ipv4Addr>::new().output_interface(index).gateway(ip).onlink().build(),
-            IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new().output_interface(index).gateway(ip).onlink().build(),
-        };
-        self.handle.route().add(message).replace().execute().await.map_err(io_error)
     }
 
     /// Addresses that have a route of their own by a device.

@@ -6,8 +6,10 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use super::netlink::{Netlink, VethSide};
+use super::request::{self, VethSide};
+use super::rtnl::{Answer, Rtnl};
 use super::{netns, sysctl};
 
 /// Next hop of pods for IPv4.
@@ -60,15 +62,17 @@ pub fn gateway(ip: &IpAddr) -> IpAddr {
     }
 }
 
-/// Makes the pair and sets up the pod's side; the host's side stays down, so nothing passes yet.
-/// Returns the host side's index and the pod's namespace.
-pub async fn create(host: &Netlink, plan: &Plan<'_>) -> io::Result<(u32, Netlink)> {
+/// Makes the pair and sets up the pod's side; the host's side stays down, so nothing passes yet. Blocks.
+/// Returns the host side's index and a socket in the pod's namespace.
+pub fn create(plan: &Plan<'_>) -> io::Result<(u32, Rtnl)> {
     let namespace = File::open(plan.netns)?;
     let host_side = VethSide { name: plan.host_name, mac: plan.host_mac };
     let pod_side = VethSide { name: plan.ifname, mac: plan.pod_mac };
-    host.add_veth(host_side, pod_side, namespace.as_fd(), plan.mtu).await?;
-    let link = host.link(plan.host_name).await?;
-    let index = link.ok_or_else(|| io::Error::other("the device went away while it was set up"))?.index;
+    let mut host = Rtnl::here()?;
+    let requests = vec![request::veth(host_side, pod_side, namespace.as_fd(), plan.mtu), request::link(plan.host_name)];
+    let mut answers = host.ask_all(requests)?.into_iter();
+    answers.next().transpose()?;
+    let index = request::found(answers.next().unwrap_or(Ok(None)))?.index;
     // Of our own device in our own namespace: pods' packets come from addresses that are routed back here, but
     // translated ones may not be; autoconfiguration must not answer pods.
     for (name, value) in [
@@ -79,51 +83,67 @@ pub async fn create(host: &Netlink, plan: &Plan<'_>) -> io::Result<(u32, Netlink
     ] {
         sysctl::set_own(&name, value)?;
     }
-    Ok((index, configure(plan).await?))
+    Ok((index, netns::within(plan.netns, || configure(plan))?))
 }
 
-async fn configure(plan: &Plan<'_>) -> io::Result<Netlink> {
-    let (path, ifname) = (plan.netns.to_owned(), plan.ifname.to_owned());
+/// In the pod's namespace.
+fn configure(plan: &Plan<'_>) -> io::Result<Rtnl> {
     let v6 = plan.ips.iter().any(IpAddr::is_ipv6);
-    let runtime = tokio::runtime::Handle::current();
-    let enter = move || {
-        netns::within(&path, || {
-            // The address is leased and the gateway known: neither detection nor advertisements have a say.
-            let conf = format!("net/ipv6/conf/{ifname}");
-            sysctl::set_own(&format!("{conf}/accept_ra"), "0")?;
-            sysctl::set_own(&format!("{conf}/accept_dad"), "0")?;
-            sysctl::set_own(&format!("{conf}/disable_ipv6"), if v6 { "0" } else { "1" })?;
-            let _guard = runtime.enter();
-            Netlink::here()
-        })
-    };
-    let pod = tokio::task::spawn_blocking(enter).await.map_err(io::Error::other)??;
-    if let Some(lo) = pod.link("lo").await?.filter(|lo| !lo.up) {
-        pod.up(lo.index).await?;
+    // The address is leased and the gateway known: neither detection nor advertisements have a say.
+    let conf = format!("net/ipv6/conf/{}", plan.ifname);
+    sysctl::set_own(&format!("{conf}/accept_ra"), "0")?;
+    sysctl::set_own(&format!("{conf}/accept_dad"), "0")?;
+    sysctl::set_own(&format!("{conf}/disable_ipv6"), if v6 { "0" } else { "1" })?;
+    let mut pod = Rtnl::here()?;
+    let mut links = pod.ask_all(vec![request::link("lo"), request::link(plan.ifname)])?.into_iter();
+    let mut link = || request::found(links.next().unwrap_or(Ok(None)));
+    let (lo, index) = (link()?, link()?.index);
+    let mut requests = Vec::new();
+    if !lo.up {
+        requests.push(request::up(lo.index));
     }
-    let link = pod.link(plan.ifname).await?;
-    let index = link.ok_or_else(|| io::Error::other("the pod's device went away while it was set up"))?.index;
+    requests.extend(plan.ips.iter().map(|ip| request::address(index, *ip)));
+    requests.push(request::up(index));
     for ip in plan.ips {
-        pod.add_address(index, *ip).await?;
+        requests.push(request::neighbour(index, gateway(ip), plan.host_mac));
+        requests.push(request::default_route(index, gateway(ip)));
     }
-    pod.up(index).await?;
-    for ip in plan.ips {
-        let gateway = gateway(ip);
-        pod.add_neighbour(index, gateway, plan.host_mac).await?;
-        pod.add_default_route(index, gateway).await?;
-    }
+    all_done(pod.ask_all(requests)?)?;
     Ok(pod)
 }
 
-/// Brings the host's side up with routes and neighbours to the pod, and waits until packets pass both ways.
-pub async fn connect(host: &Netlink, pod: &Netlink, index: u32, plan: &Plan<'_>) -> io::Result<()> {
-    host.up(index).await?;
+/// Brings the host's side up with routes and neighbours to the pod, and waits until packets pass both ways. Blocks.
+pub fn connect(pod: &mut Rtnl, index: u32, plan: &Plan<'_>) -> io::Result<()> {
+    let mut host = Rtnl::here()?;
+    let mut requests = vec![request::up(index)];
     for ip in plan.ips {
-        host.add_neighbour(index, *ip, plan.pod_mac).await?;
-        host.add_host_route(index, *ip).await?;
+        requests.push(request::neighbour(index, *ip, plan.pod_mac));
+        requests.push(request::host_route(index, *ip));
     }
-    pod.running(plan.ifname).await?;
-    host.running(plan.host_name).await
+    all_done(host.ask_all(requests)?)?;
+    running(pod, plan.ifname)?;
+    running(&mut host, plan.host_name)
+}
+
+fn all_done(answers: Vec<Answer>) -> io::Result<()> {
+    answers.into_iter().try_for_each(|answer| answer.map(drop))
+}
+
+/// How long a device may take to carry packets once both sides are up.
+const RUNNING: Duration = Duration::from_secs(10);
+
+/// Waits until a device carries packets. The kernel starts the queues of the side that was up first from a
+/// work queue; what is sent before that is lost without a trace.
+fn running(netlink: &mut Rtnl, name: &str) -> io::Result<()> {
+    let end = Instant::now() + RUNNING;
+    while !request::found(netlink.ask(request::link(name)))?.running {
+        if Instant::now() >= end {
+            let text = format!("{name} has no carrier {RUNNING:?} after both sides were set up");
+            return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

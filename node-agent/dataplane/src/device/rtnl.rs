@@ -10,6 +10,9 @@ use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 /// What is asked, and the flags that say how.
 pub type Request = (RouteNetlinkMessage, u16);
 
+/// Whether it was done, and what was answered besides.
+pub type Answer = io::Result<Option<RouteNetlinkMessage>>;
+
 /// A socket of one network namespace, whichever thread uses it.
 pub struct Rtnl {
     socket: Socket,
@@ -28,14 +31,14 @@ impl Rtnl {
     }
 
     /// Asks one thing: what is answered besides success, if anything.
-    pub fn ask(&mut self, request: Request) -> io::Result<Option<RouteNetlinkMessage>> {
+    pub fn ask(&mut self, request: Request) -> Answer {
         let answer = self.ask_all(vec![request])?.pop();
         answer.unwrap_or_else(|| Err(io::Error::other("the kernel did not answer")))
     }
 
     /// Asks these, one after the other; one that fails does not keep those behind it from being done. Answers are in the same
     /// order.
-    pub fn ask_all(&mut self, requests: Vec<Request>) -> io::Result<Vec<io::Result<Option<RouteNetlinkMessage>>>> {
+    pub fn ask_all(&mut self, requests: Vec<Request>) -> io::Result<Vec<Answer>> {
         let first = self.sequence.wrapping_add(1);
         let mut bytes = Vec::new();
         let count = requests.len();
