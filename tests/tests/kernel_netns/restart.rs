@@ -71,6 +71,9 @@ fn what_went_while_the_agent_was_away_is_collected() {
     let host = client.result["interfaces"][0]["name"].as_str().expect("a host device");
     node.netns.ip(&format!("link del {host}"));
     node.netns.ip("link add xbc00000000bad type veth peer name bad0");
+    // A record that was cut short.
+    let cut = node.state_dir().join("sandboxes/cut-eth0.json");
+    std::fs::write(&cut, "").expect("a file");
     node.start();
     assert!(ask(&node.netns, at(CLUSTER_IP, 80)).is_ok());
     let status = node.dataplane().status();
@@ -78,6 +81,7 @@ fn what_went_while_the_agent_was_away_is_collected() {
     assert_eq!((entries("FRONTENDS"), entries("BACKENDS"), entries("ENDPOINTS")), (Some(2), Some(1), Some(1)));
     assert_eq!(status.leases, 1);
     assert!(!node.netns.ip("link show").contains("xbc00000000bad"));
+    assert!(!cut.exists());
     node.delete_pod(&client).expect("DEL of a pod that went");
 }
 
