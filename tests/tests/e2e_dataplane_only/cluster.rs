@@ -77,6 +77,12 @@ impl Cluster {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
+    /// What the agent says of itself, by lines.
+    pub fn status(&self) -> Vec<String> {
+        let run_dir = self.node.run_dir.join("only");
+        self.in_netns(&format!("{} status --node --run-dir {}", self.up.binaries.xebec.display(), run_dir.display()))
+    }
+
     pub fn agent_pod(&self) -> Option<AgentPod> {
         let output = self.try_kubectl(&["-n", "kube-system", "get", "pods", "-l", "app.kubernetes.io/name=xebec", "-o", "json"], "");
         let list: Value = serde_json::from_slice(&output.stdout).ok()?;

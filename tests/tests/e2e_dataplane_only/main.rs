@@ -66,9 +66,10 @@ fn the_daemonset_makes_a_node_s_network_and_takes_it_away() {
     let status = json!({"status": {"conditions": [{"type": "NetworkUnavailable", "status": "True", "reason": "NoRouteCreated"}]}});
     cluster.kubectl(&["patch", "node", &cluster.node.name, "--subresource=status", "--type=strategic", "-p", &status.to_string()]);
     let servers = format!("--from-literal=api-servers=https://{}:6443", cluster.ip_address());
-    cluster.kubectl(&["-n", "kube-system", "create", "configmap", "xebec", &servers]);
+    cluster.kubectl(&["-n", "kube-system", "create", "configmap", "xebec", &servers, "--from-literal=lb-mode=dsr"]);
     cluster.apply(&cluster.manifest);
     until("the agent's pod is ready", || cluster.agent_pod().is_some_and(|pod| pod.ready));
+    until("the agent forwards as the ConfigMap says", || cluster.status().iter().any(|line| line == "forwarding dsr"));
     until("the condition NetworkUnavailable is taken back", || {
         let path = "jsonpath={.status.conditions[?(@.type==\"NetworkUnavailable\")].status}";
         cluster.kubectl(&["get", "node", &cluster.node.name, "-o", path]) == "False"
