@@ -102,6 +102,10 @@ pub struct Args {
     /// xebec.dev/forwarding-mode has the last word. The same on every node.
     #[arg(long, value_enum, env = "XEBEC_LB_MODE", default_value_t = LbMode::Snat)]
     lb_mode: LbMode,
+    /// Who passes on what pods send to other machines: BPF programs by the kernel's routing tables, or the node's IP stack, with
+    /// its forwarding firewall rules and IPsec, which programs pass by.
+    #[arg(long, value_enum, default_value_t = HostRouting::Bpf)]
+    host_routing: HostRouting,
     /// Places of a ring of consistent hashing (a prime below a power of two, 251 to 131071), the same on every node.
     #[arg(long)]
     maglev_table_size: Option<u32>,
@@ -180,6 +184,21 @@ impl From<LbMode> for xebec_dataplane::Forwarding {
     }
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum HostRouting {
+    Bpf,
+    Kernel,
+}
+
+impl From<HostRouting> for xebec_dataplane::HostRouting {
+    fn from(host_routing: HostRouting) -> xebec_dataplane::HostRouting {
+        match host_routing {
+            HostRouting::Bpf => xebec_dataplane::HostRouting::Bpf,
+            HostRouting::Kernel => xebec_dataplane::HostRouting::Kernel,
+        }
+    }
+}
+
 impl From<Xdp> for xebec_dataplane::Xdp {
     fn from(xdp: Xdp) -> xebec_dataplane::Xdp {
         match xdp {
@@ -242,6 +261,7 @@ fn config(args: Args) -> Result<xebec_agent::Config> {
             false => xebec_dataplane::PodPrograms::Blocks,
         },
         forwarding: args.lb_mode.into(),
+        host_routing: args.host_routing.into(),
         maglev_size: args.maglev_table_size,
         map_entries: map_entries(&args.map_entries)?,
         max_map_entries: args.max_map_entries,

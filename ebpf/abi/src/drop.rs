@@ -109,6 +109,8 @@ pub mod forward {
     pub const DRIVER_DIRECT: u32 = 9;
     /// Such a packet was taken out and translated to the pod here.
     pub const DIRECT_RECEIVED: u32 = 10;
+    /// A pod's packet left for another machine without the node's stack.
+    pub const ROUTED: u32 = 11;
     /// Entries of the map.
     pub const COUNT: u32 = 16;
     /// The metric's labels, by entry.
@@ -124,6 +126,7 @@ pub mod forward {
         "uplink_direct",
         "driver_direct",
         "direct_received",
+        "routed",
     ];
 }
 

@@ -109,7 +109,8 @@
 //!   change of `ENDPOINTS`.
 //!
 //! ## Uplinks (user writes, except the last two)
-//! - `UPLINKS`: hash, ifindex (`u32`) → [`Uplink`]: the addresses that packets leaving there get.
+//! - `UPLINKS`: hash, ifindex (`u32`) → [`Uplink`]: the addresses that packets leaving there get, and how large they may be
+//!   without the stack's having a look. With [`Config::PAST_STACK`] pods' packets go straight there.
 //! - `ANNOUNCED`: hash, user, [`AnnouncedKey`] (load-balancer address, ifindex of an uplink) →
 //!   [`Announced`]. ARP requests and neighbour solicitations for it that come in there are answered
 //!   with the device's hardware address.
@@ -203,6 +204,8 @@ pub struct Config {
 impl Config {
     /// [`prog::ROOT_SOCKET`] are attached and serve the node's network namespace.
     pub const AT_ROOT: u32 = 1;
+    /// What pods send to other machines leaves without the node's IP stack, where that would only pass it on.
+    pub const PAST_STACK: u32 = 2;
     /// Packets of clients that other nodes send to pods inside packets of their own are taken: see [`direct`].
     pub const DIRECT: u32 = 4;
     /// Bytes that user space finds in a map written by another layout differ here: bump on change.

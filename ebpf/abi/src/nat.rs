@@ -55,8 +55,8 @@ pub struct Uplink {
     pub v4: Addr,
     /// The same for IPv6.
     pub v6: Addr,
-    /// Bits, none yet.
-    pub flags: u32,
+    /// Largest IP packet that any route there takes; larger ones are the stack's. 0: not known.
+    pub mtu: u32,
 }
 
 /// A device whose driver runs [`prog::XDP_UPLINK`](crate::prog::XDP_UPLINK).

@@ -23,6 +23,7 @@ pub mod pod;
 pub mod policy;
 pub mod reject;
 pub mod rewrite;
+pub mod route;
 pub mod service;
 pub mod shortcut;
 pub mod socket;

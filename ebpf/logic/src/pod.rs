@@ -34,7 +34,8 @@ pub enum Verdict {
     Neighbor(u32),
 }
 
-/// A packet for which there is no shortcut left a pod through the device `ifindex`. `ethertype` in host order.
+/// A packet for which there is no shortcut left a pod through the device `ifindex`. `ethertype` in host order. What passes
+/// is not for a pod that can be reached directly: see [`route`](crate::route).
 #[inline(always)]
 pub fn leaves<E: Env, P: Resize>(
     env: &E,

@@ -96,6 +96,8 @@ pub struct Plain {
 pub trait Layout: Family {
     /// Offset of the transport header.
     const L4: u32;
+    /// In the header's first two bytes: what its sender asks of the network.
+    const DSCP: u16;
     fn plain<P: Packet>(packet: P) -> Option<Plain>;
     /// Sum over the addresses, as the pseudo header has them.
     fn address_sum(plain: &Plain) -> u64;
@@ -106,6 +108,7 @@ pub trait Layout: Family {
 
 impl Layout for V4 {
     const L4: u32 = L3 + 20;
+    const DSCP: u16 = 0x00fc;
 
     #[inline(always)]
     fn plain<P: Packet>(packet: P) -> Option<Plain> {
@@ -146,6 +149,7 @@ impl Layout for V4 {
 
 impl Layout for V6 {
     const L4: u32 = L3 + 40;
+    const DSCP: u16 = 0x0fc0;
 
     #[inline(always)]
     fn plain<P: Packet>(packet: P) -> Option<Plain> {

@@ -12,6 +12,7 @@ mod announce;
 mod counters;
 mod env;
 mod events;
+mod fib;
 mod least;
 mod nat;
 mod pods;

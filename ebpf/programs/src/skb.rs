@@ -3,25 +3,26 @@
 use crate::{
     env::Kernel,
     events::{self, Sight},
+    fib,
 };
 use aya_ebpf::{
     EbpfContext,
     bindings::{
         __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
         BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_FIB_LKUP_RET_SUCCESS,
-        BPF_FIB_LOOKUP_SKIP_NEIGH, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_fib_lookup as Fib,
+        BPF_FIB_LOOKUP_SKIP_NEIGH, TC_ACT_SHOT, TC_ACT_UNSPEC,
     },
     helpers::generated::{
-        bpf_fib_lookup, bpf_get_socket_cookie, bpf_l3_csum_replace, bpf_l4_csum_replace,
-        bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
-        bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+        bpf_get_socket_cookie, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect,
+        bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_tail,
+        bpf_skb_load_bytes, bpf_skb_store_bytes,
     },
     macros::{classifier, map},
     maps::PerCpuArray,
     programs::TcContext,
 };
 use core::mem::MaybeUninit;
-use xebec_ebpf_abi::{Addr, proto, seen};
+use xebec_ebpf_abi::{Addr, Port, Tuple, proto, seen};
 use xebec_ebpf_logic::{
     Packet,
     direct::{self, Wrap},
@@ -29,19 +30,33 @@ use xebec_ebpf_logic::{
     parse::Headers,
     pod::{self, Verdict},
     reject::Resize,
+    route::{self, Router},
     shortcut, uplink,
 };
 
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
     let skb = Skb(ctx.as_ptr().cast());
-    match shortcut::take(&Kernel, skb, skb.ethertype(), skb.ifindex()) {
-        shortcut::JUDGE => {}
-        shortcut::STACK => return TC_ACT_UNSPEC,
+    let action = match shortcut::take(&Kernel, skb, skb.ethertype(), skb.ifindex()) {
+        shortcut::JUDGE => leaves(skb.0),
+        shortcut::STACK => TC_ACT_UNSPEC,
         // SAFETY: a helper that takes numbers.
-        peer => return unsafe { bpf_redirect_peer(peer, 0) as i32 },
+        peer => unsafe { bpf_redirect_peer(peer, 0) as i32 },
+    };
+    if action != TC_ACT_UNSPEC {
+        return action;
     }
-    run(&ctx, seen::FROM_POD, |skb, headers| {
+    match route::leave(&Kernel, &skb, skb, skb.ethertype()) {
+        0 => TC_ACT_UNSPEC,
+        // SAFETY: a helper that takes numbers; it looks for the neighbour, and asks for one that is not known.
+        device => unsafe { bpf_redirect_neigh(device, core::ptr::null_mut(), 0, 0) as i32 },
+    }
+}
+
+/// A function of its own: behind it the verifier's many ways through it are one.
+#[inline(never)]
+fn leaves(ctx: *mut __sk_buff) -> i32 {
+    run(&TcContext::new(ctx), seen::FROM_POD, |skb, headers| {
         pod::leaves(&Kernel, skb, headers, skb.ethertype(), skb.ifindex())
     })
 }
@@ -264,35 +279,18 @@ impl Wrap for Skb {
 
     #[inline(never)]
     fn way(&self, src: &Addr, dst: &Addr) -> u64 {
-        const AF_INET: u8 = 2;
-        const AF_INET6: u8 = 10;
-        // SAFETY: plain numbers, for which zeros are values.
-        let mut fib: Fib = unsafe { MaybeUninit::zeroed().assume_init() };
-        // Any length asks for the route's MTU; the caller compares.
-        fib.__bindgen_anon_1.tot_len = 1;
-        fib.ifindex = self.ifindex();
-        if dst.is_v4() {
-            fib.family = AF_INET;
-            fib.l4_protocol = proto::IPIP;
-            fib.__bindgen_anon_3.ipv4_src = src.words()[3];
-            fib.__bindgen_anon_4.ipv4_dst = dst.words()[3];
+        const NO_PORT: Port = Port::from_raw(0);
+        let proto = if dst.is_v4() {
+            proto::IPIP
         } else {
-            fib.family = AF_INET6;
-            fib.l4_protocol = proto::IPV6;
-            fib.__bindgen_anon_3.ipv6_src = src.words();
-            fib.__bindgen_anon_4.ipv6_dst = dst.words();
-        }
-        // The neighbour is found, or asked for, when the packet goes to it.
-        // SAFETY: the context of the running program, and a parameter block of the size told.
-        let found = unsafe {
-            bpf_fib_lookup(
-                self.0.cast(),
-                &raw mut fib,
-                size_of::<Fib>() as i32,
-                BPF_FIB_LOOKUP_SKIP_NEIGH,
-            )
+            proto::IPV6
         };
-        if found as u32 != BPF_FIB_LKUP_RET_SUCCESS {
+        // Any length asks for the route's MTU; the caller compares.
+        let tuple = Tuple::new(*src, NO_PORT, *dst, NO_PORT, proto);
+        let mut fib = fib::question(&tuple, 1, self.ifindex());
+        // The neighbour is found, or asked for, when the packet goes to it.
+        if fib::ask(self.0.cast(), &mut fib, BPF_FIB_LOOKUP_SKIP_NEIGH) != BPF_FIB_LKUP_RET_SUCCESS
+        {
             return 0;
         }
         // SAFETY: on success the helper leaves the route's MTU here.
@@ -300,5 +298,30 @@ impl Wrap for Skb {
             fib.ifindex,
             u32::from(unsafe { fib.__bindgen_anon_1.mtu_result }),
         )
+    }
+}
+
+impl Router for Skb {
+    #[inline(always)]
+    fn segment(&self) -> u32 {
+        // SAFETY: the context of the running program.
+        unsafe { (*self.0).gso_size }
+    }
+
+    #[inline(never)]
+    fn way(&self, tuple: &Tuple, len: u16) -> u32 {
+        // Rules may lead marked packets anywhere, and the helper does not ask them for a mark.
+        // SAFETY: the context of the running program.
+        if unsafe { (*self.0).mark } != 0 {
+            return 0;
+        }
+        let mut fib = fib::question(tuple, len, self.ifindex());
+        // The neighbour is found, or asked for, when the packet goes to it.
+        let found = fib::ask(self.0.cast(), &mut fib, BPF_FIB_LOOKUP_SKIP_NEIGH);
+        if found == BPF_FIB_LKUP_RET_SUCCESS {
+            fib.ifindex
+        } else {
+            0
+        }
     }
 }

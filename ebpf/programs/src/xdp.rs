@@ -3,21 +3,20 @@
 use crate::{
     env::Kernel,
     events::{self, Sight},
+    fib,
 };
 use aya_ebpf::{
     bindings::{
         BPF_F_NO_PREALLOC, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
-        BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as Fib, xdp_action, xdp_md,
+        BPF_FIB_LKUP_RET_SUCCESS, xdp_action, xdp_md,
     },
     helpers::generated::{
-        bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_redirect, bpf_xdp_adjust_head,
-        bpf_xdp_get_buff_len,
+        bpf_ktime_get_coarse_ns, bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_get_buff_len,
     },
     macros::{map, xdp},
     maps::{HashMap, LruHashMap, PerCpuArray},
     programs::XdpContext,
 };
-use core::mem::MaybeUninit;
 use xebec_ebpf_abi::{Tuple, XdpDevice, seen};
 use xebec_ebpf_logic::{
     Packet,
@@ -268,30 +267,11 @@ impl Driver for At {
 
     #[inline(never)]
     fn next_hop(&self, tuple: &Tuple, len: u16, decided: &mut Decided) -> Hop {
-        const AF_INET: u8 = 2;
-        const AF_INET6: u8 = 10;
-        // SAFETY: plain numbers, for which zeros are values.
-        let mut fib: Fib = unsafe { MaybeUninit::zeroed().assume_init() };
-        fib.l4_protocol = tuple.proto();
-        fib.sport = tuple.sport.raw();
-        fib.dport = tuple.dport.raw();
-        fib.__bindgen_anon_1.tot_len = len;
-        fib.ifindex = self.ifindex();
-        if tuple.src.is_v4() {
-            fib.family = AF_INET;
-            fib.__bindgen_anon_3.ipv4_src = tuple.src.words()[3];
-            fib.__bindgen_anon_4.ipv4_dst = tuple.dst.words()[3];
-        } else {
-            fib.family = AF_INET6;
-            fib.__bindgen_anon_3.ipv6_src = tuple.src.words();
-            fib.__bindgen_anon_4.ipv6_dst = tuple.dst.words();
-        }
-        // SAFETY: the context of the running program, and a parameter block of the size told.
-        let found =
-            unsafe { bpf_fib_lookup(self.0.cast(), &raw mut fib, size_of::<Fib>() as i32, 0) };
+        let mut fib = fib::question(tuple, len, self.ifindex());
+        let found = fib::ask(self.0.cast(), &mut fib, 0);
         // Where the packet is too big it is the device it came in on: the helper has not got to the next one.
         decided.ifindex = fib.ifindex;
-        match found as u32 {
+        match found {
             BPF_FIB_LKUP_RET_SUCCESS => {}
             BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED => return Hop::Device,
             _ => return Hop::None,

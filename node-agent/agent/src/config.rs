@@ -61,6 +61,8 @@ pub struct Config {
     pub pod_programs: xebec_dataplane::PodPrograms,
     /// How packets from outside get to pods of other nodes, unless a Service says otherwise.
     pub forwarding: xebec_dataplane::Forwarding,
+    /// Who passes on what pods send to other machines.
+    pub host_routing: xebec_dataplane::HostRouting,
     /// Places of a ring of consistent hashing; `None`: the dataplane's default.
     pub maglev_size: Option<u32>,
     /// Entries of maps that shall have this size and not grow.
@@ -108,6 +110,7 @@ impl Config {
             xdp: xebec_dataplane::Xdp::Auto,
             pod_programs: xebec_dataplane::PodPrograms::Blocks,
             forwarding: xebec_dataplane::Forwarding::Snat,
+            host_routing: xebec_dataplane::HostRouting::Bpf,
             maglev_size: None,
             map_entries: BTreeMap::new(),
             max_map_entries: xebec_dataplane::MAX_MAP_ENTRIES,
@@ -176,6 +179,7 @@ impl Config {
             xdp: self.xdp,
             pod_programs: self.pod_programs,
             forwarding: self.forwarding,
+            host_routing: self.host_routing,
             maglev_size: self.maglev_size.unwrap_or(defaults.maglev_size),
             layout: defaults.layout.clone().sized(self.map_entries.clone())?,
             max_map_entries: self.max_map_entries,

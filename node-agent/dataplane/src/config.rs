@@ -63,6 +63,8 @@ pub struct Config {
     pub pod_programs: PodPrograms,
     /// How packets from outside get to pods of other nodes, unless a Service says otherwise.
     pub forwarding: Forwarding,
+    /// Whose work it is to pass on what pods send to other machines.
+    pub host_routing: HostRouting,
     /// Places of a ring of consistent hashing: one of [`maglev::SIZES`], the same on every node.
     pub maglev_size: u32,
 }
@@ -75,6 +77,16 @@ pub enum PodPrograms {
     Blocks,
     /// By links of each device, which is all that agents before there were blocks know.
     Links,
+}
+
+/// Who passes on what pods send to other machines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HostRouting {
+    /// The programs, by the kernel's routing tables; the stack has what is unusual.
+    #[default]
+    Bpf,
+    /// The node's IP stack, with its forwarding rules for filtering and IPsec.
+    Kernel,
 }
 
 /// How packets get to pods of other nodes.
@@ -130,6 +142,7 @@ impl Config {
             xdp: Xdp::default(),
             pod_programs: PodPrograms::default(),
             forwarding: Forwarding::default(),
+            host_routing: HostRouting::default(),
             maglev_size: maglev::DEFAULT_SIZE,
         }
     }

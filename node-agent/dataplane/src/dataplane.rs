@@ -30,7 +30,7 @@ use crate::engine::Engine;
 use crate::enlarge::Growth;
 use crate::policy_news::{self, News};
 use crate::sandbox::{Records, Sandbox};
-use crate::{Config, Device, Error, MapFill, ProxyHealth, Status, fabric, flows, inspect, metrics, selftest};
+use crate::{Config, Device, Error, HostRouting, MapFill, ProxyHealth, Status, fabric, flows, inspect, metrics, selftest};
 
 /// How soon after a round the next one may begin: a change that comes alone goes at once, a burst costs one round.
 const GATHER: Duration = Duration::from_millis(5);
@@ -97,7 +97,7 @@ impl Dataplane {
         }
         // One of the two sets of hooks serves the node's own sockets at any time: see `abi::Config`.
         let at_root = programs.is_at_root(&links::cgroup_root(&config.cgroup));
-        maps.configure(facts(at_root)?)?;
+        maps.configure(facts(at_root, config.host_routing)?)?;
         let mut engine = Engine::new(&config, programs, maps, Growth::new(&config, connections.clone()))?;
         if others_run {
             engine.start_above_other_layouts();
@@ -495,15 +495,15 @@ fn forward_v6(sysctls: &Sysctls) -> Result<(), Error> {
 }
 
 /// What programs must know before they are attached.
-fn facts(at_root: bool) -> Result<abi::Config, Error> {
+fn facts(at_root: bool, host_routing: HostRouting) -> Result<abi::Config, Error> {
     let cookie = loader::netns_cookie().map_err(Error::netlink("read the cookie of the network namespace (kernel 5.14 or later)"))?;
     let (min, max) = nat_ports();
-    Ok(abi::Config {
-        node_netns_cookie: cookie,
-        nat_port_min: min,
-        nat_port_max: max,
-        flags: if at_root { abi::Config::AT_ROOT } else { 0 },
-    })
+    let past_stack = match host_routing {
+        HostRouting::Bpf => abi::Config::PAST_STACK,
+        HostRouting::Kernel => 0,
+    };
+    let flags = past_stack | if at_root { abi::Config::AT_ROOT } else { 0 };
+    Ok(abi::Config { node_netns_cookie: cookie, nat_port_min: min, nat_port_max: max, flags })
 }
 
 /// Ports for translated sources: above the range the node's own sockets take theirs from, else below it and
@@ -538,7 +538,7 @@ fn attach(engine: &mut Engine, config: &Config, pod_devices: &[(String, u32)]) -
         if let Err(error) = &attached {
             tracing::warn!(%error, cgroup = %config.cgroup.display(), "Services are reached only by processes of the node below this cgroup");
         }
-        engine.maps.configure(facts(attached.is_ok())?)?;
+        engine.maps.configure(facts(attached.is_ok(), config.host_routing)?)?;
     }
     if config.verify_hooks {
         selftest::run(&mut engine.maps, &config.cgroup)?;

@@ -13,4 +13,5 @@ pub mod settings;
 pub mod sysctl;
 pub mod uplink;
 pub mod vxlan;
+pub mod ways;
 pub mod xdp;

@@ -267,8 +267,9 @@ impl Run<'_> {
             let denied = reason == Some(DropReason::PolicyEgress);
             self.judge(sender, direction::EGRESS, (meant.dst, meant.dport), !denied);
         }
+        let here = Live::new(self.replica).endpoint(&meant.dst);
         let entered = verdict == Verdict::Redirect || program == "to_pod" || reason == Some(DropReason::PolicyIngress);
-        let receiver = Live::new(self.replica).endpoint(&meant.dst).filter(|_| entered);
+        let receiver = here.filter(|_| entered);
         if let Some(receiver) = receiver {
             let denied = reason == Some(DropReason::PolicyIngress);
             self.judge(&receiver, direction::INGRESS, (meant.src, meant.dport), !denied);
@@ -276,6 +277,7 @@ impl Run<'_> {
         let moved = if after == before { String::new() } else { format!("translates to {}, ", answer::tuple(&after)) };
         let what = match &verdict {
             Verdict::Pass => "passes it on".to_owned(),
+            Verdict::Redirect if here.is_none() => "sends it out, past the node's stack".to_owned(),
             Verdict::Redirect => "hands it to the pod".to_owned(),
             Verdict::Drop(reason) => format!("drops it: {}", reason.map_or("unknown", DropReason::label)),
         };
@@ -283,6 +285,7 @@ impl Run<'_> {
         self.tuple = after;
         Ok(match verdict {
             Verdict::Pass => Ok(out),
+            Verdict::Redirect if here.is_none() => Ok(out),
             Verdict::Redirect => Err(Fate::Delivered),
             Verdict::Drop(reason) => Err(Fate::Dropped { reason: reason.map_or("unknown", DropReason::label).into() }),
         })

@@ -39,7 +39,7 @@ mod watch;
 
 pub use bpf::layout::Layout;
 pub use compile::input::Forwarding;
-pub use config::{Config, MAX_MAP_ENTRIES, PodPrograms, Routing, Vxlan};
+pub use config::{Config, HostRouting, MAX_MAP_ENTRIES, PodPrograms, Routing, Vxlan};
 pub use dataplane::Dataplane;
 pub use device::xdp::Xdp;
 pub use error::Error;

@@ -64,7 +64,7 @@ fn node(net: &Net, flags: u32, backend: IpAddr) -> Dataplane {
     endpoint(&mut dp, net.other, OTHER, flags);
     dp.put(map::NODE_ADDRS, Addr::from(net.node), NodeAddr { flags: NodeAddr::NODEPORT });
     let own = Addr::from(net.node);
-    dp.put(map::UPLINKS, 1u32, Uplink { v4: own, v6: own, flags: 0 });
+    dp.put(map::UPLINKS, 1u32, Uplink { v4: own, v6: own, mtu: 1500 });
     let frontend = |flags| Frontend { service: 1, internal: 1, external: 1, flags, affinity_timeout: 0 };
     for proto in [TCP, UDP] {
         let vip = FrontendKey::new(net.vip.into(), Port::new(80), proto);

@@ -14,6 +14,7 @@ mod masquerade;
 mod packet;
 mod pods;
 mod reject;
+mod route;
 mod shortcut;
 mod socket;
 mod unusual;

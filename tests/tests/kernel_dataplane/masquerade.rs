@@ -51,7 +51,7 @@ fn destinations_without_masquerade_see_the_pod() {
         untouched(&dp, prog::TO_UPLINK, &packet::tcp((net.pod, 40000), (net.remote_pod, 80), SYN));
         assert_eq!(pass(&dp, prog::TO_UPLINK, &packet::tcp((net.pod, 40000), (net.outside, 80), SYN)).src, net.node);
         // Nor is a pod masqueraded on a device without an address to do it with.
-        dp.put(map::UPLINKS, 1u32, Uplink { v4: Addr::ANY, v6: Addr::ANY, flags: 0 });
+        dp.put(map::UPLINKS, 1u32, Uplink { v4: Addr::ANY, v6: Addr::ANY, mtu: 1500 });
         untouched(&dp, prog::TO_UPLINK, &packet::tcp((net.pod, 40001), (net.outside, 80), SYN));
     }
 }

@@ -57,7 +57,7 @@ pub fn fill(dp: &mut Dataplane, net: &Net) {
     dp.configure(Config { node_netns_cookie: 1, nat_port_min: Config::NAT_PORT_MIN, nat_port_max: Config::NAT_PORT_MAX, flags: 0 });
     let own = Addr::from(net.node);
     let (v4, v6) = if own.is_v4() { (own, Addr::ANY) } else { (Addr::ANY, own) };
-    dp.put(map::UPLINKS, 1u32, Uplink { v4, v6, flags: 0 });
+    dp.put(map::UPLINKS, 1u32, Uplink { v4, v6, mtu: 1500 });
     dp.put(map::NODE_ADDRS, own, NodeAddr { flags: NodeAddr::NODEPORT });
     let endpoint =
         Endpoint { id: 1, ifindex: 1, pod_mac: [2; 6], host_mac: [4; 6], flags: 0, epoch: 1, netns: xebec_ebpf_abi::NetnsCookie::UNKNOWN };

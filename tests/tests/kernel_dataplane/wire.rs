@@ -179,10 +179,13 @@ impl World {
 
     fn fill(&mut self, flags: u32) {
         let dp = &mut self.dp;
-        dp.configure(Config { node_netns_cookie: 1, nat_port_min: Config::NAT_PORT_MIN, nat_port_max: Config::NAT_PORT_MAX, flags: 0 });
+        let (nat_port_min, nat_port_max) = (Config::NAT_PORT_MIN, Config::NAT_PORT_MAX);
+        // Who goes straight in goes straight out.
+        let straight = if flags & Endpoint::DIRECT != 0 { Config::PAST_STACK } else { 0 };
+        dp.configure(Config { node_netns_cookie: 1, nat_port_min, nat_port_max, flags: straight });
         let own = Addr::from(self.net.node);
         dp.put(map::NODE_ADDRS, own, NodeAddr { flags: NodeAddr::NODEPORT });
-        dp.put(map::UPLINKS, self.node.ifindex("uplink"), Uplink { v4: own, v6: own, flags: 0 });
+        dp.put(map::UPLINKS, self.node.ifindex("uplink"), Uplink { v4: own, v6: own, mtu: 1500 });
         for (i, pod) in self.pods.iter().enumerate() {
             let endpoint = Endpoint {
                 id: 1 + i as u32,
@@ -410,5 +413,42 @@ fn the_node_and_its_pods_reach_each_other() {
         let refused =
             world.node.run(move || TcpStream::connect_timeout(&SocketAddr::from((pods[1], 8080)), Duration::from_millis(300)).is_err());
         assert!(refused && world.dp.drops(DropReason::PolicyIngress) > 0);
+    }
+}
+
+/// Pieces of IP packets that a namespace was sent.
+fn pieces(space: &Space, v4: bool) -> u64 {
+    space.run(move || {
+        let read = |file: &str| std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).expect("counters");
+        let number = |text: &str| text.trim().parse::<u64>().expect("a number");
+        if !v4 {
+            let text = read("snmp6");
+            return number(text.lines().find_map(|line| line.strip_prefix("Ip6ReasmReqds")).expect("the counter"));
+        }
+        let text = read("snmp");
+        let mut lines = text.lines().filter(|line| line.starts_with("Ip:"));
+        let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
+        let (_, value) = names.split(' ').zip(values.split(' ')).find(|(name, _)| *name == "ReasmReqds").expect("the counter");
+        number(value)
+    })
+}
+
+#[test]
+fn a_pod_takes_whole_what_is_larger_than_its_own_device_sends() {
+    for net in nets() {
+        let mut world = World::new(net, Endpoint::DIRECT);
+        let (node, pods) = (world.net.node, world.net.pods);
+        world.service(any_of(pods[1]), 30080, pods[1], 8080, true);
+        world.node.ip("link set podB mtu 1300");
+        world.pods[1].ip("link set eth0 mtu 1300");
+        let _server = Server::start(&world.pods[1], (pods[1], 8080));
+        for _ in 0..2 {
+            talk_udp(&world.pods[0], (pods[1], 8080), 1400);
+            talk_udp(&world.outside, (node, 30080), 1400);
+        }
+        assert_eq!(pieces(&world.pods[1], node.is_ipv4()), 0, "nobody was told to send less");
+        assert!(pieces(&world.pods[0], node.is_ipv4()) > 0, "its answers come in pieces");
+        talk_tcp(&world.pods[0], (pods[1], 8080));
+        world.no_drops();
     }
 }

@@ -64,7 +64,7 @@ impl XdpNode {
         let (uplink, second) = (space.ifindex("up0"), space.ifindex("up1"));
         let mut dp = node(net);
         let own = Addr::from(net.node);
-        dp.put(map::UPLINKS, uplink, Uplink { v4: own, v6: own, flags: 0 });
+        dp.put(map::UPLINKS, uplink, Uplink { v4: own, v6: own, mtu: 1500 });
         dp.put(map::XDP_DEVICES, uplink, XdpDevice::new(OWN));
         let mut node = XdpNode { space, dp, uplink, second };
         node.attach();
@@ -405,11 +405,11 @@ fn without_a_way_or_an_address_of_its_own_the_driver_begins_nothing() {
         nothing(&mut node, "a blackhole");
         node.space.ip(&format!("route del blackhole {}", net.remote_pod));
         node.space.ip(&format!("route add {} via {router}", net.remote_pod));
-        node.dp.put(map::UPLINKS, node.uplink, Uplink { v4: Addr::ANY, v6: Addr::ANY, flags: 0 });
+        node.dp.put(map::UPLINKS, node.uplink, Uplink { v4: Addr::ANY, v6: Addr::ANY, mtu: 1500 });
         nothing(&mut node, "no address of the family");
         node.dp.hash::<u32, Uplink>(map::UPLINKS).remove(&node.uplink).expect("there was one");
         nothing(&mut node, "no uplink");
-        node.dp.put(map::UPLINKS, node.uplink, Uplink { v4: own, v6: own, flags: 0 });
+        node.dp.put(map::UPLINKS, node.uplink, Uplink { v4: own, v6: own, mtu: 1500 });
         node.turns(&make(TCP, client, asked));
     }
 }

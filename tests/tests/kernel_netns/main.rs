@@ -13,6 +13,7 @@ mod flows;
 mod growth;
 mod host;
 mod node;
+mod path;
 mod policies;
 mod policy_race;
 mod restart;

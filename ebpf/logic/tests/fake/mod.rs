@@ -12,6 +12,7 @@ use xebec_ebpf_logic::{
     nat::Scratch,
     packet::Plain,
     reject::{Budget, Resize},
+    route::Router,
     socket::Socket,
 };
 
@@ -69,6 +70,10 @@ pub struct Fake {
     pub shortcuts: RefCell<HashMap<u32, Shortcut>>,
     pub generation: Cell<u64>,
     pub limits: RefCell<HashMap<LimitKey, Limit>>,
+    pub ways: RefCell<HashMap<Addr, (u32, u16)>>,
+    /// For all others.
+    pub way: Cell<(u32, u16)>,
+    pub segment: Cell<u32>,
     /// What each Service was asked for.
     pub served: RefCell<HashMap<u32, ServiceCount>>,
     /// Sockets of the node that were given a backend elsewhere: what they asked for, and where it is.
@@ -345,6 +350,19 @@ fn replaced(checksum: u16, diff: u32) -> u16 {
     let sum = sum.wrapping_add(u32::from(carry));
     let sum = (sum & 0xffff) + (sum >> 16);
     !((sum & 0xffff) + (sum >> 16)) as u16
+}
+
+/// A table with a device and the largest packet for each destination; 0: none.
+impl Router for Fake {
+    fn segment(&self) -> u32 {
+        self.segment.get()
+    }
+
+    fn way(&self, tuple: &Tuple, len: u16) -> u32 {
+        let ways = self.ways.borrow();
+        let (device, mtu) = ways.get(&tuple.dst).copied().unwrap_or(self.way.get());
+        if len <= mtu { device } else { 0 }
+    }
 }
 
 impl Resize for Bytes<'_> {

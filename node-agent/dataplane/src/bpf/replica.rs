@@ -50,7 +50,7 @@ const HEADROOM: usize = 256;
 pub enum Verdict {
     /// On to the stack.
     Pass,
-    /// To the other side of a veth pair.
+    /// Straight to another device: the other side of a veth pair, or the one it leaves by.
     Redirect,
     /// Gone, and why.
     Drop(Option<DropReason>),

@@ -123,27 +123,6 @@ impl Netlink {
         Ok(messages.iter().filter_map(address).collect())
     }
 
-    /// Devices of default routes of the main table, IPv4 before IPv6.
-    pub async fn default_route_devices(&self) -> io::Result<Vec<u32>> {
-        let _one_dump = self.dump.lock().await;
-        let mut found = Vec::new();
-        let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
-        for query in [v4, v6] {
-            let mut routes = Box::pin(self.handle.route().get(query).execute());
-            while let Some(route) = routes.try_next().await.map_err(io_error)? {
-                if route.header.destination_prefix_length == 0 && route.header.table == 254 {
-                    found.extend(route.attributes.iter().filter_map(|a| match a {
-                        RouteAttribute::Oif(index) => Some(*index),
-                        _ => None,
-                    }));
-                }
-            }
-        }
-        found.dedup();
-        Ok(found)
-    }
-
     /// Brings a device up.
     pub async fn up(&self, index: u32) -> io::Result<()> {
         let message = LinkMessageBuilder::<LinkUnspec>::default().index(index).up().build();

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use xebec_ebpf_abi::{Addr, Uplink};
 
 use super::netlink::{Address, Link, Netlink};
+use super::ways::Ways;
 use super::{pod, vxlan};
 use crate::compile::expand::addr;
 
@@ -65,11 +66,11 @@ pub struct UplinkDevice {
 pub async fn detect(netlink: &Netlink, named: &[String], node_ips: &[IpAddr]) -> io::Result<NodeDevices> {
     let links = netlink.links().await?;
     let addresses = netlink.addresses().await?;
-    let defaults = netlink.default_route_devices().await?;
-    Ok(decide(&links, &addresses, &defaults, named, node_ips))
+    let ways = netlink.ways().await?;
+    Ok(decide(&links, &addresses, &ways, named, node_ips))
 }
 
-fn decide(links: &[Link], addresses: &[Address], defaults: &[u32], named: &[String], node_ips: &[IpAddr]) -> NodeDevices {
+fn decide(links: &[Link], addresses: &[Address], ways: &Ways, named: &[String], node_ips: &[IpAddr]) -> NodeDevices {
     let ours = |link: &&Link| !link.loopback && !link.name.starts_with(pod::PREFIX) && link.name != vxlan::NAME;
     let candidates: Vec<&Link> = links.iter().filter(ours).collect();
     let carries = |link: &Link| addresses.iter().any(|a| a.index == link.index && node_ips.contains(&a.ip));
@@ -79,22 +80,24 @@ fn decide(links: &[Link], addresses: &[Address], defaults: &[u32], named: &[Stri
     } else {
         chosen.extend(candidates.iter().filter(|l| carries(l)));
         if chosen.is_empty() {
-            chosen.extend(candidates.iter().filter(|l| defaults.contains(&l.index)));
+            chosen.extend(candidates.iter().filter(|l| ways.defaults.contains(&l.index)));
         }
     }
-    let entry =
-        |index: u32| Uplink { v4: source(index, addresses, node_ips, true), v6: source(index, addresses, node_ips, false), flags: 0 };
-    let device = |link: &Link, entry: Uplink, tunnel: bool| UplinkDevice {
+    let device = |link: &Link, sources: &Link, tunnel: bool| UplinkDevice {
         name: link.name.clone(),
         mtu: link.mtu,
-        entry,
+        entry: Uplink {
+            v4: source(sources.index, addresses, node_ips, true),
+            v6: source(sources.index, addresses, node_ips, false),
+            mtu: ways.size(link.index).map_or(link.mtu, |size| size.min(link.mtu)),
+        },
         tunnel,
         mac: link.mac.filter(|_| !tunnel),
     };
-    let mut uplinks: BTreeMap<u32, UplinkDevice> = chosen.iter().map(|l| (l.index, device(l, entry(l.index), false))).collect();
+    let mut uplinks: BTreeMap<u32, UplinkDevice> = chosen.iter().map(|l| (l.index, device(l, l, false))).collect();
     // What leaves through the tunnel with the node's address has that of the device the tunnel's packets leave by.
     if let (Some(first), Some(tunnel)) = (chosen.first(), links.iter().find(|l| l.name == vxlan::NAME)) {
-        uplinks.insert(tunnel.index, device(tunnel, entry(first.index), true));
+        uplinks.insert(tunnel.index, device(tunnel, first, true));
     }
     let usable = |ip: &IpAddr| match ip {
         IpAddr::V4(ip) => !ip.is_link_local(),
@@ -128,6 +131,11 @@ mod tests {
         Link { index, name: name.into(), mac: None, mtu: 1400 + index, up: true, running: true, loopback: name == "lo" }
     }
 
+    /// A default route.
+    fn by(device: u32) -> Ways {
+        Ways { defaults: vec![device], ..Ways::default() }
+    }
+
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
     }
@@ -148,14 +156,14 @@ mod tests {
         ]
         .map(address);
         let names = |d: &NodeDevices| d.uplinks.values().map(|u| u.name.clone()).collect::<Vec<_>>();
-        let by_default = decide(&links, &addresses, &[3], &[], &[]);
+        let by_default = decide(&links, &addresses, &by(3), &[], &[]);
         assert_eq!(names(&by_default), ["eth1"]);
         assert_eq!(by_default.uplinks[&3].entry.v6, addr(ip("2001:db8::5")));
-        let by_address = decide(&links, &addresses, &[3], &[], &[ip("192.0.2.6")]);
+        let by_address = decide(&links, &addresses, &by(3), &[], &[ip("192.0.2.6")]);
         assert_eq!(names(&by_address), ["eth0"]);
         assert_eq!(by_address.uplinks[&2].entry.v4, addr(ip("192.0.2.6")));
         assert_eq!(by_address.uplinks[&2].entry.v6, Addr::ANY);
-        let by_name = decide(&links, &addresses, &[3], &["eth0".into(), "eth1".into()], &[]);
+        let by_name = decide(&links, &addresses, &by(3), &["eth0".into(), "eth1".into()], &[]);
         assert_eq!(names(&by_name), ["eth0", "eth1"]);
         assert_eq!(by_name.uplinks[&2].entry.v4, addr(ip("192.0.2.5")));
         assert!(by_name.addresses.contains(&ip("198.51.100.5")));
@@ -168,8 +176,20 @@ mod tests {
     fn the_tunnel_is_an_uplink_that_sets_no_limit() {
         let links = [link(2, "eth0"), link(9, vxlan::NAME)];
         let addresses = [Address { index: 2, ip: ip("192.0.2.5"), prefix: 24 }];
-        let devices = decide(&links, &addresses, &[2], &[], &[]);
+        let devices = decide(&links, &addresses, &by(2), &[], &[]);
         assert_eq!((devices.tunnel(), devices.mtu()), (Some(9), Some(1402)));
-        assert_eq!(devices.uplinks[&9].entry, devices.uplinks[&2].entry);
+        let (tunnel, uplink) = (devices.uplinks[&9].entry, devices.uplinks[&2].entry);
+        assert_eq!((tunnel.v4, tunnel.v6), (uplink.v4, uplink.v6));
+        assert_eq!((tunnel.mtu, uplink.mtu), (1409, 1402), "each its own size");
+    }
+
+    #[test]
+    fn a_route_may_take_less_than_its_device() {
+        let links = [link(2, "eth0"), link(3, "eth1")];
+        let mut ways = by(2);
+        ways.sizes = vec![(2, 1300), (2, 1350), (3, 9000)];
+        let devices = decide(&links, &[], &ways, &["eth0".into(), "eth1".into()], &[]);
+        let sizes: Vec<(u32, u32)> = devices.uplinks.values().map(|u| (u.mtu, u.entry.mtu)).collect();
+        assert_eq!(sizes, [(1402, 1300), (1403, 1403)]);
     }
 }

@@ -182,7 +182,7 @@ fn direct_port(number: u8) -> Port {
 fn fill(ebpf: &mut Ebpf, nets: &[Net], uplink: u32) -> Result<()> {
     let config = Config { node_netns_cookie: 1, nat_port_min: Config::NAT_PORT_MIN, nat_port_max: Config::NAT_PORT_MAX, flags: 0 };
     Array::<_, Config>::try_from(ebpf.map_mut(map::CONFIG).context("CONFIG")?)?.set(0, config, 0)?;
-    put(ebpf, map::UPLINKS, uplink, Uplink { v4: nets[0].node.into(), v6: nets[1].node.into(), flags: 0 })?;
+    put(ebpf, map::UPLINKS, uplink, Uplink { v4: nets[0].node.into(), v6: nets[1].node.into(), mtu: 1500 })?;
     put(ebpf, map::XDP_DEVICES, uplink, XdpDevice::new(OWN))?;
     for (n, net) in (0..).zip(nets) {
         let (v4, set) = (net.node.is_ipv4(), SET + n);

@@ -7,7 +7,7 @@ use xebec_ebpf_logic::{
     conntrack,
     parse::{self, ETH_IPV4, ETH_IPV6, Fragment, Headers, V4, V6},
     pod::{self, Verdict},
-    shortcut, uplink,
+    route, shortcut, uplink,
 };
 
 use super::fake::{Bytes, Fake};
@@ -35,11 +35,20 @@ pub fn run(host: &Fake, program: &str, frame: &[u8]) -> Result<(Did, Option<Drop
     let decide = || {
         let headers = &mut Headers::EMPTY.clone();
         match program {
-            prog::FROM_POD => match shortcut::take(host, packet, ethertype, IFINDEX) {
-                shortcut::JUDGE => pod::leaves(host, packet, headers, ethertype, IFINDEX),
-                shortcut::STACK => Verdict::Pass,
-                peer => Verdict::Peer(peer),
-            },
+            prog::FROM_POD => {
+                let verdict = match shortcut::take(host, packet, ethertype, IFINDEX) {
+                    shortcut::JUDGE => pod::leaves(host, packet, headers, ethertype, IFINDEX),
+                    shortcut::STACK => Verdict::Pass,
+                    peer => Verdict::Peer(peer),
+                };
+                if verdict != Verdict::Pass {
+                    return verdict;
+                }
+                match route::leave(host, host, packet, ethertype) {
+                    0 => Verdict::Pass,
+                    device => Verdict::Neighbor(device),
+                }
+            }
             prog::TO_POD => pod::enters(host, packet, headers, ethertype, IFINDEX),
             prog::FROM_UPLINK => uplink::arrives(host, packet, headers, ethertype, IFINDEX),
             prog::TO_UPLINK => uplink::departs(host, packet, headers, ethertype, IFINDEX),

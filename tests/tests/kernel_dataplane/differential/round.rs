@@ -17,6 +17,7 @@ use super::{
     kernel::{FEW, Kernel, Left},
     packets,
     states::States,
+    world::{NODE, UPLINK, UPLINK_MTU, bits, of},
 };
 use crate::fixture::{REDIRECT, UNSPEC};
 
@@ -120,7 +121,8 @@ impl Case {
         // One port leaves nothing to chance. Where there are more, the one that the kernel has taken is found by the packet, which
         // holds for what leaves, not for what arrives; nor where there is no place for any but ports that were used before.
         let ports = if few_places { 1 } else { *[1, 1, 2, 8, 4536].choose(rng).expect("some") };
-        let config = Config { node_netns_cookie: 1, nat_port_min: 61000, nat_port_max: 61000 + (ports - 1), flags: 0 };
+        let config =
+            Config { node_netns_cookie: 1, nat_port_min: 61000, nat_port_max: 61000 + (ports - 1), flags: bits(rng, Config::PAST_STACK) };
         let mut states = States { rng, now: now(), remote_backends: ports == 1 };
         let setup = states.all();
         let count = states.rng.random_range(50..400);
@@ -195,6 +197,9 @@ fn once(kernel: &mut Kernel, case: &Case) -> Result<Tally, String> {
         host.flow_places.set(FEW as usize);
         host.nat_places.set(FEW as usize);
     }
+    // What `world::space` tells the kernel.
+    host.way.set((UPLINK, UPLINK_MTU));
+    host.ways.borrow_mut().extend([true, false].map(|v4| (of(NODE, v4).into(), (0, 0))));
     kernel.dataplane.configure(case.config);
     for entry in &case.setup {
         entry.put(&mut kernel.dataplane, &host);

@@ -5,7 +5,7 @@ use xebec_ebpf_abi::*;
 
 use super::{
     entries::Entry,
-    world::{self, BALANCER, CLUSTER_IP, NODE, OTHER_NODE, PODS, REMOTE_POD, addr, bits, of, port, proto},
+    world::{self, BALANCER, CLUSTER_IP, NODE, OTHER_NODE, PODS, REMOTE_POD, UPLINK, UPLINK_MTU, addr, bits, of, port, proto},
 };
 
 /// Ids that sets, backends, rings, Services and identities are taken from.
@@ -70,7 +70,11 @@ impl States<'_> {
         if !self.rng.random_ratio(1, 10) {
             let mut of_family = |v4| if self.rng.random_ratio(1, 8) { Addr::ANY } else { of(NODE, v4).into() };
             let (v4, v6) = (of_family(true), of_family(false));
-            entries.push(Entry::Uplink(1, Uplink { v4, v6, flags: 0 }));
+            entries.push(Entry::Uplink(1, Uplink { v4, v6, mtu: 1500 }));
+        }
+        if !self.rng.random_ratio(1, 10) {
+            let mtu = *[u32::from(UPLINK_MTU), 9000, 60, 0].choose(self.rng).expect("some");
+            entries.push(Entry::Uplink(UPLINK, Uplink { v4: Addr::ANY, v6: Addr::ANY, mtu }));
         }
         for _ in 0..self.rng.random_range(0..6) {
             let v4 = self.v4();

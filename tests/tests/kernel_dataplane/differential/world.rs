@@ -4,6 +4,8 @@ use rand::{Rng, rngs::SmallRng, seq::IndexedRandom};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use xebec_ebpf_abi::{Addr, Port};
 
+use crate::wire::Space;
+
 /// IPv4 and IPv6 of the same.
 pub type Both = (Ipv4Addr, Ipv6Addr);
 
@@ -71,4 +73,25 @@ pub fn proto(rng: &mut SmallRng) -> u8 {
 /// Some bits of these.
 pub fn bits(rng: &mut SmallRng, all: u32) -> u32 {
     rng.random::<u32>() & all
+}
+
+/// The device that all routes lead to, and its largest packet.
+pub const UPLINK: u32 = 7;
+pub const UPLINK_MTU: u16 = 1500;
+
+/// A network namespace in which the kernel finds the same ways as the host: everything but the node's own addresses goes out of
+/// one device.
+pub fn space() -> Space {
+    let space = Space::new();
+    for family in ["ipv4", "ipv6"] {
+        space.sysctl(&format!("{family}/conf/all/forwarding"), "1");
+    }
+    space.ip(&format!("link add up0 index {UPLINK} mtu {UPLINK_MTU} type veth peer name wire0"));
+    space.ip("link set up0 up");
+    space.ip("link set wire0 up");
+    for (family, address) in [("-4", format!("{}/32", NODE.0)), ("-6", format!("{}/128 nodad", NODE.1))] {
+        space.ip(&format!("{family} addr add dev up0 {address}"));
+        space.ip(&format!("{family} route add default dev up0"));
+    }
+    space
 }
