@@ -22,7 +22,7 @@ pub struct Finding {
     pub remedy: String,
 }
 
-/// Programs attach through TCX links, which this kernel brought (tcx, commit e420bed02507).
+/// Uplinks have their programs by TCX links, which this kernel brought (tcx, commit e420bed02507); pods need none.
 const KERNEL_MIN: (u32, u32) = (6, 6);
 /// Capabilities of capability.h that the agent uses.
 const CAPABILITIES: [(u32, &str); 5] =
