@@ -44,7 +44,7 @@ fn node(v4: bool) -> Fake {
         Uplink {
             v4: own,
             v6: own,
-            flags: 0,
+            mtu: 1500,
         },
     );
     for (addr, whose) in [(own, range::NODE), (pod, range::PODS)] {

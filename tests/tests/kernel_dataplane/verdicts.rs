@@ -24,14 +24,14 @@ struct Example {
 }
 
 enum Shown {
-    By(Example),
+    By(Box<Example>),
     /// It takes a socket: here, or in another test, which is named.
     BySocket,
     ByTest(#[allow(dead_code, reason = "for people")] &'static str),
 }
 
 fn by(dp: Dataplane, program: &'static str, packet: Vec<u8>) -> Shown {
-    Shown::By(Example { dp, program, packet })
+    Shown::By(Box::new(Example { dp, program, packet }))
 }
 
 fn pod(dp: &mut Dataplane, net: &Net, flags: u32) {
@@ -188,7 +188,8 @@ fn all(dp: &Dataplane) -> Vec<DropCount> {
 fn each_reason_has_a_packet_that_is_dropped_for_it_and_counted_once() {
     // The families take turns: each example takes programs of its own, which take a while to load.
     for (&reason, net) in DropReason::ALL.iter().zip(nets().iter().cycle()) {
-        let Shown::By(Example { dp, program, packet }) = example(reason, net) else { continue };
+        let Shown::By(shown) = example(reason, net) else { continue };
+        let Example { dp, program, packet } = *shown;
         let mut want = all(&dp);
         assert_eq!(dp.run(program, &packet).verdict, SHOT, "{reason:?}");
         want[reason as usize].packets += 1;

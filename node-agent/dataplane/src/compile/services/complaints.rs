@@ -28,11 +28,10 @@ impl Services {
         let is_without = |ports: &[(super::PortId, super::Installed)]| {
             ports.iter().any(|(_, port)| [port.ids.cluster, port.ids.local].iter().any(|set| self.without_ring.contains(set)))
         };
-        let of = move |(owner, ports): (&Owner, &Box<[_]>)| match owner {
+        installed.into_iter().flatten().filter_map(move |(owner, ports)| match owner {
             Owner::Service(key) if is_without(ports) => Some(((Key::clone(key), WITHOUT_RING), NO_RING.to_owned())),
             Owner::Service(_) | Owner::Sandbox(_) => None,
-        };
-        installed.into_iter().flatten().filter_map(of)
+        })
     }
 
     /// What there is to say now.
