@@ -63,10 +63,11 @@ fn a_connected_socket_follows_its_service_through_every_change_of_backends() {
     serve(&b.netns, "b", 5353);
     let service = |pods: &[&crate::node::Pod]| node.service("dns", CLUSTER_IP, 53, "UDP", 5353, pods, &json!({}));
     let vip = at(CLUSTER_IP, 53);
-    service(&[&a]);
-    // Connected before the agent knows the Service: its packets are for the Service all the same.
+    // Connected before there is a Service: its packets are for the Service all the same. An agent that knew of it but of no
+    // endpoint yet would refuse the connect.
     let early = socket(&other.netns);
     early.connect(vip).expect("connects");
+    service(&[&a]);
     until_known(&client.netns, vip);
     is_answered_by(&early, None, vip, "a");
     let connected = socket(&client.netns);
