@@ -3,7 +3,7 @@
 use crate::{
     env::Kernel,
     events::{self, Sight},
-    fib,
+    fib, nat,
 };
 use aya_ebpf::{
     EbpfContext,
@@ -294,10 +294,8 @@ impl Wrap for Skb {
             return 0;
         }
         // SAFETY: on success the helper leaves the route's MTU here.
-        direct::way(
-            fib.ifindex,
-            u32::from(unsafe { fib.__bindgen_anon_1.mtu_result }),
-        )
+        let mtu = unsafe { fib.__bindgen_anon_1.mtu_result };
+        direct::way(fib.ifindex, u32::from(nat::largest(fib.ifindex, mtu)))
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::{
     env::Kernel,
     events::{self, Sight},
-    fib,
+    fib, nat,
 };
 use aya_ebpf::{
     bindings::{
@@ -277,7 +277,8 @@ impl Driver for At {
             _ => return Hop::None,
         }
         // SAFETY: on success the helper leaves the route's MTU here.
-        decided.mtu = unsafe { fib.__bindgen_anon_1.mtu_result };
+        let mtu = unsafe { fib.__bindgen_anon_1.mtu_result };
+        decided.mtu = nat::largest(fib.ifindex, mtu);
         let (d, s) = (fib.dmac, fib.smac);
         decided.link = [
             u32::from_ne_bytes([d[0], d[1], d[2], d[3]]),

@@ -9,8 +9,8 @@ use crate::{
 use aya::{TestRun, TestRunOptions, programs::SchedClassifier};
 use std::net::IpAddr;
 use xebec_ebpf_abi::{
-    Addr, Backend, Config, DropReason, Endpoint, Frontend, FrontendKey, MemberKey, Nat, NetnsCookie, Port, SlotKey, direct::range, forward,
-    map, prog,
+    Addr, Backend, Config, DropReason, Endpoint, Frontend, FrontendKey, MemberKey, Nat, NetnsCookie, Port, SlotKey, Uplink, direct::range,
+    forward, map, prog,
 };
 
 const CLIENT: u16 = 45000;
@@ -289,10 +289,16 @@ fn the_pods_node_follows_the_one_that_chooses() {
 
 #[test]
 fn what_does_not_fit_is_told_to_the_client() {
-    for net in nets() {
-        let node = sender(&net);
+    for (net, is_locked) in nets().into_iter().flat_map(|net| [(net.clone(), true), (net, false)]) {
+        let mut node = sender(&net);
         let (full, router) = if net.node.is_ipv4() { (32, "192.0.2.254") } else { (128, "2001:db8:2::ffff") };
-        node.space.ip(&format!("route replace {}/{full} via {router} mtu lock 1400", net.remote_pod));
+        if is_locked {
+            node.space.ip(&format!("route replace {}/{full} via {router} mtu lock 1400", net.remote_pod));
+        } else {
+            // The routing helper does not say so; the agent does.
+            let own = Addr::from(net.node);
+            node.dp.put(map::UPLINKS, node.uplink, Uplink { v4: own, v6: own, mtu: 1400 });
+        }
         let (client, asked) = ((net.client, CLIENT), (net.node, REMOTE_PORT));
         let datagram = |len: usize| {
             let head = header(&net) + 8;

@@ -11,6 +11,7 @@ use xebec_ebpf_abi::{
 };
 
 /// Addresses of one family.
+#[derive(Clone)]
 pub struct Net {
     pub client: IpAddr,
     pub node: IpAddr,

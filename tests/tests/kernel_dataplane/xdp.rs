@@ -372,10 +372,16 @@ fn a_udp_flow_whose_backend_leaves_its_service_goes_to_another_one() {
 
 #[test]
 fn what_does_not_fit_the_way_is_the_stacks_to_answer() {
-    for net in nets() {
-        let node = XdpNode::new(&net);
+    for (net, is_locked) in nets().into_iter().flat_map(|net| [(net.clone(), true), (net, false)]) {
+        let mut node = XdpNode::new(&net);
         let (full, router) = if net.node.is_ipv4() { (32, "192.0.2.254") } else { (128, "2001:db8:2::ffff") };
-        node.space.ip(&format!("route replace {}/{full} via {router} mtu lock 1300", net.remote_pod));
+        if is_locked {
+            node.space.ip(&format!("route replace {}/{full} via {router} mtu lock 1300", net.remote_pod));
+        } else {
+            // The routing helper does not say so; the agent does.
+            let own = Addr::from(net.node);
+            node.dp.put(map::UPLINKS, node.uplink, Uplink { v4: own, v6: own, mtu: 1300 });
+        }
         let (client, asked) = ((net.client, CLIENT), (net.node, REMOTE_PORT));
         let large = packet::ethernet(&packet::ip(net.client, net.node, UDP, &packet::udp_datagram(client, asked, &[7; 1280])));
         node.passes(&large);
