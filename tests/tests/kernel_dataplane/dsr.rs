@@ -6,7 +6,7 @@ use crate::{
     uplink::{Net, make, make_answer, nets, untouched},
     xdp::{OWN, PASS, REMOTE_PORT, REMOTE_SET, ROUTER, TARGET_PORT, TX, XdpNode, tuple},
 };
-use aya::{TestRun, TestRunOptions, programs::SchedClassifier};
+use aya::{TestRun, programs::SchedClassifier};
 use std::net::IpAddr;
 use xebec_ebpf_abi::{
     Addr, Backend, Config, DropReason, Endpoint, Frontend, FrontendKey, MemberKey, Nat, NetnsCookie, Port, SlotKey, Uplink, direct::range,
@@ -55,27 +55,12 @@ fn receiver(net: &Net) -> Dataplane {
 /// Runs a classifier on a packet that came in on the node's uplink, where its routes are known. `segment`: bytes of payload in
 /// each packet that is to be made of this one.
 fn at_uplink(node: &XdpNode, packet: &[u8], segment: u32) -> (i32, Vec<u8>) {
-    let file = node.space.0.try_clone().expect("a descriptor");
     // struct __sk_buff: the device is the eleventh number, the size of segments the forty-fifth.
     let mut context = vec![0u8; 192];
     context[40..44].copy_from_slice(&node.uplink.to_ne_bytes());
     context[176..180].copy_from_slice(&segment.to_ne_bytes());
-    let mut bytes = vec![0; packet.len() + 256];
     let program: &SchedClassifier = node.dp.ebpf.program(prog::FROM_UPLINK).expect("there").try_into().expect("a classifier");
-    let result = std::thread::scope(|scope| {
-        let run = scope.spawn(|| {
-            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).expect("the namespace is entered");
-            program.test_run(TestRunOptions {
-                data_in: Some(packet),
-                data_out: Some(&mut bytes),
-                ctx_in: Some(&context),
-                ..TestRunOptions::default()
-            })
-        });
-        run.join().expect("the thread ran").expect("the program is run")
-    });
-    bytes.truncate(result.data_size_out as usize);
-    (result.return_value as i32, bytes)
+    node.space.test_run(packet, &context, |options| program.test_run(options))
 }
 
 /// An IP packet with one hop fewer.

@@ -6,7 +6,7 @@ use crate::{
     uplink::{Net, fill, nets},
     wire::Space,
 };
-use aya::{TestRun, TestRunOptions, programs::SchedClassifier};
+use aya::{TestRun, programs::SchedClassifier};
 use std::net::IpAddr;
 use xebec_ebpf_abi::{Addr, Config, Endpoint, Uplink, forward, map, prog};
 
@@ -70,19 +70,9 @@ impl Node {
         for (at, value) in [(IFINDEX, self.pod)].iter().chain(fields) {
             context[*at..*at + 4].copy_from_slice(&value.to_ne_bytes());
         }
-        let mut bytes = vec![0; packet.len() + 256];
         let program: &SchedClassifier = self.dp.ebpf.program(prog::FROM_POD).expect("there").try_into().expect("a classifier");
-        let file = self.space.0.try_clone().expect("a descriptor");
-        let result = std::thread::scope(|scope| {
-            let run = scope.spawn(|| {
-                nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).expect("the namespace is entered");
-                let options = TestRunOptions { data_in: Some(packet), data_out: Some(&mut bytes), ..TestRunOptions::default() };
-                program.test_run(TestRunOptions { ctx_in: Some(&context), ..options })
-            });
-            run.join().expect("the thread ran").expect("the program is run")
-        });
-        bytes.truncate(result.data_size_out as usize);
-        Outcome { verdict: result.return_value as i32, bytes }
+        let (verdict, bytes) = self.space.test_run(packet, &context, |options| program.test_run(options));
+        Outcome { verdict, bytes }
     }
 
     fn routed(&self) -> u64 {

@@ -3,7 +3,8 @@
 //! checksums, segments larger than the wire takes, redirection.
 
 use crate::fixture::Dataplane;
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, tc::TcAttachOptions};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, tc::TcAttachOptions};
+use aya::{TestRunOptions, TestRunResult};
 use nix::sched::{CloneFlags, setns, unshare};
 use std::{
     fs::File,
@@ -47,6 +48,32 @@ impl Space {
             Ok(value) => value,
             Err(panic) => std::panic::resume_unwind(panic),
         }
+    }
+
+    /// What a program makes of a packet where the routes are the namespace's: its verdict and the packet. `context`: as the
+    /// program's type has it. `run` runs it.
+    pub fn test_run(
+        &self,
+        packet: &[u8],
+        context: &[u8],
+        run: impl FnOnce(TestRunOptions<'_>) -> Result<TestRunResult, ProgramError> + Send,
+    ) -> (i32, Vec<u8>) {
+        let file = self.0.try_clone().expect("a descriptor");
+        let mut bytes = vec![0; packet.len() + 256];
+        let result = std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                setns(file, CloneFlags::CLONE_NEWNET).expect("the namespace is entered");
+                run(TestRunOptions {
+                    data_in: Some(packet),
+                    data_out: Some(&mut bytes),
+                    ctx_in: Some(context),
+                    ..TestRunOptions::default()
+                })
+            });
+            thread.join().expect("the thread ran").expect("the program is run")
+        });
+        bytes.truncate(result.data_size_out as usize);
+        (result.return_value as i32, bytes)
     }
 
     /// `ip ARGS` in the namespace.

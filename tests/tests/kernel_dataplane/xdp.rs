@@ -7,7 +7,7 @@ use crate::{
     wire::Space,
 };
 use aya::{
-    TestRun, TestRunOptions,
+    TestRun,
     programs::{Xdp, XdpMode},
 };
 use std::net::IpAddr;
@@ -87,28 +87,13 @@ impl XdpNode {
 
     /// Runs the program on a packet that came in on the uplink.
     pub fn run(&self, packet: &[u8]) -> (i32, Vec<u8>) {
-        let file = self.space.0.try_clone().expect("a descriptor");
         let mut context = Vec::new();
         // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
         for field in [0, packet.len() as u32, 0, self.uplink, 0, 0] {
             context.extend(field.to_ne_bytes());
         }
-        let mut bytes = vec![0; packet.len() + 256];
         let program: &Xdp = self.dp.ebpf.program(prog::XDP_UPLINK).expect("there").try_into().expect("an XDP program");
-        let result = std::thread::scope(|scope| {
-            let run = scope.spawn(|| {
-                nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).expect("the namespace is entered");
-                program.test_run(TestRunOptions {
-                    data_in: Some(packet),
-                    data_out: Some(&mut bytes),
-                    ctx_in: Some(&context),
-                    ..TestRunOptions::default()
-                })
-            });
-            run.join().expect("the thread ran").expect("the program is run")
-        });
-        bytes.truncate(result.data_size_out as usize);
-        (result.return_value as i32, bytes)
+        self.space.test_run(packet, &context, |options| program.test_run(options))
     }
 
     /// A packet that must leave again by the device it came in on, to the router; read, with its hop limit.

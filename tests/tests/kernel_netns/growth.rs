@@ -60,6 +60,19 @@ pub fn web(node: &Node, server: &Pod) {
     node.service("web", CLUSTER_IP, 80, "TCP", 8080, &[server], &node_port);
 }
 
+/// A client of that Service, and its server. What reaches the client must be an answer: a flow that is lost is one that the server
+/// cannot continue.
+pub fn isolated(node: &Node) -> (Pod, Pod) {
+    let (client, server) = (node.pod("client", json!({"app": "client"}), json!([])), node.pod("web", json!({}), json!([])));
+    node.policy("client", json!({"podSelector": {"matchLabels": {"app": "client"}}, "policyTypes": ["Ingress"]}));
+    web(node, &server);
+    eventually("the Service answers", || {
+        ask(&client.netns, at(CLUSTER_IP, 80)).is_ok() && node.ask_from_outside(at(NODE_IP, 30080)).is_ok()
+    });
+    eventually("the client is isolated", || ask(&server.netns, at(client.ip, 1)).is_err_and(|e| e.kind() == std::io::ErrorKind::TimedOut));
+    (client, server)
+}
+
 /// Entries and places of a map, as the status tells them.
 fn fill(node: &Node, name: &str) -> (u64, u64) {
     let status = node.dataplane().status();
@@ -167,14 +180,7 @@ fn flows_and_translations_move_to_larger_maps_while_they_begin_and_none_is_lost(
     let mut node = Node::new();
     node.config.first_entries = first(&[("FLOWS", PLACES), ("NAT", PLACES)]);
     node.start();
-    // Who reaches the client must be an answer: a flow that is lost is one that the server cannot continue.
-    let (client, server) = (node.pod("client", json!({"app": "client"}), json!([])), node.pod("web", json!({}), json!([])));
-    node.policy("client", json!({"podSelector": {"matchLabels": {"app": "client"}}, "policyTypes": ["Ingress"]}));
-    web(&node, &server);
-    eventually("the Service answers", || {
-        ask(&client.netns, at(CLUSTER_IP, 80)).is_ok() && node.ask_from_outside(at(NODE_IP, 30080)).is_ok()
-    });
-    eventually("the client is isolated", || ask(&server.netns, at(client.ip, 1)).is_err_and(|e| e.kind() == std::io::ErrorKind::TimedOut));
+    let (client, server) = isolated(&node);
 
     // Live ones enough to crowd the maps, of the server's.
     let endpoints: HashMap<MapData, Addr, Endpoint> = hash(&node, "ENDPOINTS");

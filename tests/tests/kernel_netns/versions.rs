@@ -5,14 +5,13 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use aya::maps::MapInfo;
-use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use xebec_dataplane_next::{Config, Dataplane, Layout};
 use xebec_ebpf_abi::{Backend, Flow};
 
 use crate::connects::{Connects, Opened};
-use crate::growth::{pin, web};
-use crate::node::{DEADLINE, NODE_IP, Node, ask, ask_on, at, eventually};
+use crate::growth::{isolated, pin};
+use crate::node::{DEADLINE, NODE_IP, Node, ask_on, at, eventually};
 use crate::upgrade::{FromOutside, map_dirs};
 
 const CLUSTER_IP: &str = "10.96.0.10";
@@ -60,13 +59,7 @@ fn a_version_with_longer_values_takes_over_and_gives_back_and_breaks_no_connecti
     let mut node = Node::new();
     node.config.first_entries = [("FLOWS".to_owned(), 65536)].into();
     node.start();
-    let (client, server) = (node.pod("client", json!({"app": "client"}), json!([])), node.pod("web", json!({}), json!([])));
-    node.policy("client", json!({"podSelector": {"matchLabels": {"app": "client"}}, "policyTypes": ["Ingress"]}));
-    web(&node, &server);
-    eventually("the Service answers", || {
-        ask(&client.netns, at(CLUSTER_IP, 80)).is_ok() && node.ask_from_outside(at(NODE_IP, 30080)).is_ok()
-    });
-    eventually("the client is isolated", || ask(&server.netns, at(client.ip, 1)).is_err_and(|e| e.kind() == std::io::ErrorKind::TimedOut));
+    let (client, server) = isolated(&node);
     let mut stream = client.netns.run(|| TcpStream::connect(at(CLUSTER_IP, 80))).expect("the Service answers");
     stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
     let mut outside = FromOutside::start(&node, NODE_IP.parse().expect("an address"), 30080);

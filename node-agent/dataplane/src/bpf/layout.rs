@@ -78,20 +78,11 @@ const RESIZABLE: &[&str] = &[
     abi::map::POLICY,
 ];
 
-/// Maps whose entries are brought from one layout to another: what can be chosen in size, and what programs write of connections.
-/// All others are written by the agent before it matters, or only count.
-const CARRIED: &[&str] = &[
-    abi::map::FRONTENDS,
-    abi::map::BACKEND_SETS,
-    abi::map::BACKEND_SLOTS,
-    abi::map::SET_MEMBERS,
-    abi::map::BACKENDS,
-    abi::map::SOURCE_RANGES,
+/// Maps whose entries are brought from one layout to another beside those: rings, and what programs write of connections. All
+/// others are written by the agent before it matters, or only count.
+const CARRIED_TOO: &[&str] = &[
     abi::map::RINGS,
     abi::map::RING_PLACES,
-    abi::map::ENDPOINTS,
-    abi::map::IPCACHE,
-    abi::map::POLICY,
     abi::map::FLOWS,
     abi::map::NAT,
     abi::map::AFFINITY,
@@ -107,6 +98,11 @@ const ENTRIES: std::ops::RangeInclusive<u32> = 64..=1 << 24;
 /// Whether an operator may choose a map's size.
 pub fn is_resizable(name: &str) -> bool {
     RESIZABLE.contains(&name)
+}
+
+/// All whose entries are brought.
+fn carried() -> impl Iterator<Item = &'static str> {
+    RESIZABLE.iter().chain(CARRIED_TOO).copied()
 }
 
 impl Layout {
@@ -210,12 +206,12 @@ impl Layouts {
     /// Sizes of maps that are made anew where the running layout has them: no smaller than there.
     pub fn sizes(&self, own: &Layout, pins: &Pins) -> BTreeMap<String, u32> {
         let Some(other) = self.other(own) else { return BTreeMap::new() };
-        let size = |name: &&str| {
+        let size = |name: &str| {
             let (old, new) = (pins.of(other.number).join(name), pins.maps().join(name));
             let info = MapInfo::from_pin(old).ok().filter(|_| own.converts(&other, name) && !new.exists())?;
-            Some(((*name).to_owned(), info.max_entries()))
+            Some((name.to_owned(), info.max_entries()))
         };
-        CARRIED.iter().filter_map(size).collect()
+        carried().filter_map(size).collect()
     }
 
     /// Fills the own maps that are not the running layout's, but of which those are other versions or sizes. Returns what programs
@@ -223,7 +219,7 @@ impl Layouts {
     pub fn convert(&self, own: &Layout, pins: &Pins) -> Result<Unsettled, Error> {
         let mut unsettled = Unsettled::default();
         let Some(other) = self.other(own) else { return Ok(unsettled) };
-        for name in CARRIED.iter().filter(|name| own.converts(&other, name)) {
+        for name in carried().filter(|name| own.converts(&other, name)) {
             let (from, to) = (pins.of(other.number).join(name), pins.maps().join(name));
             if from.exists() && !same(&from, &to) {
                 unsettled.convert(name, &from, &to)?;
@@ -359,7 +355,8 @@ mod tests {
         assert!(["BACKENDS", "BACKEND_SLOTS", "FRONTENDS", "RING_PLACES"].iter().all(|name| !same.contains(*name)));
         assert!(["FLOWS", "NAT", "IPCACHE", "POLICY", "CONFIG"].iter().all(|name| same.contains(*name)));
         let grouped = GROUPS.iter().copied().flatten().collect::<BTreeSet<_>>();
-        assert!(grouped.iter().all(|name| CARRIED.contains(name)), "what is not shared is copied");
-        assert!(RESIZABLE.iter().all(|name| CARRIED.contains(name)));
+        let carried = carried().collect::<BTreeSet<_>>();
+        assert!(grouped.iter().all(|name| carried.contains(**name)), "what is not shared is copied");
+        assert!(RESIZABLE.iter().all(|name| carried.contains(name)));
     }
 }
