@@ -1,6 +1,7 @@
 //! The dataplane's own figures.
 
 pub mod agent;
+pub mod bare;
 pub mod bridge;
 pub mod flood;
 pub mod flows;

@@ -7,6 +7,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::{
+    bare::Bare,
     bridge::{BridgeNode, Rule},
     load::Load,
     node::{self, Cluster, Node, Port, Program, wire},
@@ -33,6 +34,9 @@ pub struct Args {
 /// The Service that is measured, and the one before another node's pod.
 const NEAR: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 20);
 const FAR: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 21);
+
+/// What the way from one pod to another costs without anything decided on it.
+const BARE: &str = "redirect alone";
 
 /// The other Services: nobody asks for them.
 fn other(number: usize) -> (Ipv4Addr, Ipv4Addr) {
@@ -157,6 +161,8 @@ pub fn run(args: &Args) -> Result<bool> {
         ways.push(Way::new(our_name(*services), &ours.pods.client, NEAR));
         ways.push(Way::new(bridge_name(*services), &bridged.pods.client, NEAR));
     }
+    let bare = Bare::new()?;
+    ways.push(Way::new(BARE, &bare.client, bare.server.ip));
     let (_, ours, bridged) = &scenes[0];
     ways.push(Way::new("pod to pod", &ours.pods.client, ours.pods.server.ip));
     ways.push(Way::new("loopback", &ours.pods.client, Ipv4Addr::LOCALHOST));
@@ -207,6 +213,8 @@ fn lines(ways: &[Way], services: &[usize]) -> Vec<Line> {
             over(&our_name(*services), &bridge_name(*services), Goal::AtLeast(1.2));
         }
         over(&our_name(first), "loopback", Goal::AtLeast(0.95));
+        over(BARE, "loopback", Goal::None);
+        over(&our_name(first), BARE, Goal::None);
         over(&our_name(first), "pod to pod", Goal::None);
         over("pod to ClusterIP across nodes", "bridge with nftables across nodes", Goal::None);
         over("pod to ClusterIP across nodes", "pod to pod across nodes", Goal::None);

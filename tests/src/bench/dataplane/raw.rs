@@ -48,15 +48,32 @@ pub fn load(kind: u32, instructions: &[u64]) -> io::Result<OwnedFd> {
 
 /// Attaches an XDP program to a device's driver until the descriptor is closed.
 pub fn attach_xdp(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
+    const BPF_XDP: u32 = 37;
+    const XDP_FLAGS_DRV_MODE: u32 = 4;
+    attach(program, ifindex, BPF_XDP, XDP_FLAGS_DRV_MODE)
+}
+
+/// Attaches a tc program to what comes in on a device, by TCX, until the descriptor is closed.
+pub fn attach_tcx_ingress(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
+    const BPF_TCX_INGRESS: u32 = 46;
+    attach(program, ifindex, BPF_TCX_INGRESS, 0)
+}
+
+fn attach(program: BorrowedFd<'_>, ifindex: u32, attach_type: u32, flags: u32) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct Attributes {
         program: u32,
         target: u32,
         attach_type: u32,
         flags: u32,
+        // TCX reads where in the order of programs this one goes; zeros: last.
+        relative: u32,
+        pad: u32,
+        expected_revision: u64,
     }
     const LINK_CREATE: libc::c_long = 28;
-    let mut attributes = Attributes { program: program.as_raw_fd() as u32, target: ifindex, attach_type: 37, flags: 4 };
+    let mut attributes =
+        Attributes { program: program.as_raw_fd() as u32, target: ifindex, attach_type, flags, relative: 0, pad: 0, expected_revision: 0 };
     let fd = bpf(LINK_CREATE, &mut attributes)?;
     // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
