@@ -31,7 +31,7 @@ use crate::Config;
 pub use responder::respond;
 
 /// A responder that speaks another version is replaced.
-const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/1");
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/2");
 /// How often the report is sent if nothing changes: ports that were taken are tried again.
 const REPEAT: Duration = Duration::from_secs(10);
 /// How long map writes may be late before the proxy counts as broken (kube-proxy's is twice its sync period).
@@ -62,7 +62,14 @@ struct Service {
     namespace: String,
     name: String,
     port: u16,
-    local_endpoints: usize,
+    local_endpoints: Endpoints,
+}
+
+/// Ready endpoints on this node by family: kube-proxy has a proxy for each, which answers at addresses of its own family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Endpoints {
+    v4: usize,
+    v6: usize,
 }
 
 /// What the responder says: at first its version, then after each report which ports it could not open.
@@ -134,7 +141,7 @@ fn report(config: &Config, facts: &ProxyHealth, healthy: bool) -> Report {
         namespace: s.namespace.clone(),
         name: s.name.clone(),
         port: s.port,
-        local_endpoints: s.local_endpoints,
+        local_endpoints: Endpoints { v4: s.local_endpoints.v4, v6: s.local_endpoints.v6 },
     };
     Report {
         leave: false,

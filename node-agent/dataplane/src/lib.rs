@@ -43,6 +43,6 @@ pub use config::{Config, HostRouting, MAX_MAP_ENTRIES, PodPrograms, Routing, Vxl
 pub use dataplane::Dataplane;
 pub use device::xdp::Xdp;
 pub use error::Error;
-pub use status::{Device, HealthCheck, MapFill, ProgramSize, ProxyHealth, ServiceUse, Status};
+pub use status::{ByFamily, Device, HealthCheck, MapFill, ProgramSize, ProxyHealth, ServiceUse, Status};
 pub use sync::SyncStatus;
 pub use teardown::teardown;

@@ -130,6 +130,13 @@ pub struct ProxyHealth {
     pub services: Vec<HealthCheck>,
 }
 
+/// How many there are with IPv4 and with IPv6 addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ByFamily {
+    pub v4: usize,
+    pub v6: usize,
+}
+
 /// A Service with `externalTrafficPolicy: Local` whose load balancer asks which nodes have endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthCheck {
@@ -139,6 +146,6 @@ pub struct HealthCheck {
     pub name: String,
     /// `spec.healthCheckNodePort`.
     pub port: u16,
-    /// Ready endpoints on this node.
-    pub local_endpoints: usize,
+    /// Ready endpoints on this node, of each family.
+    pub local_endpoints: ByFamily,
 }

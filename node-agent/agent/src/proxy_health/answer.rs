@@ -1,6 +1,6 @@
 //! Answers, as kube-proxy words them. Pure.
 
-use super::{Report, Service};
+use super::{Endpoints, Report, Service};
 
 /// Status, headers besides the usual, body.
 #[derive(Debug, PartialEq)]
@@ -15,10 +15,11 @@ fn json(healthy: bool, body: String) -> Answer {
     Answer { status: if healthy { 200 } else { 503 }, headers, body }
 }
 
-/// Whether this node has endpoints of a Service: whatever path is asked for.
-pub fn service(report: &Report, namespace: &str, name: &str) -> Answer {
+/// Whether this node has endpoints of a Service, of the family in which it is asked: whatever path is asked for.
+pub fn service(report: &Report, namespace: &str, name: &str, over_v4: bool) -> Answer {
     let found = report.services.iter().flatten().find(|s: &&Service| s.namespace == namespace && s.name == name);
-    let local = found.map_or(0, |s| s.local_endpoints);
+    let Endpoints { v4, v6 } = found.map(|s| s.local_endpoints).unwrap_or_default();
+    let local = if over_v4 { v4 } else { v6 };
     let body = format!(
         "{{\n\t\"service\": {{\n\t\t\"namespace\": {namespace:?},\n\t\t\"name\": {name:?}\n\t}},\n\t\"localEndpoints\": {local},\n\t\"serviceProxyHealthy\": {}\n}}",
         report.healthy
@@ -47,22 +48,23 @@ pub fn node(report: &Report, path: &str, now: &str, reported: &str) -> Answer {
 mod tests {
     use super::*;
 
-    fn report(local_endpoints: usize, healthy: bool) -> Report {
-        let service = Service { namespace: "ns".into(), name: "web".into(), port: 31000, local_endpoints };
+    fn report(v4: usize, healthy: bool) -> Report {
+        let service = Service { namespace: "ns".into(), name: "web".into(), port: 31000, local_endpoints: Endpoints { v4, v6: 0 } };
         Report { healthy, eligible: true, services: Some(vec![service]), ..Report::default() }
     }
 
     #[test]
     fn a_service_is_healthy_where_it_has_endpoints_and_the_proxy_works() {
-        let answer = service(&report(2, true), "ns", "web");
+        let answer = service(&report(2, true), "ns", "web", true);
         assert_eq!(answer.status, 200);
         let body: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
         let want = serde_json::json!({"service": {"namespace": "ns", "name": "web"}, "localEndpoints": 2, "serviceProxyHealthy": true});
         assert_eq!(body, want);
         assert!(answer.headers.contains(&("x-load-balancing-endpoint-weight", "2".to_owned())));
-        assert_eq!(service(&report(0, true), "ns", "web").status, 503);
-        assert_eq!(service(&report(2, false), "ns", "web").status, 503);
-        assert_eq!(service(&report(2, true), "ns", "other").status, 503);
+        assert_eq!(service(&report(0, true), "ns", "web", true).status, 503);
+        assert_eq!(service(&report(2, false), "ns", "web", true).status, 503);
+        assert_eq!(service(&report(2, true), "ns", "other", true).status, 503);
+        assert_eq!(service(&report(2, true), "ns", "web", false).status, 503, "endpoints of the other family serve nobody here");
     }
 
     #[test]

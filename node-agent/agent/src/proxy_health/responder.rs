@@ -144,9 +144,11 @@ async fn serve(listener: TcpListener, shared: Shared, subject: Subject, end: Can
             },
         };
         let (shared, subject, end) = (shared.clone(), subject.clone(), end.clone());
+        // Sockets of both families get what comes over IPv4 with addresses that are made of it.
+        let over_v4 = stream.local_addr().is_ok_and(|local| local.ip().to_canonical().is_ipv4());
         tokio::spawn(async move {
             let service = service_fn(move |request: Request<Incoming>| {
-                let answer = answer(&shared, &subject, request.uri().path());
+                let answer = answer(&shared, &subject, request.uri().path(), over_v4);
                 async move { Ok::<_, Infallible>(response(answer)) }
             });
             let mut http = hyper::server::conn::http1::Builder::new();
@@ -160,10 +162,10 @@ async fn serve(listener: TcpListener, shared: Shared, subject: Subject, end: Can
     }
 }
 
-fn answer(shared: &Shared, subject: &Subject, path: &str) -> Answer {
+fn answer(shared: &Shared, subject: &Subject, path: &str, over_v4: bool) -> Answer {
     let state = shared.lock();
     match subject {
-        Some((namespace, name)) => answer::service(&state.report, namespace, name),
+        Some((namespace, name)) => answer::service(&state.report, namespace, name, over_v4),
         None => {
             let now = jiff::Timestamp::now();
             let reported = if state.agents > 0 { now } else { state.last_seen };
@@ -185,12 +187,16 @@ fn response(answer: Answer) -> Response<Full<Bytes>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Service;
+    use super::super::{Endpoints, Service};
     use super::*;
     use tokio::io::AsyncReadExt;
 
     async fn get(port: u16, path: &str) -> io::Result<String> {
-        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
+        get_at(Ipv4Addr::LOCALHOST.into(), port, path).await
+    }
+
+    async fn get_at(ip: std::net::IpAddr, port: u16, path: &str) -> io::Result<String> {
+        let mut stream = tokio::net::TcpStream::connect((ip, port)).await?;
         stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes()).await?;
         let mut text = String::new();
         stream.read_to_string(&mut text).await?;
@@ -237,11 +243,13 @@ mod tests {
             async move { respond(&path).await }
         });
         let (node, web, taken) = (free_port(), free_port(), std::net::TcpListener::bind("[::]:0").unwrap());
-        let service = |port| Service { namespace: "ns".into(), name: "web".into(), port, local_endpoints: 1 };
+        let service = |port| Service { namespace: "ns".into(), name: "web".into(), port, local_endpoints: Endpoints { v4: 1, v6: 3 } };
         let report = |services| Report { port: node, healthy: true, eligible: true, services, ..Report::default() };
         let mut agent = Agent::connect(&path).await;
         assert_eq!(agent.say(&report(Some(vec![service(web)]))).await, vec![]);
         assert!(get(web, "/any").await.unwrap().starts_with("HTTP/1.1 200 OK"));
+        let other_family = get_at(Ipv6Addr::LOCALHOST.into(), web, "/").await.unwrap();
+        assert!(other_family.contains("\"localEndpoints\": 3"), "each family counts its own: {other_family}");
         drop(agent);
         assert!(get(web, "/any").await.unwrap().contains("\"localEndpoints\": 1"), "without an agent");
         assert!(get(node, "/healthz").await.unwrap().starts_with("HTTP/1.1 200 OK"));

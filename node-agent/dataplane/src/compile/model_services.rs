@@ -443,7 +443,7 @@ fn conditions_by_hand() {
     }
 }
 
-/// What a load balancer counts is ready endpoints of this node, each address once, and only where it may ask.
+/// What a load balancer counts is ready endpoints of this node, each address once, each family for itself, and only where it may ask.
 #[test]
 fn health_checks_count_ready_endpoints_of_this_node() {
     let count = |policy: &str, kind: &str, endpoints: serde_json::Value| {
@@ -458,7 +458,11 @@ fn health_checks_count_ready_endpoints_of_this_node() {
         let service = serde_json::from_value(service).expect("a Service");
         state.services.set_service(Key::new("ns", "s"), input::service(&service));
         state.services.set_slice(Key::new("ns", "s-1"), input::slice(serde_json::from_value(slice).expect("an EndpointSlice")));
-        state.services.health_checks().iter().map(|h| (h.port, h.local_endpoints)).collect::<Vec<_>>()
+        let slice = serde_json::json!({
+            "metadata": {"namespace": "ns", "name": "s-2", "labels": {"kubernetes.io/service-name": "s"}}, "addressType": "IPv6",
+            "ports": [{"name": "a", "port": 8080}], "endpoints": [{"addresses": ["fd00::9"], "nodeName": NODE, "conditions": {"ready": true}}]});
+        state.services.set_slice(Key::new("ns", "s-2"), input::slice(serde_json::from_value(slice).expect("an EndpointSlice")));
+        state.services.health_checks().iter().map(|h| (h.port, h.local_endpoints.v4, h.local_endpoints.v6)).collect::<Vec<_>>()
     };
     let endpoint = |n: u8, node: &str, ready: bool, terminating: bool| {
         serde_json::json!({"addresses": [format!("10.244.0.{n}")], "nodeName": node,
@@ -471,8 +475,8 @@ fn health_checks_count_ready_endpoints_of_this_node() {
         endpoint(3, "there", true, false),
         endpoint(4, NODE, false, true),
     ]);
-    assert_eq!(count("Local", "LoadBalancer", some.clone()), [(31000, 2)]);
-    assert_eq!(count("Local", "LoadBalancer", serde_json::json!([endpoint(4, NODE, false, true)])), [(31000, 0)]);
+    assert_eq!(count("Local", "LoadBalancer", some.clone()), [(31000, 2, 1)]);
+    assert_eq!(count("Local", "LoadBalancer", serde_json::json!([endpoint(4, NODE, false, true)])), [(31000, 0, 1)]);
     assert_eq!(count("Cluster", "LoadBalancer", some.clone()), []);
     assert_eq!(count("Local", "NodePort", some), []);
 }

@@ -17,7 +17,7 @@ use super::input::{EndpointIn, Forwarding, HostPortIn, Key, ServiceIn, SliceIn};
 use super::maglev::{self, Member};
 use super::rings::RingTables;
 use super::sets::Set;
-use crate::HealthCheck;
+use crate::{ByFamily, HealthCheck};
 use crate::sorted::Sorted;
 use crate::table::Table;
 use pool::Pool;
@@ -293,7 +293,8 @@ impl Services {
             let slices = self.slices_of.get(key).into_iter().flatten().filter_map(|k| self.slices.get(k));
             let here = |e: &&EndpointIn| e.ready && e.node.as_deref() == Some(self.node.name.as_str());
             let addresses: BTreeSet<IpAddr> = slices.flat_map(|s| s.endpoints.iter().filter(here)).map(|e| e.address).collect();
-            addresses.len()
+            let v4 = addresses.iter().filter(|address| address.is_ipv4()).count();
+            ByFamily { v4, v6: addresses.len() - v4 }
         };
         checked
             .map(|(key, port)| HealthCheck { namespace: key.namespace.clone(), name: key.name.clone(), port, local_endpoints: count(key) })
