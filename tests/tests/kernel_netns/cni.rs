@@ -18,6 +18,9 @@ fn add_check_del_leave_what_they_say() {
     let host = pod.result["interfaces"][0]["name"].as_str().expect("a host device").to_owned();
     assert!(node.netns.ip("route show").contains(&format!("{} dev {host} proto kernel", pod.ip)));
     assert!(pod.netns.ip("route show").contains("default via 169.254.1.1 dev eth0"));
+    for devices in [node.netns.ip(&format!("-d link show {host}")), pod.netns.ip("-d link show eth0")] {
+        assert!(devices.contains("numtxqueues 1 numrxqueues 1"), "nobody chooses a queue for each packet: {devices}");
+    }
     let path = pod.netns.path().display().to_string();
     node.cni("CHECK", &pod.sandbox, &path, "web").expect("all is as ADD left it");
     // A second ADD is refused and disturbs nothing.

@@ -17,9 +17,9 @@ use super::input::{EndpointIn, Forwarding, HostPortIn, Key, ServiceIn, SliceIn};
 use super::maglev::{self, Member};
 use super::rings::RingTables;
 use super::sets::Set;
-use crate::{ByFamily, HealthCheck};
 use crate::sorted::Sorted;
 use crate::table::Table;
+use crate::{ByFamily, HealthCheck};
 use pool::Pool;
 use room::{Entries, Refusal};
 

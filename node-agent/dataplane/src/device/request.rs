@@ -25,15 +25,21 @@ pub struct VethSide<'a> {
     pub mac: [u8; 6],
 }
 
-/// Makes a veth pair, one side here, the other in another namespace, both down.
+/// Makes a veth pair, one side here, the other in another namespace, both down. Each side has one queue: without a queueing
+/// discipline nothing waits in one, and choosing among several is work for each packet.
 pub fn veth(host: VethSide<'_>, peer: VethSide<'_>, peer_netns: BorrowedFd<'_>, mtu: u32) -> Request {
+    let [tx, rx] = [LinkAttribute::NumTxQueues(1), LinkAttribute::NumRxQueues(1)];
     let peer = LinkMessageBuilder::<LinkUnspec>::new()
+        .append_extra_attribute(tx.clone())
+        .append_extra_attribute(rx.clone())
         .name(peer.name)
         .address(peer.mac.to_vec())
         .mtu(mtu)
         .setns_by_fd(peer_netns.as_raw_fd())
         .build();
     let message = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
+        .append_extra_attribute(tx)
+        .append_extra_attribute(rx)
         .name(host.name)
         .address(host.mac.to_vec())
         .mtu(mtu)
