@@ -54,6 +54,8 @@ reasons! {
     NotConfigured = 16, "not_configured";
     /// The hop limit ran out while the packet was forwarded past the stack.
     TtlExceeded = 17, "ttl_exceeded";
+    /// The packet does not fit its way and must not be cut up. Its sender is told what fits.
+    TooBig = 18, "too_big";
     /// A socket of the node wants a port that NodePorts or host ports are served on.
     PortReserved = 30, "port_reserved";
     /// The map of translations took no further entry.

@@ -35,6 +35,18 @@ pub fn apply(checksum: u16, diff: u32) -> u16 {
     !fold16(u64::from(!checksum) + u64::from(diff))
 }
 
+/// The same for UDP, where 0 says that there is none: that stays so, and a sum of 0 is sent as its other form.
+#[inline(always)]
+pub fn apply_if_any(checksum: u16, diff: u32) -> u16 {
+    if checksum == 0 {
+        return 0;
+    }
+    match apply(checksum, diff) {
+        0 => 0xffff,
+        sum => sum,
+    }
+}
+
 /// The checksum of bytes, with `start` (a pseudo header's sum, or 0) added.
 pub fn of(bytes: &[u8], start: u32) -> u16 {
     let mut sum = u64::from(start);
@@ -77,6 +89,16 @@ mod tests {
             0x00, 0x01, 0xc0, 0xa8, 0x00, 0xc7,
         ];
         assert_eq!(of(&header, 0).to_ne_bytes(), [0xb8, 0x61]);
+    }
+
+    #[test]
+    fn a_datagrams_sum_is_never_zero_but_where_there_is_none() {
+        assert_eq!(
+            (apply(0x1234, 0x1234), apply_if_any(0x1234, 0x1234)),
+            (0, 0xffff)
+        );
+        assert_eq!(apply_if_any(0, 7), 0);
+        assert_eq!(apply_if_any(0x1234, 7), apply(0x1234, 7));
     }
 
     proptest! {

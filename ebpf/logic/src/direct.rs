@@ -12,8 +12,11 @@ use crate::packet::{Ipv4Header, Ipv6Header, Packet};
 use crate::parse::{self, ETH_IPV4, ETH_IPV6, Family, Fragment, Headers, Kind, L3, V4, V6};
 use crate::pod::{self, Verdict};
 use crate::reject::{Reply, Resize};
+use crate::route::{self, Router, Way};
 use crate::xdp::{self, Layout};
-use xebec_ebpf_abi::{Addr, Backend, Config, DropReason, Nat, Port, direct::range, forward, proto};
+use xebec_ebpf_abi::{
+    Addr, Backend, Config, DropReason, Nat, Port, Tuple, direct::range, forward, proto,
+};
 
 /// A packet that can be put into another one, and taken out again.
 pub trait Wrap: Resize {
@@ -22,16 +25,6 @@ pub trait Wrap: Resize {
     fn put_in(&self, v4: bool) -> bool;
     /// Takes such a header away.
     fn take_out(&self, v4: bool) -> bool;
-    /// Bytes of payload in each of the packets that a device will make of this one; 0: it is one packet.
-    fn segment(&self) -> u32;
-    /// The device by which packets between two addresses leave, and the largest of them; as [`way`] has it.
-    fn way(&self, src: &Addr, dst: &Addr) -> u64;
-}
-
-/// What [`Wrap::way`] answers, in one number: see `conntrack::judge`. 0: there is no way.
-#[inline(always)]
-pub const fn way(device: u32, mtu: u32) -> u64 {
-    (device as u64) << 32 | mtu as u64
 }
 
 /// An IP version that can be around a packet of its own.
@@ -171,7 +164,7 @@ pub fn keep<E: Env>(env: &E, headers: &mut Headers, set: u32, now: u64) -> Resul
         backend: headers.backend.id,
         set,
     };
-    nat::remember_one_way(env, &headers.tuple, &mut headers.to, owner, now)
+    nat::remember(env, &headers.tuple, &mut headers.to, owner, now)
 }
 
 /// What [`put`] answers, as plain numbers: see `conntrack::judge`.
@@ -183,17 +176,18 @@ const TOO_BIG: u32 = 3;
 /// Makes a packet, which came in on the device `ifindex`, ready to go to the pod that `headers.to` leads to, by
 /// `headers.device`.
 #[inline(always)]
-pub fn send<E: Env, P: Wrap>(
+pub fn send<E: Env, R: Router, P: Wrap>(
     env: &E,
+    router: R,
     packet: P,
     headers: &mut Headers,
     ifindex: u32,
 ) -> Result<(), DropReason> {
     let bytes = packet.len();
     let answer = if headers.dst.is_v4() {
-        put::<V4, E, P>(env, packet, headers, ifindex)
+        put::<V4, E, R, P>(env, router, packet, headers, ifindex)
     } else {
-        put::<V6, E, P>(env, packet, headers, ifindex)
+        put::<V6, E, R, P>(env, router, packet, headers, ifindex)
     };
     match answer {
         SENT => {}
@@ -208,7 +202,13 @@ pub fn send<E: Env, P: Wrap>(
 }
 
 #[inline(never)]
-fn put<F: Outer, E: Env, P: Wrap>(env: &E, packet: P, headers: &mut Headers, ifindex: u32) -> u32 {
+fn put<F: Outer, E: Env, R: Router, P: Wrap>(
+    env: &E,
+    router: R,
+    packet: P,
+    headers: &mut Headers,
+    ifindex: u32,
+) -> u32 {
     const FAILED: u32 = 4;
     if headers.ttl <= 1 {
         return OUT_OF_HOPS;
@@ -219,12 +219,12 @@ fn put<F: Outer, E: Env, P: Wrap>(env: &E, packet: P, headers: &mut Headers, ifi
     if own == Addr::ANY || len == 0 || packet.len() < L3 + len {
         return FAILED;
     }
-    let way = packet.way(&own, &headers.to.dst);
-    let (device, mtu) = ((way >> 32) as u32, way as u32);
-    if device == 0 {
+    let way = Way::of(router.way(&around_tuple::<F>(own, headers.to.dst)));
+    if way.device == 0 {
         return NO_ROUTE;
     }
-    if longest::<F, P>(packet, headers, len) > mtu {
+    let mtu = route::largest(env, way.device, way.mtu);
+    if longest::<F, R, P>(router, packet, headers, len) > mtu {
         headers.fits = mtu.saturating_sub(F::HEADER);
         return TOO_BIG;
     }
@@ -244,26 +244,36 @@ fn put<F: Outer, E: Env, P: Wrap>(env: &E, packet: P, headers: &mut Headers, ifi
             headers.to.dport.raw(),
             len as u16,
         );
-    headers.device = device;
+    headers.device = way.device;
     if done { SENT } else { FAILED }
 }
 
 /// Bytes of the largest IP packet that leaves. A device that makes several of one is told to put less into each, so that they
 /// are as long as they were; it cannot be where each is a datagram.
 #[inline(always)]
-fn longest<F: Outer, P: Wrap>(packet: P, headers: &Headers, len: u32) -> u32 {
-    let segment = packet.segment();
+fn longest<F: Outer, R: Router, P: Packet>(
+    router: R,
+    packet: P,
+    headers: &Headers,
+    len: u32,
+) -> u32 {
+    let segment = router.segment();
     if segment == 0 {
         return len + F::HEADER;
     }
-    let head = headers.l4 - L3;
-    if headers.proto != proto::TCP {
-        return head + 8 + segment + F::HEADER;
+    let whole = route::piece(packet, headers, segment);
+    if headers.proto == proto::TCP {
+        whole
+    } else {
+        whole.saturating_add(F::HEADER)
     }
-    match packet.load::<u8>(headers.l4 + 12) {
-        Some(offset) => head + u32::from(offset >> 4) * 4 + segment,
-        None => u32::MAX,
-    }
+}
+
+/// What routes are asked for of a packet with another one inside.
+#[inline(always)]
+pub fn around_tuple<F: Outer>(src: Addr, dst: Addr) -> Tuple {
+    const NONE: Port = Port::from_raw(0);
+    Tuple::new(src, NONE, dst, NONE, F::TUNNEL)
 }
 
 /// The same in a driver: writes link and outer header in front of a packet for which there is already room, and says how long

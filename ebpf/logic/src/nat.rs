@@ -114,8 +114,8 @@ const KEPT: u32 = 0;
 const TAKEN: u32 = 1;
 const FULL: u32 = 2;
 
-/// Remembers that `from` becomes `to` and the answers the reverse. When another CPU has remembered the
-/// flow meanwhile, `to` is what that one has decided.
+/// Remembers that `from` becomes `to` and the answers the reverse; where none are seen ([`Nat::DIRECT`]), the first alone.
+/// When another CPU has remembered the flow meanwhile, `to` is what that one has decided.
 #[inline(always)]
 pub fn remember<E: Env>(
     env: &E,
@@ -124,7 +124,12 @@ pub fn remember<E: Env>(
     owner: Owner,
     now: u64,
 ) -> Result<(), DropReason> {
-    match store(env, from, to, &owner, now) {
+    let kept = if owner.flags & Nat::DIRECT != 0 {
+        store_one(env, from, to, &owner, now)
+    } else {
+        store(env, from, to, &owner, now)
+    };
+    match kept {
         KEPT => Ok(()),
         FULL => Err(DropReason::NatTableFull),
         _ => Err(DropReason::NatPortExhausted),
@@ -222,22 +227,6 @@ fn store_in<E: Env>(
     } else {
         env.remove_nat(answers);
         FULL
-    }
-}
-
-/// Remembers what `from` becomes where no answers are seen. When another CPU has remembered the flow meanwhile, `to`
-/// is what that one has decided.
-#[inline(always)]
-pub fn remember_one_way<E: Env>(
-    env: &E,
-    from: &Tuple,
-    to: &mut Tuple,
-    owner: Owner,
-    now: u64,
-) -> Result<(), DropReason> {
-    match store_one(env, from, to, &owner, now) {
-        KEPT => Ok(()),
-        _ => Err(DropReason::NatTableFull),
     }
 }
 

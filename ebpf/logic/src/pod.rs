@@ -32,6 +32,8 @@ pub enum Verdict {
     Out(u32),
     /// Out of the device with this ifindex, to the neighbour that routes there have.
     Neighbor(u32),
+    /// Back to the pod it came from as the answer to itself: [`answer`].
+    Back,
 }
 
 /// A packet for which there is no shortcut left a pod through the device `ifindex`. `ethertype` in host order. What passes
@@ -51,11 +53,13 @@ pub fn leaves<E: Env, P: Resize>(
     // Before anything is asked: what is written meanwhile must end the shortcut that is made of the answers.
     headers.generation = env.generation();
     if is_ip && let Err(reason) = leaving(env, packet, headers, ifindex) {
-        let back = turn_back(env, packet, headers, reason, Verdict::Peer(ifindex));
-        // Another way to the pod would be under the policy for what it has not asked for.
-        let direct =
-            own(env, &headers.src, ifindex).is_some_and(|e| e.flags & Endpoint::DIRECT != 0);
-        return if direct { back } else { Verdict::Drop(reason) };
+        env.dropped(reason, packet.len());
+        headers.refused = reason as u32;
+        return if reject::is_answered(reason) {
+            Verdict::Back
+        } else {
+            Verdict::Drop(reason)
+        };
     }
     if is_ip
         && headers.limited != 0
@@ -71,9 +75,18 @@ pub fn leaves<E: Env, P: Resize>(
     match verdict {
         Verdict::Pass => shortcut::make(env, headers, ifindex, shortcut::STACK),
         Verdict::Peer(peer) => shortcut::make(env, headers, ifindex, peer),
-        Verdict::Drop(_) | Verdict::Out(_) | Verdict::Neighbor(_) => 0,
+        Verdict::Drop(_) | Verdict::Out(_) | Verdict::Neighbor(_) | Verdict::Back => 0,
     };
     verdict
+}
+
+/// Answers a pod whose packet is refused (`headers.refused`). False: it is dropped in silence.
+#[inline(always)]
+pub fn answer<E: Env, P: Resize>(env: &E, packet: P, headers: &mut Headers, ifindex: u32) -> bool {
+    // Another way to the pod would be under the policy for what it has not asked for.
+    let is_direct = own(env, &headers.src, ifindex)
+        .is_some_and(|endpoint| endpoint.flags & Endpoint::DIRECT != 0);
+    is_direct && reject::turn(env, packet, headers)
 }
 
 /// A packet is handed to the pod behind the device `ifindex`. `ethertype` in host order.
@@ -161,8 +174,9 @@ pub fn turn_back<E: Env, P: Resize>(
     }
 }
 
+/// Who has an address, if that is behind the device.
 #[inline(always)]
-fn own<E: Env>(env: &E, addr: &Addr, ifindex: u32) -> Option<Endpoint> {
+pub(crate) fn own<E: Env>(env: &E, addr: &Addr, ifindex: u32) -> Option<Endpoint> {
     env.endpoint(addr).filter(|e| e.ifindex == ifindex)
 }
 

@@ -1,6 +1,6 @@
 //! Refusals: the answer to a packet for a Service that nobody serves, made of the packet itself and sent
 //! back where it came from. TCP is answered with a reset, all else with "port unreachable"; what is too big for its way with how
-//! much fits, in IPv4 even if it may be fragmented, so that its sender does that: nobody can here.
+//! much fits, in direct server return even where IPv4 lets routers fragment it, so that its sender does that: nobody can here.
 //!
 //! As with the kernel's own reject targets, resets are as many as the packets that cause them, and ICMP
 //! errors are limited.
@@ -147,7 +147,10 @@ impl Budget {
 pub fn is_answered(reason: DropReason) -> bool {
     matches!(
         reason,
-        DropReason::NoBackend | DropReason::NoServicePort | DropReason::DirectTooBig
+        DropReason::NoBackend
+            | DropReason::NoServicePort
+            | DropReason::DirectTooBig
+            | DropReason::TooBig
     )
 }
 
@@ -170,20 +173,20 @@ fn answer<F: Reply, E: Env, P: Resize>(env: &E, packet: P, headers: &Headers) ->
     if to[0] & 1 != 0 || !is_unicast(headers.src) {
         return 0;
     }
+    let too_big = headers.fits != 0;
     let done = match headers.kind {
-        Kind::Tcp if headers.fits == 0 => reset::<F, P>(packet, headers),
+        Kind::Tcp if !too_big => reset::<F, P>(packet, headers),
+        Kind::EchoRequest | Kind::EchoReply if !too_big => false,
         // Of a datagram in pieces the first tells enough.
-        Kind::Tcp | Kind::Ports if headers.fragment != Fragment::Later => {
-            let message = if headers.fits == 0 {
-                F::UNREACHABLE
-            } else {
-                F::TOO_BIG
-            };
+        Kind::Tcp | Kind::Ports | Kind::EchoRequest | Kind::EchoReply
+            if headers.fragment != Fragment::Later =>
+        {
+            let message = if too_big { F::TOO_BIG } else { F::UNREACHABLE };
             env.with_budget(|budget| budget.spend(env.now())) == Some(true)
                 && error::<F, P>(packet, headers, message, headers.fits)
         }
-        Kind::Tcp | Kind::Ports => false,
-        Kind::EchoRequest | Kind::EchoReply | Kind::IcmpError | Kind::Link | Kind::Other => false,
+        Kind::Tcp | Kind::Ports | Kind::EchoRequest | Kind::EchoReply => false,
+        Kind::IcmpError | Kind::Link | Kind::Other => false,
     };
     u32::from(done && packet.store(0, &[from, to]))
 }
@@ -246,6 +249,19 @@ fn reset<F: Reply, P: Resize>(packet: P, headers: &Headers) -> bool {
 /// of IPv6 extensions) is dropped without an answer.
 const MAX_QUOTE: u32 = 48;
 
+/// Where what an ICMP error quotes of a packet ends: behind the IP header and 8 bytes more, which is all that RFC 792 asks for,
+/// and enough to find a socket; of TCP behind all of its header, as the kernel cuts nothing off in front of a sum that a device
+/// is to complete.
+#[inline(always)]
+pub fn quoted(headers: &Headers) -> u32 {
+    headers.l4
+        + if headers.kind == Kind::Tcp {
+            size_of::<TcpHeader>() as u32
+        } else {
+            8
+        }
+}
+
 /// Makes the packet an ICMP error about itself.
 #[inline(always)]
 fn error<F: Reply, P: Resize>(
@@ -254,8 +270,7 @@ fn error<F: Reply, P: Resize>(
     (kind, code): (u8, u8),
     mtu: u32,
 ) -> bool {
-    // The IP header, what follows it, and 8 bytes: all that RFC 792 asks for, and enough to find a socket.
-    let quote = headers.l4 - L3 + 8;
+    let quote = quoted(headers) - L3;
     if quote > MAX_QUOTE * 4 || packet.len() < L3 + quote || !packet.set_len(L3 + quote) {
         return false;
     }

@@ -8,6 +8,7 @@ use crate::nat::{self, Owner};
 use crate::packet::Packet;
 use crate::parse::{self, ETH_ARP, ETH_IPV4, ETH_IPV6, Fragment, Headers, Kind, V4, V6};
 use crate::pod::{self, Verdict};
+use crate::route::Router;
 use crate::service;
 use crate::xdp;
 use xebec_ebpf_abi::{Addr, Backend, DropReason, Flow, FlowKey, Frontend, Nat, direction, forward};
@@ -20,8 +21,9 @@ const UNTOUCHED: u32 = u32::MAX;
 
 /// A packet came in on the device `ifindex`. `ethertype` in host order.
 #[inline(always)]
-pub fn arrives<E: Env, P: Wrap>(
+pub fn arrives<E: Env, R: Router, P: Wrap>(
     env: &E,
+    router: R,
     packet: P,
     headers: &mut Headers,
     ethertype: u16,
@@ -55,7 +57,7 @@ pub fn arrives<E: Env, P: Wrap>(
     let plan = arriving(env, headers, ifindex);
     let is_direct = matches!(plan, Ok(forward::UPLINK_DIRECT));
     let done = if is_direct {
-        direct::send(env, packet, headers, ifindex)
+        direct::send(env, router, packet, headers, ifindex)
     } else {
         act(env, packet, headers, plan)
     };

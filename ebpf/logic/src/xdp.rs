@@ -342,16 +342,13 @@ fn forward<F: Layout, E: Env, P: Packet>(
             Verdict::Pass
         };
     }
-    let is_udp = plain.proto == proto::UDP;
-    if !(is_udp && transport.sum == 0) {
-        let mut sum = checksum::apply(transport.sum, decided.l4);
-        if is_udp && sum == 0 {
-            sum = 0xffff;
-        }
-        let at = if is_udp { 6 } else { 16 };
-        if !packet.store(F::L4 + at, &sum) {
-            return Verdict::Pass;
-        }
+    let (at, sum) = if plain.proto == proto::UDP {
+        (6, checksum::apply_if_any(transport.sum, decided.l4))
+    } else {
+        (16, checksum::apply(transport.sum, decided.l4))
+    };
+    if !packet.store(F::L4 + at, &sum) {
+        return Verdict::Pass;
     }
     let done = packet.store(F::L4, &decided.ports)
         && F::step(packet, plain, decided.l3)
@@ -474,17 +471,17 @@ fn hop_around<E: Env, D: Driver>(
     decided: &mut Decided,
 ) -> Hop {
     let pod = headers.to.dst;
-    let (tunnel, header) = if pod.is_v4() {
-        (V4::TUNNEL, V4::HEADER as u16)
-    } else {
-        (V6::TUNNEL, V6::HEADER as u16)
-    };
     decided.src = direct::source(env, ifindex, pod.is_v4());
     if decided.src == Addr::ANY {
         return Hop::None;
     }
-    let none = Port::new(0);
-    let outer = Tuple::new(decided.src, none, pod, none, tunnel);
+    let (outer, header) = if pod.is_v4() {
+        let outer = direct::around_tuple::<V4>(decided.src, pod);
+        (outer, V4::HEADER as u16)
+    } else {
+        let outer = direct::around_tuple::<V6>(decided.src, pod);
+        (outer, V6::HEADER as u16)
+    };
     let hop = driver.next_hop(&outer, len.saturating_add(header), decided);
     decided.mtu = decided.mtu.saturating_sub(header);
     hop

@@ -2,7 +2,7 @@
 
 mod fake;
 
-use fake::{Bytes, Fake, WAY};
+use fake::{Bytes, Fake};
 use proptest::prelude::*;
 use std::cell::RefCell;
 use xebec_ebpf_abi::{direct::range, *};
@@ -14,6 +14,8 @@ use xebec_ebpf_logic::{
 };
 
 const UPLINK: u32 = 3;
+/// By which everything leaves.
+const OUT: u32 = 7;
 const SET: u32 = 5;
 const BACKEND: u32 = 9;
 const TARGET: u16 = 8080;
@@ -33,6 +35,7 @@ fn prefix(addr: Addr) -> (Addr, u32) {
 
 fn node(v4: bool) -> Fake {
     let ([_, own, pod], fake) = (ends(v4), Fake::default());
+    fake.way.set((OUT, 1500));
     fake.config.set(Some(Config {
         node_netns_cookie: 1,
         nat_port_min: 61000,
@@ -158,7 +161,7 @@ fn ethertype(v4: bool) -> u16 {
 fn sent(fake: &Fake, v4: bool, frame: &[u8]) -> (Verdict, Vec<u8>) {
     let bytes = RefCell::new(frame.to_vec());
     let headers = &mut Headers::EMPTY.clone();
-    let verdict = uplink::arrives(fake, Bytes(&bytes), headers, ethertype(v4), UPLINK);
+    let verdict = uplink::arrives(fake, fake, Bytes(&bytes), headers, ethertype(v4), UPLINK);
     (verdict, bytes.into_inner())
 }
 
@@ -178,7 +181,7 @@ proptest! {
         let proto = if tcp { proto::TCP } else { proto::UDP };
         let frame = frame(v4, proto, SYN, &data);
         let (verdict, wire) = sent(&node, v4, &frame);
-        prop_assert_eq!(verdict, Verdict::Neighbor((WAY >> 32) as u32));
+        prop_assert_eq!(verdict, Verdict::Neighbor(OUT));
         prop_assert_eq!(wire.len(), frame.len() + if v4 { 20 } else { 40 });
         let (verdict, mut out) = taken(&other, v4, &wire);
         prop_assert_eq!(verdict, Verdict::Pass);

@@ -26,16 +26,6 @@ pub fn uplink(ifindex: u32) -> Option<Uplink> {
     unsafe { UPLINKS.get(ifindex) }.copied()
 }
 
-/// The largest IP packet for a route of a device, of which the routing helper says `mtu`: that does not tell what a route has
-/// of its own, which the agent reads.
-#[inline(always)]
-pub fn largest(ifindex: u32, mtu: u16) -> u16 {
-    match uplink(ifindex) {
-        Some(uplink) if uplink.mtu != 0 && uplink.mtu < u32::from(mtu) => uplink.mtu as u16,
-        Some(_) | None => mtu,
-    }
-}
-
 #[inline(always)]
 pub fn range(addr: &Addr) -> u32 {
     NO_MASQUERADE.get(lpm_key(128, *addr)).copied().unwrap_or(0)

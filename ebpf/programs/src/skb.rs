@@ -3,7 +3,7 @@
 use crate::{
     env::Kernel,
     events::{self, Sight},
-    fib, nat,
+    fib,
 };
 use aya_ebpf::{
     EbpfContext,
@@ -22,7 +22,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use core::mem::MaybeUninit;
-use xebec_ebpf_abi::{Addr, Port, Tuple, proto, seen};
+use xebec_ebpf_abi::{Tuple, seen};
 use xebec_ebpf_logic::{
     Packet,
     direct::{self, Wrap},
@@ -30,27 +30,68 @@ use xebec_ebpf_logic::{
     parse::Headers,
     pod::{self, Verdict},
     reject::Resize,
-    route::{self, Router},
+    route::{self, Router, Way},
     shortcut, uplink,
 };
 
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
     let skb = Skb(ctx.as_ptr().cast());
-    let action = match shortcut::take(&Kernel, skb, skb.ethertype(), skb.ifindex()) {
+    let shortcut = shortcut::take(&Kernel, skb, skb.ethertype(), skb.ifindex());
+    let judged = shortcut == shortcut::JUDGE;
+    let mut action = match shortcut {
         shortcut::JUDGE => leaves(skb.0),
         shortcut::STACK => TC_ACT_UNSPEC,
         // SAFETY: a helper that takes numbers.
         peer => unsafe { bpf_redirect_peer(peer, 0) as i32 },
     };
-    if action != TC_ACT_UNSPEC {
-        return action;
+    if action == TC_ACT_UNSPEC {
+        action = match route::leave(&Kernel, skb, skb, skb.ethertype(), skb.ifindex()) {
+            Way { device: 0, .. } => TC_ACT_UNSPEC,
+            // SAFETY: a helper that takes numbers; it looks for the neighbour, and asks for one that is not known.
+            Way { device, mtu: 0 } => unsafe {
+                bpf_redirect_neigh(device, core::ptr::null_mut(), 0, 0) as i32
+            },
+            way => too_big(skb.0, way.device, way.mtu, u32::from(judged)),
+        };
     }
-    match route::leave(&Kernel, &skb, skb, skb.ethertype()) {
-        0 => TC_ACT_UNSPEC,
-        // SAFETY: a helper that takes numbers; it looks for the neighbour, and asks for one that is not known.
-        device => unsafe { bpf_redirect_neigh(device, core::ptr::null_mut(), 0, 0) as i32 },
+    if action == BACK {
+        action = answer(skb.0);
     }
+    action
+}
+
+/// No action of the kernel's: the packet is to be answered.
+const BACK: i32 = 256;
+
+// Functions of their own: what is seldom needed takes no stack from what is, and all refusals meet in one.
+
+#[inline(never)]
+fn too_big(ctx: *mut __sk_buff, device: u32, mtu: u32, judged: u32) -> i32 {
+    let Some(headers) = headers() else {
+        return TC_ACT_SHOT as i32;
+    };
+    let way = Way { device, mtu };
+    if route::refuse(&Kernel, Skb(ctx), headers, way, judged != 0) {
+        BACK
+    } else {
+        TC_ACT_UNSPEC
+    }
+}
+
+#[inline(never)]
+fn answer(ctx: *mut __sk_buff) -> i32 {
+    let skb = Skb(ctx);
+    let Some(headers) = headers() else {
+        return TC_ACT_SHOT as i32;
+    };
+    let answered = pod::answer(&Kernel, skb, headers, skb.ifindex());
+    tell(skb, headers, seen::FROM_POD, headers.refused);
+    if !answered {
+        return TC_ACT_SHOT as i32;
+    }
+    // SAFETY: a helper that takes numbers.
+    unsafe { bpf_redirect_peer(skb.ifindex(), 0) as i32 }
 }
 
 /// A function of its own: behind it the verifier's many ways through it are one.
@@ -71,7 +112,7 @@ pub fn to_pod(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn from_uplink(ctx: TcContext) -> i32 {
     run(&ctx, seen::FROM_UPLINK, |skb, headers| {
-        uplink::arrives(&Kernel, skb, headers, skb.ethertype(), skb.ifindex())
+        uplink::arrives(&Kernel, skb, skb, headers, skb.ethertype(), skb.ifindex())
     })
 }
 
@@ -94,16 +135,21 @@ pub fn to_uplink(ctx: TcContext) -> i32 {
 #[map]
 static HEADERS: PerCpuArray<Headers> = PerCpuArray::with_max_entries(1, 0);
 
+/// None: never, as the entry of an array is always there; the verifier wants to see it asked.
+#[inline(always)]
+fn headers<'a>() -> Option<&'a mut Headers> {
+    let headers = HEADERS.get_ptr_mut(0)?;
+    // SAFETY: programs at devices run with bottom halves off and do not nest: nobody else on this CPU
+    // has the entry. It holds what `parse` has written; before that it is only written.
+    Some(unsafe { &mut *headers })
+}
+
 #[inline(always)]
 fn run(ctx: &TcContext, seen: u8, decide: impl FnOnce(Skb, &mut Headers) -> Verdict) -> i32 {
     let skb = Skb(ctx.as_ptr().cast());
-    // The entry of an array is always there; the verifier wants to see it asked.
-    let Some(headers) = HEADERS.get_ptr_mut(0) else {
+    let Some(headers) = headers() else {
         return TC_ACT_SHOT as i32;
     };
-    // SAFETY: programs at devices run with bottom halves off and do not nest: nobody else on this CPU
-    // has the entry. It holds what `parse` has written; before that it is only written.
-    let headers = unsafe { &mut *headers };
     headers.notes = Headers::UNREAD;
     headers.refused = 0;
     let verdict = decide(skb, headers);
@@ -112,13 +158,9 @@ fn run(ctx: &TcContext, seen: u8, decide: impl FnOnce(Skb, &mut Headers) -> Verd
         Verdict::Pass | Verdict::Peer(_) | Verdict::Out(_) | Verdict::Neighbor(_) => {
             headers.refused
         }
+        Verdict::Back => return BACK,
     };
-    let sight = Sight {
-        seen,
-        ifindex: skb.ifindex(),
-        bytes: skb.len(),
-    };
-    events::tell(sight, headers, reason, || skb.socket());
+    tell(skb, headers, seen, reason);
     match verdict {
         Verdict::Pass => TC_ACT_UNSPEC,
         Verdict::Drop(_) => TC_ACT_SHOT as i32,
@@ -130,7 +172,19 @@ fn run(ctx: &TcContext, seen: u8, decide: impl FnOnce(Skb, &mut Headers) -> Verd
         Verdict::Neighbor(ifindex) => unsafe {
             bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32
         },
+        Verdict::Back => BACK,
     }
+}
+
+/// Tells of a packet and of the reason that it is refused for, 0: it is not.
+#[inline(always)]
+fn tell(skb: Skb, headers: &Headers, seen: u8, reason: u32) {
+    let sight = Sight {
+        seen,
+        ifindex: skb.ifindex(),
+        bytes: skb.len(),
+    };
+    events::tell(sight, headers, reason, || skb.socket());
 }
 
 #[derive(Clone, Copy)]
@@ -270,56 +324,33 @@ impl Wrap for Skb {
         // SAFETY: the helper checks the length.
         unsafe { bpf_skb_adjust_room(self.0.cast(), bytes, BEHIND_LINK_HEADER, flags) == 0 }
     }
-
-    #[inline(always)]
-    fn segment(&self) -> u32 {
-        // SAFETY: the context of the running program.
-        unsafe { (*self.0).gso_size }
-    }
-
-    #[inline(never)]
-    fn way(&self, src: &Addr, dst: &Addr) -> u64 {
-        const NO_PORT: Port = Port::from_raw(0);
-        let proto = if dst.is_v4() {
-            proto::IPIP
-        } else {
-            proto::IPV6
-        };
-        // Any length asks for the route's MTU; the caller compares.
-        let tuple = Tuple::new(*src, NO_PORT, *dst, NO_PORT, proto);
-        let mut fib = fib::question(&tuple, 1, self.ifindex());
-        // The neighbour is found, or asked for, when the packet goes to it.
-        if fib::ask(self.0.cast(), &mut fib, BPF_FIB_LOOKUP_SKIP_NEIGH) != BPF_FIB_LKUP_RET_SUCCESS
-        {
-            return 0;
-        }
-        // SAFETY: on success the helper leaves the route's MTU here.
-        let mtu = unsafe { fib.__bindgen_anon_1.mtu_result };
-        direct::way(fib.ifindex, u32::from(nat::largest(fib.ifindex, mtu)))
-    }
 }
 
 impl Router for Skb {
     #[inline(always)]
-    fn segment(&self) -> u32 {
+    fn segment(self) -> u32 {
         // SAFETY: the context of the running program.
         unsafe { (*self.0).gso_size }
     }
 
-    #[inline(never)]
-    fn way(&self, tuple: &Tuple, len: u16) -> u32 {
-        // Rules may lead marked packets anywhere, and the helper does not ask them for a mark.
+    #[inline(always)]
+    fn mark(self) -> u32 {
         // SAFETY: the context of the running program.
-        if unsafe { (*self.0).mark } != 0 {
-            return 0;
-        }
-        let mut fib = fib::question(tuple, len, self.ifindex());
+        unsafe { (*self.0).mark }
+    }
+
+    #[inline(never)]
+    fn way(self, tuple: &Tuple) -> u64 {
+        // Any length asks for the route's MTU; the caller compares.
+        let mut fib = fib::question(tuple, 1, self.ifindex());
         // The neighbour is found, or asked for, when the packet goes to it.
         let found = fib::ask(self.0.cast(), &mut fib, BPF_FIB_LOOKUP_SKIP_NEIGH);
-        if found == BPF_FIB_LKUP_RET_SUCCESS {
-            fib.ifindex
-        } else {
-            0
+        if found != BPF_FIB_LKUP_RET_SUCCESS {
+            return 0;
         }
+        // SAFETY: on success the helper leaves the route's MTU here.
+        let mtu = u32::from(unsafe { fib.__bindgen_anon_1.mtu_result });
+        let device = fib.ifindex;
+        Way { device, mtu }.number()
     }
 }

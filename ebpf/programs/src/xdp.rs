@@ -3,7 +3,7 @@
 use crate::{
     env::Kernel,
     events::{self, Sight},
-    fib, nat,
+    fib,
 };
 use aya_ebpf::{
     bindings::{
@@ -19,10 +19,11 @@ use aya_ebpf::{
 };
 use xebec_ebpf_abi::{Tuple, XdpDevice, seen};
 use xebec_ebpf_logic::{
-    Packet,
+    Packet, checksum,
     packet::Plain,
     parse::{ETH_IPV4, ETH_IPV6, Headers, L3, V4, V6},
     reject::Reply,
+    route,
     xdp::{self, Decided, Driver, Hop, Verdict},
 };
 
@@ -210,7 +211,7 @@ impl Packet for Frame {
         let Some(sum) = self.load::<u16>(offset) else {
             return false;
         };
-        self.store(offset, &xebec_ebpf_logic::checksum::apply(sum, diff))
+        self.store(offset, &checksum::apply(sum, diff))
     }
 
     #[inline(always)]
@@ -218,14 +219,10 @@ impl Packet for Frame {
         let Some(old) = self.load::<u16>(offset) else {
             return false;
         };
-        if zero_is_none && old == 0 {
-            return true;
-        }
-        let sum = xebec_ebpf_logic::checksum::apply(old, diff);
-        let sum = if zero_is_none && sum == 0 {
-            0xffff
+        let sum = if zero_is_none {
+            checksum::apply_if_any(old, diff)
         } else {
-            sum
+            checksum::apply(old, diff)
         };
         self.store(offset, &sum)
     }
@@ -278,7 +275,7 @@ impl Driver for At {
         }
         // SAFETY: on success the helper leaves the route's MTU here.
         let mtu = unsafe { fib.__bindgen_anon_1.mtu_result };
-        decided.mtu = nat::largest(fib.ifindex, mtu);
+        decided.mtu = route::largest(&Kernel, fib.ifindex, u32::from(mtu)) as u16;
         let (d, s) = (fib.dmac, fib.smac);
         decided.link = [
             u32::from_ne_bytes([d[0], d[1], d[2], d[3]]),

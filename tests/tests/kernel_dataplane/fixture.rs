@@ -10,6 +10,7 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use std::path::PathBuf;
 use xebec_ebpf_abi::{DropCount, DropReason, map, prog};
+use xebec_ebpf_logic::reject::Budget;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/prebuilt/xebec.bpf.o");
 
@@ -145,6 +146,16 @@ impl Dataplane {
     pub fn configure(&mut self, config: xebec_ebpf_abi::Config) {
         let mut map: Array<_, xebec_ebpf_abi::Config> = Array::try_from(self.ebpf.map_mut(map::CONFIG).expect("CONFIG")).expect("an array");
         map.set(0, config, 0).expect("the entry is written");
+    }
+
+    /// ICMP errors that may be sent, on each CPU.
+    pub fn set_budget(&mut self, budget: Budget) {
+        // SAFETY: two numbers of 64 bits, and the programs' own type.
+        let words: [u64; 2] = unsafe { std::mem::transmute(budget) };
+        let map = self.ebpf.map_mut("ICMP_BUDGET").expect("the budget");
+        let mut map: PerCpuArray<_, [u64; 2]> = PerCpuArray::try_from(map).expect("a per-CPU array");
+        let cpus = aya::util::nr_cpus().expect("a number of CPUs");
+        map.set(0, aya::maps::PerCpuValues::try_from(vec![words; cpus]).expect("one a CPU"), 0).expect("the budget is written");
     }
 
     /// How many packets were dropped for a reason, on all CPUs.

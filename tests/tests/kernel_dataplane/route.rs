@@ -1,14 +1,16 @@
-//! Packets of pods to other machines: straight to the device they leave by, or the stack's.
+//! Packets of pods to other machines: straight to the device they leave by, back as what is too big, or the stack's.
 
 use crate::{
-    fixture::{Dataplane, Outcome, REDIRECT, UNSPEC},
+    fixture::{Dataplane, Outcome, REDIRECT, SHOT, UNSPEC},
     packet::{self, ACK, SYN, TCP, UDP, addr, read},
-    uplink::{Net, fill, nets},
+    uplink::{Net, REMOTE_SET, fill, nets},
     wire::Space,
+    xdp::tuple,
 };
 use aya::{TestRun, programs::SchedClassifier};
 use std::net::IpAddr;
-use xebec_ebpf_abi::{Addr, Config, Endpoint, Uplink, forward, map, prog};
+use xebec_ebpf_abi::{Addr, Config, DropReason, Endpoint, Frontend, FrontendKey, Nat, Port, Tuple, Uplink, forward, map, prog};
+use xebec_ebpf_logic::{conntrack::STEP, reject::Budget};
 
 const PORT: u16 = 45000;
 /// Of `struct __sk_buff`: its size, and where some of its fields are.
@@ -49,9 +51,14 @@ impl Node {
         node.wants(Config::PAST_STACK);
         node.uplink(1500);
         let netns = xebec_ebpf_abi::NetnsCookie::UNKNOWN;
-        let endpoint = Endpoint { id: 1, ifindex: pod, pod_mac: [2; 6], host_mac: [4; 6], flags: 0, epoch: 1, netns };
+        let flags = Endpoint::DIRECT;
+        let endpoint = Endpoint { id: 1, ifindex: pod, pod_mac: [2; 6], host_mac: [4; 6], flags, epoch: 1, netns };
         node.dp.put(map::ENDPOINTS, Addr::from(node.net.pod), endpoint);
         node
+    }
+
+    fn endpoint(&mut self) -> Endpoint {
+        self.dp.hash::<Addr, Endpoint>(map::ENDPOINTS).get(&self.net.pod.into(), 0).expect("the pod's")
     }
 
     fn wants(&mut self, flags: u32) {
@@ -95,6 +102,25 @@ impl Node {
             expected[24..26].copy_from_slice(&out.bytes[24..26]);
         }
         assert_eq!(out.bytes, expected);
+    }
+
+    /// The pod is told by its node that no more than `fits` bytes of its packet go there.
+    fn told(&self, packet: &[u8], fields: &[(usize, u32)], fits: u32) {
+        let (routed, before) = (self.routed(), self.dp.counter(map::DROPS, DropReason::TooBig as u32));
+        let out = self.run(packet, fields);
+        assert_eq!(out.verdict, REDIRECT, "{:?}", packet::read_ip(&packet[14..]).tuple());
+        assert_eq!((&out.bytes[..6], &out.bytes[6..12]), (&packet[6..12], &packet[..6]), "back to the pod");
+        let error = read(&out.bytes);
+        assert_eq!((error.src, error.dst), (self.net.node, self.net.pod));
+        let kind = if self.net.node.is_ipv4() { [3, 4] } else { [2, 0] };
+        assert_eq!((&error.l4[..2], &error.l4[4..8]), (&kind[..], &fits.to_be_bytes()[..]));
+        let about = &error.l4[8..];
+        let least = if self.net.node.is_ipv4() { 28 } else { 48 };
+        assert!(about.len() >= least && about.len() < 100, "{}", about.len());
+        assert_eq!(about, &packet[14..14 + about.len()], "as it was sent");
+        let after = self.dp.counter(map::DROPS, DropReason::TooBig as u32);
+        assert_eq!((after.packets, after.bytes), (before.packets + 1, before.bytes + packet.len() as u64), "it is counted");
+        assert_eq!(self.routed(), routed);
     }
 
     /// The packet is the stack's, as it came.
@@ -164,31 +190,127 @@ fn what_the_stack_would_only_pass_on_leaves_straight() {
 }
 
 #[test]
-fn what_fits_leaves_straight_and_what_does_not_is_the_stacks_to_answer() {
+fn what_fits_leaves_straight_and_what_does_not_is_told_to_its_pod() {
     for net in nets() {
         let mut node = Node::new(net);
         for proto in [TCP, UDP] {
             node.straight(&node.sized(proto, 1500), &[]);
-            node.stacks("larger than the device", &node.sized(proto, 1501), &[]);
+            node.told(&node.sized(proto, 1501), &[], 1500);
         }
+        let (pod, remote) = (node.net.pod, node.net.remote_pod);
+        let (ask, say) = if pod.is_ipv4() { (8, 0) } else { (128, 129) };
+        for kind in [ask, say] {
+            node.told(&packet::icmp(pod, remote, kind, 0, [0, 77, 0, 1], &[7; 1600]), &[], 1500);
+        }
+        let sctp = [&PORT.to_be_bytes()[..], &9u16.to_be_bytes(), &[7; 1600]].concat();
+        node.told(&packet::ethernet(&packet::ip(pod, remote, 132, &sctp)), &[], 1500);
         // Segments count, not what they are made of: 1460 bytes and headers of 40, 1440 and 60.
         let (ip, large) = (if node.net.node.is_ipv4() { 20 } else { 40 }, node.sized(TCP, 3000));
         let segments = |size: u32| [(GSO_SIZE, size), (GSO_SEGS, 3)];
         node.straight(&large, &segments(1480 - ip));
-        node.stacks("segments larger than the device", &large, &segments(1481 - ip));
+        node.told(&large, &segments(1481 - ip), 1500);
         let large = node.sized(UDP, 3000);
         node.straight(&large, &segments(1492 - ip));
-        node.stacks("datagrams larger than the device", &large, &segments(1493 - ip));
+        node.told(&large, &segments(1493 - ip), 1500);
 
-        // A route that takes less than its device.
-        node.uplink(1400);
-        node.straight(&node.sized(UDP, 1400), &[]);
-        node.stacks("larger than a route", &node.sized(UDP, 1401), &[]);
-        node.uplink(1500);
-        let (remote, full) = (node.net.remote_pod, if node.net.node.is_ipv4() { 32 } else { 128 });
+        // A route that takes less than its device, of which the routing table says so.
+        let full = if node.net.node.is_ipv4() { 32 } else { 128 };
         node.space.ip(&format!("route add {remote}/{full} via {} mtu lock 1300", router(&node.net)));
         node.straight(&node.sized(UDP, 1300), &[]);
-        node.stacks("larger than the route", &node.sized(UDP, 1301), &[]);
+        for proto in [TCP, UDP] {
+            node.told(&node.sized(proto, 1301), &[], 1300);
+        }
+        // One of which it does not, though some route of the device does: the stack knows which.
+        node.uplink(1280);
+        node.straight(&node.sized(UDP, 1280), &[]);
+        node.stacks("larger than some route", &node.sized(UDP, 1281), &[]);
+        node.told(&node.sized(UDP, 1301), &[], 1300);
+    }
+}
+
+#[test]
+fn a_pod_is_told_about_the_packet_that_it_has_sent_to_a_service() {
+    for net in nets() {
+        let mut node = Node::new(net);
+        let (pod, service) = ((node.net.pod, PORT), (node.net.outside, 80));
+        for proto in [TCP, UDP] {
+            let value = Frontend { service: 9, internal: REMOTE_SET, external: REMOTE_SET, flags: 0, affinity_timeout: 0 };
+            node.dp.put(map::FRONTENDS, FrontendKey::new(service.0.into(), Port::new(service.1), proto), value);
+        }
+        let sized = |proto, len: usize| {
+            let payload = match proto {
+                TCP => packet::tcp_segment(pod, service, ACK, &vec![7; len]),
+                _ => packet::udp_datagram(pod, service, &vec![7; len]),
+            };
+            packet::ethernet(&packet::ip(pod.0, service.0, proto, &payload))
+        };
+        for proto in [TCP, UDP] {
+            let out = node.run(&sized(proto, 100), &[]);
+            assert_eq!((out.verdict, read(&out.bytes).dst), (REDIRECT, node.net.remote_pod));
+            // Of its flow, and of one that it begins.
+            node.told(&sized(proto, 1500), &[], 1500);
+            node.dp.hash::<Tuple, Nat>(map::NAT).remove(&tuple(proto, pod, service)).expect("it was translated");
+            node.told(&sized(proto, 1500), &[], 1500);
+        }
+    }
+}
+
+#[test]
+fn a_connection_that_takes_a_shortcut_is_told_too() {
+    for net in nets() {
+        let mut node = Node::new(net);
+        for flags in [SYN, ACK] {
+            let packet = packet::tcp((node.net.pod, PORT), (node.net.remote_pod, 9), flags);
+            assert_eq!(node.run(&packet, &[]).verdict, REDIRECT);
+            std::thread::sleep(std::time::Duration::from_nanos(3 * STEP));
+        }
+        node.straight(&node.sized(TCP, 100), &[]);
+        // Nothing of this is asked on the way of a shortcut, which whoever writes it really has to end.
+        let endpoint = Endpoint { flags: Endpoint::DIRECT | Endpoint::ISOLATE_EGRESS, epoch: 2, ..node.endpoint() };
+        node.dp.hash(map::ENDPOINTS).insert(Addr::from(node.net.pod), endpoint, 0).expect("the entry is written");
+        node.straight(&node.sized(TCP, 100), &[]);
+        node.told(&node.sized(TCP, 1501), &[], 1500);
+        node.dp.end_shortcuts();
+        assert_eq!(node.run(&node.sized(TCP, 1501), &[]).verdict, SHOT, "judged again, it is denied");
+    }
+}
+
+#[test]
+fn what_nobody_is_told_about_is_the_stacks_or_ends_here() {
+    for net in nets() {
+        let mut node = Node::new(net);
+        let (pod, remote, v4) = (node.net.pod, node.net.remote_pod, node.net.node.is_ipv4());
+        let large = node.sized(UDP, 1501);
+        if v4 {
+            let may_be_cut = changed(&large, |ip| ip[6] = 0);
+            node.stacks("it may be cut up", &may_be_cut, &[]);
+            let large = changed(&node.sized(TCP, 3000), |ip| ip[6] = 0);
+            node.stacks("its segments may be cut up", &large, &[(GSO_SIZE, 1461), (GSO_SEGS, 3)]);
+        }
+        node.straight(&node.sized(UDP, 100), &[]);
+        let from_client = packet::ip(remote, pod, UDP, &packet::udp_datagram((remote, 9), (pod, PORT), &[7; 1500]));
+        let (kind, code) = if v4 { (3, 3) } else { (1, 4) };
+        node.stacks("an error about an error", &packet::icmp(pod, remote, kind, code, [0; 4], &from_client), &[]);
+        node.stacks("a kind of its own", &packet::icmp(pod, remote, if v4 { 13 } else { 200 }, 0, [0; 4], &[7; 1500]), &[]);
+
+        // Who sends too many is not told each time, but counted.
+        let before = node.dp.counter(map::DROPS, DropReason::TooBig as u32).packets;
+        let verdicts: Vec<i32> = (0..200).map(|_| node.run(&large, &[]).verdict).collect();
+        assert!(verdicts.iter().all(|verdict| [REDIRECT, SHOT].contains(verdict)), "{verdicts:?}");
+        assert_eq!(verdicts[0], REDIRECT);
+        let mut spent = Budget::default();
+        while spent.spend(u64::MAX) {}
+        node.dp.set_budget(spent);
+        assert_eq!(node.run(&large, &[]).verdict, SHOT, "nothing more may be said");
+        let after = node.dp.counter(map::DROPS, DropReason::TooBig as u32).packets;
+        assert_eq!(after, before + 201);
+        node.dp.set_budget(Budget::default());
+        node.told(&large, &[], 1500);
+
+        // Another way to the pod would be under its policy.
+        let endpoint = Endpoint { flags: 0, ..node.endpoint() };
+        node.dp.put(map::ENDPOINTS, Addr::from(pod), endpoint);
+        node.stacks("it is not reached directly", &large, &[]);
     }
 }
 
@@ -238,7 +360,10 @@ fn what_is_unusual_is_the_stacks() {
             node.stacks("it is for the node, for many or for nobody", &node.to(dst), &[]);
         }
         // A pod of this node that is not reached directly, and a device that is no uplink.
+        let endpoint = node.endpoint();
+        node.dp.put(map::ENDPOINTS, Addr::from(pod), Endpoint { flags: 0, ..endpoint });
         node.stacks("it is for a pod of this node", &node.to(pod), &[]);
+        node.dp.put(map::ENDPOINTS, Addr::from(pod), endpoint);
         let full = if v4 { 32 } else { 128 };
         let strange = node.net.outside;
         node.space.ip(&format!("route add {strange}/{full} dev pod0"));

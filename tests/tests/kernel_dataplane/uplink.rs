@@ -43,7 +43,7 @@ pub const NODE_PORT: u16 = 30080;
 pub const TARGET_PORT: u16 = 8080;
 pub const CLIENT_PORT: u16 = 45000;
 pub const LOCAL_SET: u32 = 1;
-const REMOTE_SET: u32 = 2;
+pub const REMOTE_SET: u32 = 2;
 
 /// A node with a pod, and Services on its NodePorts: NODE_PORT to the pod here, NODE_PORT + 1 to one
 /// elsewhere.

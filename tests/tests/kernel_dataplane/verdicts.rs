@@ -176,6 +176,7 @@ fn example(reason: DropReason, net: &Net) -> Shown {
             let tunnel = if net.node.is_ipv4() { 4 } else { 41 };
             by(dp, prog::TAKE_DIRECT, packet::ethernet(&packet::ip(net.outside, net.pod, tunnel, &[0; 60])))
         }
+        DropReason::TooBig => Shown::ByTest("kernel_dataplane: route"),
         DropReason::DirectTooBig | DropReason::DirectNoRoute | DropReason::TtlExceeded => Shown::ByTest("kernel_dataplane: dsr"),
     }
 }

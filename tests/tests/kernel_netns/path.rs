@@ -88,25 +88,36 @@ impl World {
         self.far.ip(&format!("link set far0 mtu {mtu}"));
     }
 
-    /// The node's own route to the far pods takes less.
-    fn at_node(&self, net: &Net, mtu: u32) {
-        self.node.netns.ip(&format!("route add {} via {} dev up0 mtu {mtu} metric 1", net.far_range, net.router));
+    /// The node's own route to the far pods takes less; the routing helper says so of one that is locked.
+    fn at_node(&self, net: &Net, mtu: u32, locked: bool) {
+        let mtu = format!("mtu {}{mtu}", if locked { "lock " } else { "" });
+        self.node.netns.ip(&format!("route replace {} via {} dev up0 {mtu} metric 1", net.far_range, net.router));
         let family = if net.v4 { "-4" } else { "-6" };
         let shown = self.node.netns.ip(&format!("{family} route show {}", net.far_range));
-        assert!(shown.contains(&format!("mtu {mtu}")), "{shown}");
+        assert!(shown.contains(&mtu), "{shown}");
+    }
+
+    /// How many packets were too big and answered by the programs.
+    fn too_big(&self) -> u64 {
+        self.node.dataplane().status().drops.get("too_big").copied().unwrap_or(0)
     }
 
     /// What the node's stack has passed on of a family.
     fn forwarded(&self, v4: bool) -> u64 {
-        let (file, name) = if v4 { ("snmp", "ForwDatagrams") } else { ("snmp6", "Ip6OutForwDatagrams") };
+        if v4 { self.counter(true, "Ip", "ForwDatagrams") } else { self.counter(false, "Ip6OutForwDatagrams", "") }
+    }
+
+    /// A counter of the node's stack: in IPv4 of a group.
+    fn counter(&self, v4: bool, group: &str, name: &str) -> u64 {
+        let file = if v4 { "snmp" } else { "snmp6" };
         let text = self.node.netns.run(|| std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).expect("counters"));
         if v4 {
-            let mut lines = text.lines().filter(|line| line.starts_with("Ip:"));
+            let mut lines = text.lines().filter_map(|line| line.strip_prefix(group)?.strip_prefix(':'));
             let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
             let place = names.split(' ').position(|n| n == name).expect("the counter");
             return values.split(' ').nth(place).expect("a value").parse().expect("a number");
         }
-        let value = text.lines().find_map(|line| line.strip_prefix(name)).expect("the counter");
+        let value = text.lines().find_map(|line| line.strip_prefix(group)).expect("the counter");
         value.trim().parse().expect("a number")
     }
 
@@ -269,10 +280,11 @@ fn a_router_that_takes_less_is_heard_by_pods_and_clients() {
 fn a_route_of_the_nodes_that_takes_less_is_told_to_pods_and_clients() {
     let world = World::new(Routing::Native, HostRouting::Bpf);
     for net in &NETS {
-        world.at_node(net, 1350);
+        world.at_node(net, 1350, false);
         transfers(&world.pod.netns, at(net.far, PORT), nothing);
         finds(&world.pod.netns, at(net.far, PORT), 1500, 1350);
         world.node.in_home_cgroup(|| finds(&world.pod.netns, at(net.service, PORT), 1500, 1350));
+        assert_eq!(world.too_big(), 0, "that is the stack's to tell");
         // A client of a NodePort is told about its own packet, of whose translation it knows nothing.
         let node_port = at(net.node, NODE_PORT + u16::from(!net.v4));
         world.node.in_home_cgroup(|| {

@@ -12,7 +12,7 @@ use xebec_ebpf_logic::{
     nat::Scratch,
     packet::Plain,
     reject::{Budget, Resize},
-    route::Router,
+    route::{Router, Way},
     socket::Socket,
 };
 
@@ -316,9 +316,6 @@ fn count(counters: &RefCell<HashMap<u32, u64>>, number: u32, more: u32) {
     *counters.borrow_mut().entry(number).or_default() += u64::from(more);
 }
 
-/// The device by which everything leaves, and how much goes by it.
-pub const WAY: u64 = 7 << 32 | 1500;
-
 /// A packet in memory, whose checksums are all complete.
 #[derive(Clone, Copy)]
 pub struct Bytes<'a>(pub &'a RefCell<Vec<u8>>);
@@ -353,15 +350,20 @@ fn replaced(checksum: u16, diff: u32) -> u16 {
 }
 
 /// A table with a device and the largest packet for each destination; 0: none.
-impl Router for Fake {
-    fn segment(&self) -> u32 {
+impl Router for &Fake {
+    fn segment(self) -> u32 {
         self.segment.get()
     }
 
-    fn way(&self, tuple: &Tuple, len: u16) -> u32 {
+    fn mark(self) -> u32 {
+        0
+    }
+
+    fn way(self, tuple: &Tuple) -> u64 {
         let ways = self.ways.borrow();
         let (device, mtu) = ways.get(&tuple.dst).copied().unwrap_or(self.way.get());
-        if len <= mtu { device } else { 0 }
+        let mtu = u32::from(mtu);
+        Way { device, mtu }.number()
     }
 }
 
@@ -387,14 +389,6 @@ impl Wrap for Bytes<'_> {
         let header = if v4 { 20 } else { 40 };
         self.0.borrow_mut().drain(14..14 + header);
         true
-    }
-
-    fn segment(&self) -> u32 {
-        0
-    }
-
-    fn way(&self, _: &Addr, _: &Addr) -> u64 {
-        WAY
     }
 }
 

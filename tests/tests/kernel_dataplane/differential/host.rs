@@ -7,7 +7,8 @@ use xebec_ebpf_logic::{
     conntrack,
     parse::{self, ETH_IPV4, ETH_IPV6, Fragment, Headers, V4, V6},
     pod::{self, Verdict},
-    route, shortcut, uplink,
+    route::{self, Way},
+    shortcut, uplink,
 };
 
 use super::fake::{Bytes, Fake};
@@ -36,21 +37,29 @@ pub fn run(host: &Fake, program: &str, frame: &[u8]) -> Result<(Did, Option<Drop
         let headers = &mut Headers::EMPTY.clone();
         match program {
             prog::FROM_POD => {
-                let verdict = match shortcut::take(host, packet, ethertype, IFINDEX) {
+                let shortcut = shortcut::take(host, packet, ethertype, IFINDEX);
+                let verdict = match shortcut {
                     shortcut::JUDGE => pod::leaves(host, packet, headers, ethertype, IFINDEX),
                     shortcut::STACK => Verdict::Pass,
                     peer => Verdict::Peer(peer),
                 };
-                if verdict != Verdict::Pass {
-                    return verdict;
-                }
-                match route::leave(host, host, packet, ethertype) {
-                    0 => Verdict::Pass,
-                    device => Verdict::Neighbor(device),
+                let verdict = match verdict {
+                    Verdict::Pass => match route::leave(host, host, packet, ethertype, IFINDEX) {
+                        Way { device: 0, .. } => Verdict::Pass,
+                        Way { device, mtu: 0 } => Verdict::Neighbor(device),
+                        way if route::refuse(host, packet, headers, way, shortcut == shortcut::JUDGE) => Verdict::Back,
+                        _ => Verdict::Pass,
+                    },
+                    other => other,
+                };
+                match verdict {
+                    Verdict::Back if pod::answer(host, packet, headers, IFINDEX) => Verdict::Peer(IFINDEX),
+                    Verdict::Back => Verdict::Drop(DropReason::from_number(headers.refused).expect("a reason")),
+                    other => other,
                 }
             }
             prog::TO_POD => pod::enters(host, packet, headers, ethertype, IFINDEX),
-            prog::FROM_UPLINK => uplink::arrives(host, packet, headers, ethertype, IFINDEX),
+            prog::FROM_UPLINK => uplink::arrives(host, host, packet, headers, ethertype, IFINDEX),
             prog::TO_UPLINK => uplink::departs(host, packet, headers, ethertype, IFINDEX),
             other => unreachable!("{other} is not compared"),
         }
@@ -63,6 +72,7 @@ pub fn run(host: &Fake, program: &str, frame: &[u8]) -> Result<(Did, Option<Drop
         Verdict::Pass => (UNSPEC, None),
         Verdict::Drop(reason) => (SHOT, Some(reason)),
         Verdict::Peer(_) | Verdict::Out(_) | Verdict::Neighbor(_) => (REDIRECT, None),
+        Verdict::Back => unreachable!("it was answered"),
     };
     let bytes = bytes.into_inner();
     Ok((Did { verdict, bytes }, reason))

@@ -2,9 +2,8 @@
 
 use std::collections::HashMap;
 
-use aya::maps::{PerCpuArray, PerCpuHashMap};
+use aya::maps::PerCpuHashMap;
 use xebec_ebpf_abi::*;
-use xebec_ebpf_logic::reject::Budget;
 
 use crate::fixture::Dataplane;
 
@@ -38,16 +37,6 @@ impl Kernel {
             }
         });
         Kernel { dataplane }
-    }
-
-    /// ICMP errors that may be sent.
-    pub fn set_budget(&mut self, budget: Budget) {
-        // SAFETY: two numbers of 64 bits, and the programs' own type.
-        let words: [u64; 2] = unsafe { std::mem::transmute(budget) };
-        let map = self.dataplane.ebpf.map_mut("ICMP_BUDGET").expect("the budget");
-        let mut map: PerCpuArray<_, [u64; 2]> = PerCpuArray::try_from(map).expect("a per-CPU array");
-        let cpus = aya::util::nr_cpus().expect("a number of CPUs");
-        map.set(0, aya::maps::PerCpuValues::try_from(vec![words; cpus]).expect("one a CPU"), 0).expect("the budget is written");
     }
 
     /// Packets and bytes of each entry of a map of counters.

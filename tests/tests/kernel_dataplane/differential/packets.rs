@@ -26,7 +26,8 @@ fn some_bytes(rng: &mut SmallRng, most: usize) -> Vec<u8> {
 fn transport(rng: &mut SmallRng, src: IpAddr, dst: IpAddr, depth: u8) -> (u8, Vec<u8>) {
     let to_port = if rng.random() { 80 } else { port_number(rng) };
     let (from, to) = ((src, port_number(rng)), (dst, to_port));
-    let data = some_bytes(rng, 24);
+    // Now and then more than any way takes.
+    let data = if rng.random_ratio(1, 40) { vec![7; rng.random_range(1400..1600)] } else { some_bytes(rng, 24) };
     match rng.random_range(0..20) {
         0..=7 => (TCP, packet::tcp_segment(from, to, flags(rng), &data)),
         8..=12 => {

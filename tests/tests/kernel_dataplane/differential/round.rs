@@ -207,7 +207,7 @@ fn once(kernel: &mut Kernel, case: &Case) -> Result<Tally, String> {
     let counters = |kernel: &Kernel| (kernel.counters(map::DROPS, DropReason::COUNT), kernel.counters(map::FORWARDS, forward::COUNT));
     let before = counters(kernel);
     let budgets = budgets();
-    kernel.set_budget(budgets[1]);
+    kernel.dataplane.set_budget(budgets[1]);
     let mut in_force = budgets[1];
     let mut tally = Tally::default();
     let mut seen: HashMap<usize, (Vec<u8>, Vec<u8>)> = HashMap::new();
@@ -222,7 +222,7 @@ fn once(kernel: &mut Kernel, case: &Case) -> Result<Tally, String> {
         let Some(frame) = frame(source, &seen) else { continue };
         let budget = budgets[usize::from(may_complain)];
         if !same(in_force, budget) {
-            kernel.set_budget(budget);
+            kernel.dataplane.set_budget(budget);
         }
         host.budget.set(budget);
         host.time.set(now());
