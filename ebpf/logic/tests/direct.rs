@@ -2,7 +2,7 @@
 
 mod fake;
 
-use fake::{Bytes, Fake};
+use fake::{Bytes, Fake, routes::NextHop};
 use proptest::prelude::*;
 use std::cell::RefCell;
 use xebec_ebpf_abi::{direct::range, *};
@@ -35,7 +35,11 @@ fn prefix(addr: Addr) -> (Addr, u32) {
 
 fn node(v4: bool) -> Fake {
     let ([_, own, pod], fake) = (ends(v4), Fake::default());
-    fake.way.set((OUT, 1500));
+    fake.routes.borrow_mut().way = Some(NextHop {
+        device: OUT,
+        mtu: 1500,
+        link: None,
+    });
     fake.config.set(Some(Config {
         node_netns_cookie: 1,
         nat_port_min: 61000,

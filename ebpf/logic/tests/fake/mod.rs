@@ -1,9 +1,13 @@
 //! Maps, clock and packets in memory: the logic on the host.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod routes;
+
+use routes::{Answer, Routes};
+
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
 };
 use xebec_ebpf_abi::*;
 use xebec_ebpf_logic::{
@@ -12,8 +16,8 @@ use xebec_ebpf_logic::{
     nat::Scratch,
     packet::Plain,
     reject::{Budget, Resize},
-    route::{Router, Way},
     socket::Socket,
+    xdp::Decided,
 };
 
 /// A place nobody has.
@@ -70,10 +74,13 @@ pub struct Fake {
     pub shortcuts: RefCell<HashMap<u32, Shortcut>>,
     pub generation: Cell<u64>,
     pub limits: RefCell<HashMap<LimitKey, Limit>>,
-    pub ways: RefCell<HashMap<Addr, (u32, u16)>>,
-    /// For all others.
-    pub way: Cell<(u32, u16)>,
+    pub routes: RefCell<Routes>,
+    /// What they were asked, by a driver or not, and answered.
+    pub answers: RefCell<BTreeMap<(bool, Answer), u64>>,
     pub segment: Cell<u32>,
+    /// Devices whose driver runs the program, with their hardware addresses.
+    pub xdp_devices: RefCell<HashMap<u32, [u8; 6]>>,
+    pub decided: RefCell<HashMap<Tuple, Decided>>,
     /// What each Service was asked for.
     pub served: RefCell<HashMap<u32, ServiceCount>>,
     /// Sockets of the node that were given a backend elsewhere: what they asked for, and where it is.
@@ -347,24 +354,6 @@ fn replaced(checksum: u16, diff: u32) -> u16 {
     let sum = sum.wrapping_add(u32::from(carry));
     let sum = (sum & 0xffff) + (sum >> 16);
     !((sum & 0xffff) + (sum >> 16)) as u16
-}
-
-/// A table with a device and the largest packet for each destination; 0: none.
-impl Router for &Fake {
-    fn segment(self) -> u32 {
-        self.segment.get()
-    }
-
-    fn mark(self) -> u32 {
-        0
-    }
-
-    fn way(self, tuple: &Tuple) -> u64 {
-        let ways = self.ways.borrow();
-        let (device, mtu) = ways.get(&tuple.dst).copied().unwrap_or(self.way.get());
-        let mtu = u32::from(mtu);
-        Way { device, mtu }.number()
-    }
 }
 
 impl Resize for Bytes<'_> {

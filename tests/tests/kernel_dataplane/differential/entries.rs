@@ -26,7 +26,9 @@ pub enum Entry {
     Flow(FlowKey, Flow),
     Uplink(u32, Uplink),
     Announced(AnnouncedKey, Announced),
-    NoMasquerade(Addr, u32),
+    /// Whose a prefix is: bits of `direct::range`.
+    Range(Addr, u32, u32),
+    XdpDevice(u32, [u8; 6]),
     Limit(LimitKey, Limit),
     Nat(Tuple, Nat),
 }
@@ -116,9 +118,15 @@ impl Entry {
                 kernel.put(map::ANNOUNCED, *key, *value);
                 host.announced.borrow_mut().insert(*key, *value);
             }
-            Entry::NoMasquerade(key, bits) => {
-                kernel.put_prefix(map::NO_MASQUERADE, *bits, *key, 1u32);
-                host.no_masquerade.borrow_mut().push((*key, *bits, 1));
+            Entry::Range(key, bits, whose) => {
+                kernel.put_prefix(map::NO_MASQUERADE, *bits, *key, *whose);
+                let mut table = host.no_masquerade.borrow_mut();
+                table.retain(|(other, length, _)| length != bits || !same_prefix(addr_bits(*other), addr_bits(*key), *bits));
+                table.push((*key, *bits, *whose));
+            }
+            Entry::XdpDevice(key, mac) => {
+                kernel.put(map::XDP_DEVICES, *key, XdpDevice::new(*mac));
+                host.xdp_devices.borrow_mut().insert(*key, *mac);
             }
             Entry::Limit(key, value) => {
                 kernel.put(map::LIMITS, *key, *value);
@@ -161,7 +169,8 @@ impl Entry {
             Entry::Flow(key, value) => hash(kernel, map::FLOWS, key, *value),
             Entry::Uplink(key, value) => hash(kernel, map::UPLINKS, key, *value),
             Entry::Announced(key, value) => hash(kernel, map::ANNOUNCED, key, *value),
-            Entry::NoMasquerade(key, bits) => trie(kernel, map::NO_MASQUERADE, *bits, *key, 1u32),
+            Entry::Range(key, bits, whose) => trie(kernel, map::NO_MASQUERADE, *bits, *key, *whose),
+            Entry::XdpDevice(key, mac) => hash(kernel, map::XDP_DEVICES, key, XdpDevice::new(*mac)),
             Entry::Limit(key, value) => hash(kernel, map::LIMITS, key, *value),
             Entry::Nat(key, value) => hash(kernel, map::NAT, key, *value),
         }

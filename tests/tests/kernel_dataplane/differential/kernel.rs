@@ -2,10 +2,16 @@
 
 use std::collections::HashMap;
 
-use aya::maps::PerCpuHashMap;
+use aya::{
+    TestRun, TestRunOptions,
+    maps::PerCpuHashMap,
+    programs::{Xdp, XdpMode},
+};
 use xebec_ebpf_abi::*;
+use xebec_ebpf_logic::xdp::Decided;
 
-use crate::fixture::Dataplane;
+use super::world::UPLINK;
+use crate::fixture::{Dataplane, Outcome};
 
 /// Places of the maps that programs fill.
 const MANY: u32 = 4096;
@@ -16,6 +22,11 @@ pub struct Kernel {
     pub dataplane: Dataplane,
 }
 
+/// The map of what the driver's program has decided, which is its own.
+const DECIDED: &str = "DECIDED";
+/// As bytes, for want of a better type.
+type RawDecided = [u8; size_of::<Decided>()];
+
 /// All that programs write but counters of drops and ways.
 pub struct Left {
     pub flows: HashMap<FlowKey, Flow>,
@@ -23,6 +34,7 @@ pub struct Left {
     pub affinities: HashMap<AffinityKey, Affinity>,
     pub fragments: HashMap<FragmentKey, FragmentPorts>,
     pub served: HashMap<u32, ServiceCount>,
+    pub decided: HashMap<Tuple, Decided>,
 }
 
 impl Kernel {
@@ -32,11 +44,34 @@ impl Kernel {
             for name in [map::FLOWS, map::NAT] {
                 loader.map_max_entries(name, places.unwrap_or(MANY));
             }
-            for name in [map::AFFINITY, map::FRAGMENTS, map::SERVICE_COUNTS] {
+            for name in [map::AFFINITY, map::FRAGMENTS, map::SERVICE_COUNTS, DECIDED] {
                 loader.map_max_entries(name, MANY);
             }
         });
         Kernel { dataplane }
+    }
+
+    /// Makes the uplink of the namespace one whose driver takes programs: only then packets can be made that came in on it.
+    pub fn attach(&mut self) {
+        let program = self.dataplane.ebpf.program_mut(prog::XDP_UPLINK).expect("there");
+        let program: &mut Xdp = program.try_into().expect("an XDP program");
+        program.attach_to_if_index(UPLINK, XdpMode::Driver).expect("it is attached to the uplink");
+    }
+
+    /// Runs a program on a packet, in the driver on one that came in on the uplink.
+    pub fn run(&self, program: &str, packet: &[u8]) -> Outcome {
+        if program != prog::XDP_UPLINK {
+            return self.dataplane.run(program, packet);
+        }
+        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let context = [0, packet.len() as u32, 0, UPLINK, 0, 0].map(u32::to_ne_bytes).concat();
+        let mut bytes = vec![0; packet.len() + 256];
+        let program: &Xdp = self.dataplane.ebpf.program(program).expect("there").try_into().expect("an XDP program");
+        let options =
+            TestRunOptions { data_in: Some(packet), data_out: Some(&mut bytes), ctx_in: Some(&context), ..TestRunOptions::default() };
+        let result = program.test_run(options).expect("the program is run");
+        bytes.truncate(result.data_size_out as usize);
+        Outcome { verdict: result.return_value as i32, bytes }
     }
 
     /// Packets and bytes of each entry of a map of counters.
@@ -60,6 +95,11 @@ impl Kernel {
             affinities: all(kernel, map::AFFINITY),
             fragments: all(kernel, map::FRAGMENTS),
             served: served(kernel),
+            // SAFETY: the programs' own type, of plain numbers without padding.
+            decided: all::<Tuple, RawDecided>(kernel, DECIDED)
+                .into_iter()
+                .map(|(key, raw)| (key, unsafe { std::mem::transmute::<RawDecided, Decided>(raw) }))
+                .collect(),
         }
     }
 
@@ -75,6 +115,7 @@ impl Kernel {
         let kernel = &mut self.dataplane;
         clear::<FlowKey, Flow>(kernel, map::FLOWS);
         clear::<Tuple, Nat>(kernel, map::NAT);
+        clear::<Tuple, RawDecided>(kernel, DECIDED);
         kernel.end_shortcuts();
         clear::<AffinityKey, Affinity>(kernel, map::AFFINITY);
         clear::<FragmentKey, FragmentPorts>(kernel, map::FRAGMENTS);

@@ -5,12 +5,22 @@ use std::net::IpAddr;
 
 use xebec_ebpf_abi::prog;
 
-use super::world::{self, BALANCER, CLUSTER_IP, NODE, PODS, port_number};
+use super::world::{self, BALANCER, CLIENT, CLUSTER_IP, NODE, OTHER_NODE, OWN, PODS, STRANGER, port_number};
 use crate::packet::{self, ACK, FIN, RST, SYN, TCP, UDP};
 
-/// The kernel runs no program on less than an IP header.
-fn least(frame: &[u8]) -> usize {
-    if frame[12..14] == [0x86, 0xdd] { 14 + 40 } else { 14 + 20 }
+/// The kernel runs no program on less than an IP header, in the driver on less than a link header.
+fn least(frame: &[u8], program: &str) -> usize {
+    match (program, &frame[12..14]) {
+        (prog::XDP_UPLINK, _) => 14,
+        (_, [0x86, 0xdd]) => 14 + 40,
+        _ => 14 + 20,
+    }
+}
+
+/// Fills a frame up so that the kernel runs the program on it.
+pub fn fill(frame: &mut Vec<u8>, program: &str) {
+    let least = least(frame, program);
+    frame.resize(frame.len().max(least), 0);
 }
 
 fn flags(rng: &mut SmallRng) -> u8 {
@@ -22,12 +32,16 @@ fn some_bytes(rng: &mut SmallRng, most: usize) -> Vec<u8> {
     (0..len).map(|_| rng.random()).collect()
 }
 
+/// What a packet carries; now and then as much as ways are wide.
+fn data(rng: &mut SmallRng) -> Vec<u8> {
+    if rng.random_ratio(1, 24) { vec![rng.random(); rng.random_range(1200..1600)] } else { some_bytes(rng, 24) }
+}
+
 /// Transport header and data, with the protocol that names them.
 fn transport(rng: &mut SmallRng, src: IpAddr, dst: IpAddr, depth: u8) -> (u8, Vec<u8>) {
     let to_port = if rng.random() { 80 } else { port_number(rng) };
     let (from, to) = ((src, port_number(rng)), (dst, to_port));
-    // Now and then more than any way takes.
-    let data = if rng.random_ratio(1, 40) { vec![7; rng.random_range(1400..1600)] } else { some_bytes(rng, 24) };
+    let data = data(rng);
     match rng.random_range(0..20) {
         0..=7 => (TCP, packet::tcp_segment(from, to, flags(rng), &data)),
         8..=12 => {
@@ -71,8 +85,27 @@ fn payload(frame: &[u8]) -> (u8, Vec<u8>) {
     if frame[14] >> 4 == 4 { (frame[23], frame[34..].to_vec()) } else { (frame[20], frame[54..].to_vec()) }
 }
 
-/// The IP packet around it.
+/// The IP packet around it, which may have few hops left.
 fn network(rng: &mut SmallRng, src: IpAddr, dst: IpAddr, proto: u8, payload: &[u8]) -> Vec<u8> {
+    let mut packet = with_extensions(rng, src, dst, proto, payload);
+    if rng.random_ratio(1, 12) {
+        packet[if src.is_ipv4() { 8 } else { 7 }] = rng.random_range(0..3);
+        sum(&mut packet);
+    }
+    packet
+}
+
+/// Puts the sum of an IPv4 header right.
+fn sum(packet: &mut [u8]) {
+    let end = usize::from(packet[0] & 0xf) * 4;
+    if packet[0] >> 4 == 4 {
+        packet[10..12].fill(0);
+        let sum = packet::checksum(&[&packet[..end]]);
+        packet[10..12].copy_from_slice(&sum);
+    }
+}
+
+fn with_extensions(rng: &mut SmallRng, src: IpAddr, dst: IpAddr, proto: u8, payload: &[u8]) -> Vec<u8> {
     match src {
         IpAddr::V4(_) => {
             let fragment = match rng.random_range(0..12) {
@@ -88,9 +121,7 @@ fn network(rng: &mut SmallRng, src: IpAddr, dst: IpAddr, proto: u8, payload: &[u
                 let total = packet.len() as u16 + u16::from(words) * 4;
                 packet[2..4].copy_from_slice(&total.to_be_bytes());
                 packet.splice(20..20, vec![1; usize::from(words) * 4]);
-                packet[10..12].fill(0);
-                let sum = packet::checksum(&[&packet[..20 + usize::from(words) * 4]]);
-                packet[10..12].copy_from_slice(&sum);
+                sum(&mut packet);
             }
             packet
         }
@@ -121,11 +152,56 @@ fn network(rng: &mut SmallRng, src: IpAddr, dst: IpAddr, proto: u8, payload: &[u
     }
 }
 
+/// A packet of direct server return with this one inside: mostly one that a node sends, to a pod here.
+fn outside(rng: &mut SmallRng, inner: &[u8]) -> Vec<u8> {
+    let v4 = (inner[0] >> 4 == 4) != rng.random_ratio(1, 24);
+    let sender = *[OTHER_NODE, OTHER_NODE, NODE].choose(rng).expect("some");
+    let (mut src, mut dst) = (world::of(sender, v4), world::of(*PODS.choose(rng).expect("some"), v4));
+    match rng.random_range(0..16) {
+        0 | 1 => src = world::address(rng, v4),
+        2 => dst = world::address(rng, v4),
+        _ => {}
+    }
+    let mut inner = inner.to_vec();
+    match rng.random_range(0..24) {
+        0 => inner.truncate(rng.random_range(0..inner.len())),
+        1 => inner.extend(some_bytes(rng, 8)),
+        2 => inner = outside(rng, &inner),
+        _ => {}
+    }
+    let proto = if rng.random_ratio(1, 24) {
+        world::proto(rng)
+    } else if v4 {
+        4
+    } else {
+        41
+    };
+    if rng.random_ratio(1, 24) {
+        // In pieces, or with options.
+        return network(rng, src, dst, proto, &inner);
+    }
+    let port = port_number(rng);
+    if v4 {
+        return packet::ip_fragment(src, dst, proto, &inner, 0x4000, port);
+    }
+    let mut packet = packet::ip(src, dst, proto, &inner);
+    packet[2..4].copy_from_slice(&port.to_be_bytes());
+    packet
+}
+
+/// A frame with what another one carries inside: as another node would send it.
+pub fn inside(rng: &mut SmallRng, frame: &[u8]) -> Vec<u8> {
+    match frame.get(14).map(|first| first >> 4) {
+        Some(4 | 6) => packet::ethernet(&outside(rng, &frame[14..])),
+        _ => frame.to_vec(),
+    }
+}
+
 /// Makes something of it wrong.
-fn spoil(rng: &mut SmallRng, frame: &mut Vec<u8>) {
+fn spoil(rng: &mut SmallRng, frame: &mut Vec<u8>, program: &str) {
     match rng.random_range(0..4) {
         0 => {
-            let least = least(frame);
+            let least = least(frame, program);
             if frame.len() > least {
                 frame.truncate(rng.random_range(least..frame.len()));
             }
@@ -180,33 +256,89 @@ fn ends(rng: &mut SmallRng, program: &str, v4: bool) -> (IpAddr, IpAddr) {
         }
         prog::TO_POD => dst = pod,
         prog::FROM_UPLINK => dst = if rng.random_ratio(3, 4) { front } else { pod },
+        prog::XDP_UPLINK => {
+            src = if rng.random() { world::of(CLIENT, v4) } else { src };
+            dst = front;
+        }
+        // The packet inside.
+        prog::TAKE_DIRECT => dst = front,
         _ => src = pod,
     }
     (src, dst)
 }
 
-/// A frame of any kind, mostly one that the program may see.
-pub fn any(rng: &mut SmallRng, program: &str) -> Vec<u8> {
+/// Where a Service is asked for: address, port and protocol.
+pub type Target = (IpAddr, u16, u8);
+
+/// An IP packet for a Service, from outside or, for `from_pod`, a pod.
+fn request(rng: &mut SmallRng, program: &str, (dst, port, proto): Target) -> Vec<u8> {
+    let v4 = dst.is_ipv4();
+    let (mut src, _) = ends(rng, program, v4);
+    if program != prog::FROM_POD && rng.random() {
+        src = world::of(*[CLIENT, STRANGER].choose(rng).expect("some"), v4);
+    }
+    let data = data(rng);
+    let (from, to) = ((src, port_number(rng)), (dst, port));
+    let transport = match proto {
+        TCP => packet::tcp_segment(from, to, flags(rng), &data),
+        _ => packet::udp_datagram(from, to, &data),
+    };
+    if rng.random_ratio(1, 4) { network(rng, src, dst, proto, &transport) } else { packet::ip(src, dst, proto, &transport) }
+}
+
+/// A frame of any kind, mostly one that the program may see. `targets`: of the Services that there are.
+pub fn any(rng: &mut SmallRng, program: &str, targets: &[Target]) -> Vec<u8> {
     let mut frame = match rng.random_range(0..40) {
         0 => arp(rng),
         1 => solicitation(rng),
         _ => {
-            let v4 = rng.random();
-            let (src, dst) = ends(rng, program, v4);
-            let (proto, payload) = transport(rng, src, dst, 0);
-            packet::ethernet(&network(rng, src, dst, proto, &payload))
+            let target = targets.choose(rng).filter(|_| rng.random());
+            let mut packet = match (program, target) {
+                (prog::FROM_POD | prog::FROM_UPLINK | prog::XDP_UPLINK | prog::TAKE_DIRECT, Some(target)) => request(rng, program, *target),
+                _ => {
+                    let v4 = rng.random();
+                    let (src, dst) = ends(rng, program, v4);
+                    let (proto, payload) = transport(rng, src, dst, 0);
+                    network(rng, src, dst, proto, &payload)
+                }
+            };
+            if program == prog::TAKE_DIRECT && !rng.random_ratio(1, 12) {
+                packet = outside(rng, &packet);
+            }
+            packet::ethernet(&packet)
         }
     };
+    if rng.random_ratio(1, 24) {
+        leave_sum_to_device(&mut frame);
+    }
     if rng.random_ratio(1, 30) {
         // To many.
         frame[0] |= 1;
     }
     if rng.random_ratio(1, 8) {
-        spoil(rng, &mut frame);
+        spoil(rng, &mut frame, program);
     }
-    let least = least(&frame);
-    frame.resize(frame.len().max(least), 0);
+    fill(&mut frame, program);
     frame
+}
+
+/// As a sender on the same machine has it: of the transport's sum only the pseudo header's is there.
+fn leave_sum_to_device(frame: &mut [u8]) {
+    let at = match (frame[14] >> 4, frame[20], frame[23]) {
+        (4, _, proto) => (proto, 14 + 20),
+        (6, proto, _) => (proto, 14 + 40),
+        _ => return,
+    };
+    let at = match at {
+        (TCP, at) => at + 16,
+        (UDP, at) => at + 6,
+        _ => return,
+    };
+    if frame[14] & 0xf != 5 && frame[14] >> 4 == 4 || frame.len() < at + 2 {
+        return;
+    }
+    let sum = packet::pseudo_sum(frame);
+    frame[at..at + 2].copy_from_slice(&sum);
 }
 
 /// Where a frame's IP header ends, if it has no extensions: what follows begins with ports, or with an echo's identifier.
@@ -215,17 +347,17 @@ fn ports(frame: &[u8]) -> Option<usize> {
         4 => (*frame.get(23)?, 14 + usize::from(frame[14] & 0xf) * 4),
         _ => (*frame.get(20)?, 54),
     };
-    (matches!(proto, TCP | UDP | 132) && frame.len() >= at + 14).then_some(at)
+    (matches!(proto, TCP | UDP | 132) && frame.len() >= at + 4).then_some(at)
 }
 
 /// The same packet with other TCP flags.
 pub fn again(rng: &mut SmallRng, frame: &[u8]) -> Vec<u8> {
     let mut frame = frame.to_vec();
-    if let Some(at) = ports(&frame)
+    if let Some(flag) = ports(&frame).and_then(|at| frame.get_mut(at + 13))
         && rng.random()
     {
         // Its checksum is wrong then, which is nobody's business on the way.
-        frame[at + 13] = flags(rng);
+        *flag = flags(rng);
     }
     frame
 }
@@ -233,6 +365,11 @@ pub fn again(rng: &mut SmallRng, frame: &[u8]) -> Vec<u8> {
 /// What the receiver of a frame sends back: both sums stay right.
 pub fn answer(rng: &mut SmallRng, frame: &[u8]) -> Vec<u8> {
     let mut back = frame.to_vec();
+    if frame.len() < 15 {
+        return back;
+    }
+    // It comes in from a wire.
+    back[..6].copy_from_slice(&OWN);
     let (at, len) = if frame[14] >> 4 == 4 { (26, 4) } else { (22, 16) };
     if frame.len() < at + 2 * len {
         return back;
@@ -256,6 +393,9 @@ pub fn answer(rng: &mut SmallRng, frame: &[u8]) -> Vec<u8> {
 
 /// An ICMP error about a frame, to who sent it.
 pub fn complaint(rng: &mut SmallRng, frame: &[u8]) -> Vec<u8> {
+    if frame.len() < 15 {
+        return frame.to_vec();
+    }
     let v4 = frame[14] >> 4 == 4;
     let read = |at: usize| -> Option<IpAddr> {
         if v4 {

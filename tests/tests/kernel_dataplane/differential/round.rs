@@ -7,19 +7,19 @@ use std::{
 };
 
 use rand::{Rng, SeedableRng, rngs::SmallRng, seq::IndexedRandom};
-use xebec_ebpf_abi::{Config, DropCount, DropReason, forward, map};
-use xebec_ebpf_logic::reject::Budget;
+use xebec_ebpf_abi::{Addr, Config, DropCount, DropReason, Nat, Tuple, forward, map, prog, proto};
+use xebec_ebpf_logic::{reject::Budget, xdp::Decided};
 
 use super::{
     entries::Entry,
     fake::Fake,
-    host::{self, Did, PROGRAMS},
+    host::{self, Did, PROGRAMS, goes_on},
     kernel::{FEW, Kernel, Left},
-    packets,
+    packets::{self, Target},
     states::States,
-    world::{NODE, UPLINK, UPLINK_MTU, bits, of},
+    tally::{Counted, Tally},
+    world::{self, NODE, bits, of},
 };
-use crate::fixture::{REDIRECT, UNSPEC};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -33,6 +33,10 @@ pub enum Source {
     Answer(usize, u64),
     /// An ICMP error about that.
     Complaint(usize, u64),
+    /// That itself: it goes on to the next program.
+    Passed(usize),
+    /// What an earlier step's program was given, inside a packet of another node's.
+    Inside(usize, u64),
 }
 
 #[derive(Clone, Debug)]
@@ -61,51 +65,6 @@ pub struct Case {
     pub steps: Vec<Step>,
 }
 
-/// What was seen.
-#[derive(Default)]
-pub struct Tally {
-    pub packets: u64,
-    pub drops: BTreeMap<u32, u64>,
-    pub forwards: BTreeMap<u32, u64>,
-    /// What Services were asked for.
-    pub served: u64,
-    /// Dropped, but sent back as something else.
-    pub answered: u64,
-    pub verdicts: BTreeMap<(&'static str, i32), u64>,
-}
-
-impl Tally {
-    pub fn add(&mut self, other: &Tally) {
-        fn sum<K: Ord + Copy>(to: &mut BTreeMap<K, u64>, from: &BTreeMap<K, u64>) {
-            for (key, count) in from {
-                *to.entry(*key).or_default() += count;
-            }
-        }
-        self.packets += other.packets;
-        self.answered += other.answered;
-        self.served += other.served;
-        sum(&mut self.drops, &other.drops);
-        sum(&mut self.forwards, &other.forwards);
-        sum(&mut self.verdicts, &other.verdicts);
-    }
-}
-
-impl fmt::Display for Tally {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} packets, {} of them turned back, {} for Services counted", self.packets, self.answered, self.served)?;
-        for ((program, verdict), count) in &self.verdicts {
-            write!(f, "\n{program} {verdict}: {count}")?;
-        }
-        for (reason, count) in &self.drops {
-            write!(f, "\ndropped, {}: {count}", DropReason::from_number(*reason).map_or("?", DropReason::label))?;
-        }
-        for (path, count) in &self.forwards {
-            write!(f, "\npassed on, {}: {count}", forward::LABELS.get(*path as usize).unwrap_or(&"?"))?;
-        }
-        Ok(())
-    }
-}
-
 /// The monotonic clock as of the last tick, which programs read too.
 fn now() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -118,27 +77,41 @@ impl Case {
     pub fn new(seed: u64) -> Case {
         let rng = &mut SmallRng::seed_from_u64(seed);
         let few_places = rng.random_ratio(1, 8);
-        // One port leaves nothing to chance. Where there are more, the one that the kernel has taken is found by the packet, which
-        // holds for what leaves, not for what arrives; nor where there is no place for any but ports that were used before.
-        let ports = if few_places { 1 } else { *[1, 1, 2, 8, 4536].choose(rng).expect("some") };
-        let config =
-            Config { node_netns_cookie: 1, nat_port_min: 61000, nat_port_max: 61000 + (ports - 1), flags: bits(rng, Config::PAST_STACK) };
-        let mut states = States { rng, now: now(), remote_backends: ports == 1 };
+        // Where there are several, the one that the kernel has taken is found by the packet: not where there is no place for any but
+        // ports that were used before.
+        let ports = if few_places { 1 } else { *[1, 2, 8, 4536, 4536].choose(rng).expect("some") };
+        let config = Config {
+            node_netns_cookie: 1,
+            nat_port_min: 61000,
+            nat_port_max: 61000 + (ports - 1),
+            flags: bits(rng, Config::PAST_STACK | Config::DIRECT),
+        };
+        let mut states = States { rng, now: now() };
         let setup = states.all();
+        let targets: Vec<_> = setup.iter().filter_map(target).collect();
         let count = states.rng.random_range(50..400);
         let mut steps: Vec<Step> = Vec::with_capacity(count);
         for id in 0..count {
-            let action = if states.rng.random_ratio(1, 40) { Action::Change(states.change()) } else { packet(states.rng, &steps) };
+            let action =
+                if states.rng.random_ratio(1, 40) { Action::Change(states.change()) } else { packet(states.rng, &steps, &targets) };
             steps.push(Step { id, action });
         }
         Case { few_places, config, setup, steps }
     }
 }
 
-fn packet(rng: &mut SmallRng, before: &[Step]) -> Action {
+/// Where an entry lets a Service be asked for, with packets of protocols that most are of.
+fn target(entry: &Entry) -> Option<Target> {
+    let Entry::Frontend(key, _) = entry else { return None };
+    let any = key.addr == Addr::ANY || key.addr == Addr::ANY_V4;
+    let at = if any { of(NODE, key.addr.is_v4()) } else { key.addr.to_ip() };
+    matches!(key.proto, proto::TCP | proto::UDP).then_some((at, key.port.get(), key.proto))
+}
+
+fn packet(rng: &mut SmallRng, before: &[Step], targets: &[Target]) -> Action {
     let may_complain = !rng.random_ratio(1, 10);
     let program = *PROGRAMS.choose(rng).expect("some");
-    let made = |rng: &mut SmallRng| Action::Packet { program, source: Source::Made(packets::any(rng, program)), may_complain };
+    let made = |rng: &mut SmallRng| Action::Packet { program, source: Source::Made(packets::any(rng, program, targets)), may_complain };
     if rng.random_ratio(1, 2) {
         return made(rng);
     }
@@ -146,11 +119,15 @@ fn packet(rng: &mut SmallRng, before: &[Step]) -> Action {
     let Some(earlier) = before.len().checked_sub(rng.random_range(1..8)).map(|at| &before[at]) else { return made(rng) };
     let Action::Packet { program: earlier_program, .. } = &earlier.action else { return made(rng) };
     let (id, seed) = (earlier.id, rng.random());
-    let (program, source) = match rng.random_range(0..7) {
+    let (program, source) = match rng.random_range(0..11) {
         0..=2 => (*earlier_program, Source::Again(id, seed)),
         // Any program may see it next: the way a packet takes, and where its answer comes by.
         3 => (program, Source::Again(id, seed)),
-        4 | 5 => (program, Source::Answer(id, seed)),
+        // What the driver has turned round is answered to it.
+        4..=6 if *earlier_program == prog::XDP_UPLINK => (prog::XDP_UPLINK, Source::Answer(id, seed)),
+        4..=7 => (program, Source::Answer(id, seed)),
+        8 => (program, Source::Passed(id)),
+        9 => (prog::TAKE_DIRECT, Source::Inside(id, seed)),
         _ => (program, Source::Complaint(id, seed)),
     };
     Action::Packet { program, source, may_complain }
@@ -197,9 +174,7 @@ fn once(kernel: &mut Kernel, case: &Case) -> Result<Tally, String> {
         host.flow_places.set(FEW as usize);
         host.nat_places.set(FEW as usize);
     }
-    // What `world::space` tells the kernel.
-    host.way.set((UPLINK, UPLINK_MTU));
-    host.ways.borrow_mut().extend([true, false].map(|v4| (of(NODE, v4).into(), (0, 0))));
+    host.routes.replace(world::routes());
     kernel.dataplane.configure(case.config);
     for entry in &case.setup {
         entry.put(&mut kernel.dataplane, &host);
@@ -219,17 +194,23 @@ fn once(kernel: &mut Kernel, case: &Case) -> Result<Tally, String> {
             }
             Action::Packet { program, source, may_complain } => (*program, source, *may_complain),
         };
-        let Some(frame) = frame(source, &seen) else { continue };
+        let Some(mut frame) = frame(source, &seen) else { continue };
+        packets::fill(&mut frame, program);
+        let tuple = host::tuple(&host, &frame);
+        if case.config.nat_port_min != case.config.nat_port_max && tuple.is_some_and(|tuple| is_backend(&host, &tuple)) {
+            continue;
+        }
         let budget = budgets[usize::from(may_complain)];
         if !same(in_force, budget) {
             kernel.dataplane.set_budget(budget);
         }
         host.budget.set(budget);
         host.time.set(now());
-        let outcome = kernel.dataplane.run(program, &frame);
+        let outcome = kernel.run(program, &frame);
         let kernel_did = Did { verdict: outcome.verdict, bytes: outcome.bytes };
-        let taken = host::tuple(&host, &frame).and_then(|tuple| kernel.translation(&tuple));
-        host.loaded_dice.set(Some(taken.map_or(0, |nat| dice(case.config, nat.to.sport.get()))));
+        let taken = tuple.map_or(0, |tuple| source_port(kernel, tuple));
+        host.loaded_dice.set(Some(dice(case.config, taken)));
+        let counted = Counted::of(&host);
         let place = || format!("step {}, {program} with {}", step.id, hex(&frame));
         let (host_did, reason) = host::run(&host, program, &frame).map_err(|e| format!("{}: {e}", place()))?;
         in_force = host.budget.get();
@@ -237,12 +218,8 @@ fn once(kernel: &mut Kernel, case: &Case) -> Result<Tally, String> {
             let said = |did: &Did| format!("verdict {} with {}", did.verdict, hex(&did.bytes));
             return Err(format!("{}\n  host ({reason:?}): {}\n  kernel: {}", place(), said(&host_did), said(&kernel_did)));
         }
-        tally.packets += 1;
-        *tally.verdicts.entry((program, kernel_did.verdict)).or_default() += 1;
-        if kernel_did.verdict == REDIRECT && kernel_did.bytes.len() != frame.len() {
-            tally.answered += 1;
-        }
-        let passed = if matches!(kernel_did.verdict, UNSPEC | REDIRECT) { kernel_did.bytes } else { frame.clone() };
+        tally.packet(program, kernel_did.verdict, counted, Counted::of(&host));
+        let passed = if goes_on(program, kernel_did.verdict) { kernel_did.bytes } else { frame.clone() };
         seen.insert(step.id, (frame, passed));
     }
     let after = counters(kernel);
@@ -250,6 +227,7 @@ fn once(kernel: &mut Kernel, case: &Case) -> Result<Tally, String> {
     same_counters("forwards", (&before.1, &after.1), (&host.forwards.borrow(), &host.forwarded_bytes.borrow()), &mut tally.forwards)?;
     let left = kernel.left();
     same_entries(&host, &left)?;
+    tally.routes = host.answers.take();
     tally.served += left.served.values().map(|count| count.flows + count.refused).sum::<u64>();
     Ok(tally)
 }
@@ -262,7 +240,25 @@ fn frame(source: &Source, seen: &HashMap<usize, (Vec<u8>, Vec<u8>)>) -> Option<V
         Source::Again(id, seed) => packets::again(&mut rng(seed), &seen.get(id)?.0),
         Source::Answer(id, seed) => packets::answer(&mut rng(seed), &seen.get(id)?.1),
         Source::Complaint(id, seed) => packets::complaint(&mut rng(seed), &seen.get(id)?.1),
+        Source::Passed(id) => seen.get(id)?.1.clone(),
+        Source::Inside(id, seed) => packets::inside(&mut rng(seed), &seen.get(id)?.0),
     })
+}
+
+/// Whether a client is a backend by its port too: if it is given itself, its entries lead back to themselves, and a port that was
+/// chosen for it is not to be found.
+fn is_backend(host: &Fake, tuple: &Tuple) -> bool {
+    let answers = host.nat.borrow().get(tuple).is_some_and(|nat| nat.flags & Nat::REPLY != 0 && nat.expires > now() + SECOND);
+    !answers && host.backends.borrow().values().any(|backend| (backend.addr, backend.port) == (tuple.src, tuple.sport))
+}
+
+/// The port that the kernel has given a packet's source, if it has; what comes in from outside gets it when it leaves again.
+fn source_port(kernel: &mut Kernel, tuple: Tuple) -> u16 {
+    let Some(nat) = kernel.translation(&tuple) else { return 0 };
+    if nat.flags & (Nat::BOTH | Nat::MASQUERADE) != 0 {
+        return nat.to.sport.get();
+    }
+    kernel.translation(&nat.to).map_or(0, |nat| nat.to.sport.get())
 }
 
 /// What makes the host begin its search for a port at the one that the kernel has found.
@@ -300,7 +296,8 @@ fn same_entries(host: &Fake, left: &Left) -> Result<(), String> {
     })?;
     same_map("AFFINITY", &host.affinities.borrow(), &left.affinities, |affinity| (affinity.last_used, affinity.backend.to_string()))?;
     same_map("SERVICE_COUNTS", &host.served.borrow(), &left.served, |count| (0, format!("{count:?}")))?;
-    same_map("FRAGMENTS", &host.fragments.borrow(), &left.fragments, |ports| (0, format!("{ports:?}")))
+    same_map("FRAGMENTS", &host.fragments.borrow(), &left.fragments, |ports| (0, format!("{ports:?}")))?;
+    same_map("DECIDED", &host.decided.borrow(), &left.decided, |decided| (decided.until, format!("{:?}", Decided { until: 0, ..*decided })))
 }
 
 /// `read`: a time, which may differ a little, and all else.

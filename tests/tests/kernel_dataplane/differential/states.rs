@@ -1,17 +1,19 @@
 //! Random contents of the maps. Not all of it is what user space would write: the programs must agree on nonsense too.
 
 use rand::{Rng, rngs::SmallRng, seq::IndexedRandom};
-use xebec_ebpf_abi::*;
+use xebec_ebpf_abi::{direct::range, *};
 
 use super::{
     entries::Entry,
-    world::{self, BALANCER, CLUSTER_IP, NODE, OTHER_NODE, PODS, REMOTE_POD, UPLINK, UPLINK_MTU, addr, bits, of, port, proto},
+    world::{
+        self, BALANCER, CLIENT, CLUSTER_IP, FAR_PODS, NARROW, NODE, OTHER_NODE, OWN, PODS, REMOTE_POD, SECOND, UPLINK, addr, bits, of, port,
+    },
 };
 
 /// Ids that sets, backends, rings, Services and identities are taken from.
 const SETS: u32 = 5;
-const BACKENDS: u32 = 6;
-const RINGS: u32 = 3;
+const BACKENDS: u32 = 8;
+const RINGS: u32 = 4;
 const SERVICES: u32 = 3;
 const IDENTITIES: &[u32] = &[identity::ANY, identity::HOST, identity::WORLD, 256, 257];
 
@@ -19,8 +21,11 @@ pub struct States<'a> {
     pub rng: &'a mut SmallRng,
     /// The time entries expire by.
     pub now: u64,
-    /// Flows from outside get backends of other nodes too, by a port that is chosen at random where there are several.
-    pub remote_backends: bool,
+}
+
+/// The family that most of what has this number is of.
+fn is_v4(number: u32) -> bool {
+    number % 2 == 1
 }
 
 impl States<'_> {
@@ -38,7 +43,10 @@ impl States<'_> {
     /// One that changes what there is.
     pub fn change(&mut self) -> Entry {
         match self.rng.random_range(0..10) {
-            0 => self.backend(),
+            0 => {
+                let id = self.rng.random_range(1..=BACKENDS);
+                self.backend(id)
+            }
             1 => self.set(),
             2 => self.slot(),
             3 => self.member(),
@@ -54,33 +62,61 @@ impl States<'_> {
         self.rng.random()
     }
 
+    /// A number of a set, a backend or a ring of a family: odd ones are of IPv4. Some are of neither.
+    fn number(&mut self, most: u32, v4: bool) -> u32 {
+        if self.rng.random_ratio(1, 16) {
+            return self.rng.random_range(0..=most);
+        }
+        let numbers: Vec<u32> = (1..=most).filter(|number| is_v4(*number) == v4).collect();
+        *numbers.choose(self.rng).expect("some")
+    }
+
     fn node(&mut self, entries: &mut Vec<Entry>) {
         for v4 in [true, false] {
             if !self.rng.random_ratio(1, 10) {
                 entries.push(Entry::NodeAddr(of(NODE, v4).into(), NodeAddr { flags: bits(self.rng, 3) | 1 }));
             }
-            if self.rng.random() {
-                entries.push(Entry::NoMasquerade(of(REMOTE_POD, v4).into(), if v4 { 96 + 16 } else { 120 }));
-            }
+            self.ranges(v4, entries);
             if self.rng.random() {
                 let key = AnnouncedKey { addr: of(BALANCER, v4).into(), ifindex: 1 };
                 entries.push(Entry::Announced(key, Announced::new([2, 0, 0, 0, 0, 9])));
             }
         }
-        if !self.rng.random_ratio(1, 10) {
+        // The first is where `BPF_PROG_TEST_RUN` makes packets of tc.
+        for device in [1, UPLINK, SECOND] {
+            if self.rng.random_ratio(1, 10) {
+                continue;
+            }
             let mut of_family = |v4| if self.rng.random_ratio(1, 8) { Addr::ANY } else { of(NODE, v4).into() };
             let (v4, v6) = (of_family(true), of_family(false));
-            entries.push(Entry::Uplink(1, Uplink { v4, v6, mtu: 1500 }));
+            let mtu = *[1500, 1500, 9000, u32::from(NARROW), 90, 0].choose(self.rng).expect("some");
+            entries.push(Entry::Uplink(device, Uplink { v4, v6, mtu }));
         }
-        if !self.rng.random_ratio(1, 10) {
-            let mtu = *[u32::from(UPLINK_MTU), 9000, 60, 0].choose(self.rng).expect("some");
-            entries.push(Entry::Uplink(UPLINK, Uplink { v4: Addr::ANY, v6: Addr::ANY, mtu }));
+        for device in [UPLINK, SECOND] {
+            if !self.rng.random_ratio(1, 10) {
+                let mac = if self.rng.random_ratio(1, 10) { [2, 0, 0, 0, 9, 9] } else { OWN };
+                entries.push(Entry::XdpDevice(device, mac));
+            }
         }
         for _ in 0..self.rng.random_range(0..6) {
             let v4 = self.v4();
             let remote = Remote { identity: *IDENTITIES.choose(self.rng).expect("some"), flags: bits(self.rng, Remote::HOST) };
             let length = if self.rng.random() { 128 } else { self.rng.random_range(0..=128) };
             entries.push(Entry::Remote(addr(self.rng, v4), length, remote));
+        }
+    }
+
+    /// Whose addresses are whose: mostly as they are.
+    fn ranges(&mut self, v4: bool, entries: &mut Vec<Entry>) {
+        let pods = if v4 { 96 + 16 } else { 118 };
+        for (at, length, whose) in
+            [(REMOTE_POD, pods, range::PODS), (NODE, 128, range::NODE), (OTHER_NODE, 128, range::NODE), (CLIENT, 128, 0)]
+        {
+            let whose = if self.rng.random_ratio(1, 10) { bits(self.rng, range::PODS | range::NODE) } else { whose };
+            let wanted = if whose == 0 { self.rng.random_ratio(1, 20) } else { !self.rng.random_ratio(1, 5) };
+            if wanted {
+                entries.push(Entry::Range(of(at, v4).into(), length, range::INSIDE | whose));
+            }
         }
     }
 
@@ -105,24 +141,26 @@ impl States<'_> {
     }
 
     fn services(&mut self, entries: &mut Vec<Entry>) {
-        for _ in 0..self.rng.random_range(1..8) {
-            entries.push(self.backend());
+        for id in 1..=BACKENDS {
+            if !self.rng.random_ratio(1, 8) {
+                entries.push(self.backend(id));
+            }
         }
         for set in 1..SETS {
-            if self.rng.random_ratio(1, 8) {
+            if self.rng.random_ratio(1, 12) {
                 continue;
             }
-            let count = self.rng.random_range(0..4);
+            let count = self.count();
             entries.push(Entry::Set(set, BackendSet { count, flags: bits(self.rng, BackendSet::DROP_WHEN_EMPTY) }));
             for slot in 0..count {
-                let backend = self.rng.random_range(1..=BACKENDS);
+                let backend = self.number(BACKENDS, is_v4(set));
                 entries.push(Entry::Slot(SlotKey { set, slot }, backend));
                 if !self.rng.random_ratio(1, 8) {
                     entries.push(Entry::Member(MemberKey { set, backend }));
                 }
             }
         }
-        for _ in 0..self.rng.random_range(4..16) {
+        for _ in 0..self.rng.random_range(6..24) {
             entries.push(self.frontend());
         }
         for v4 in [true, false] {
@@ -149,16 +187,16 @@ impl States<'_> {
         for ring in 1..=RINGS {
             let size: u32 = *[7, 61, 600].choose(self.rng).expect("some");
             sizes[ring as usize] = size;
-            let mut places: Vec<u32> = (0..size).map(|_| self.rng.random_range(0..=BACKENDS)).collect();
+            let mut places: Vec<u32> = (0..size).map(|_| self.number(BACKENDS, is_v4(ring))).collect();
             places.resize(size.next_multiple_of(Places::COUNT) as usize, 0);
             entries.push(Entry::Places(ring, places));
         }
         for set in 1..SETS {
             let mut ring = || match self.rng.random_range(0..4) {
                 0 => Ring::default(),
-                1 => Ring { number: self.rng.random_range(0..=BACKENDS), size: 1 },
+                1 => Ring { number: self.number(BACKENDS, is_v4(set)), size: 1 },
                 _ => {
-                    let number = self.rng.random_range(1..=RINGS);
+                    let number = self.number(RINGS, is_v4(set)).max(1);
                     Ring { number, size: sizes[number as usize] }
                 }
             };
@@ -168,23 +206,29 @@ impl States<'_> {
         }
     }
 
-    fn backend(&mut self) -> Entry {
-        let v4 = self.v4();
-        let places = [PODS[0], PODS[1], NODE, REMOTE_POD, OTHER_NODE];
-        let address = *places.choose(self.rng).expect("some");
-        let local = !self.remote_backends || (address != REMOTE_POD && address != OTHER_NODE);
-        let flags = if local { Backend::LOCAL } else { 0 };
-        Entry::Backend(self.rng.random_range(1..=BACKENDS), Backend::new(of(address, v4).into(), port(self.rng), flags))
+    fn backend(&mut self, id: u32) -> Entry {
+        let v4 = is_v4(id) != self.rng.random_ratio(1, 24);
+        let here = [PODS[0], PODS[1], NODE];
+        let there = [REMOTE_POD, REMOTE_POD, OTHER_NODE, *FAR_PODS.choose(self.rng).expect("some")];
+        let is_local = self.rng.random();
+        let address = *if is_local { &here[..] } else { &there[..] }.choose(self.rng).expect("some");
+        let flags = if is_local != self.rng.random_ratio(1, 20) { Backend::LOCAL } else { 0 };
+        Entry::Backend(id, Backend::new(of(address, v4).into(), port(self.rng), flags))
+    }
+
+    /// Of a set's backends.
+    fn count(&mut self) -> u32 {
+        *[0, 1, 2, 3, 3].choose(self.rng).expect("some")
     }
 
     fn set(&mut self) -> Entry {
-        let value = BackendSet { count: self.rng.random_range(0..4), flags: bits(self.rng, BackendSet::DROP_WHEN_EMPTY) };
+        let value = BackendSet { count: self.count(), flags: bits(self.rng, BackendSet::DROP_WHEN_EMPTY) };
         Entry::Set(self.rng.random_range(1..SETS), value)
     }
 
     fn slot(&mut self) -> Entry {
         let key = SlotKey { set: self.rng.random_range(1..SETS), slot: self.rng.random_range(0..3) };
-        Entry::Slot(key, self.rng.random_range(0..=BACKENDS))
+        Entry::Slot(key, self.number(BACKENDS, is_v4(key.set)))
     }
 
     fn member(&mut self) -> Entry {
@@ -200,7 +244,8 @@ impl States<'_> {
             let any = if v4 { Addr::ANY_V4 } else { Addr::ANY };
             *[places[0], places[1], places[2], any].choose(self.rng).expect("some")
         };
-        let all = Frontend::AFFINITY | Frontend::SOURCE_RANGES | Frontend::EXTERNAL | Frontend::RING | Frontend::RING_INSIDE;
+        let all =
+            Frontend::AFFINITY | Frontend::SOURCE_RANGES | Frontend::EXTERNAL | Frontend::RING | Frontend::RING_INSIDE | Frontend::DIRECT;
         let mut flags = bits(self.rng, all);
         // Most are open to all, and to outside.
         if self.rng.random_ratio(3, 4) {
@@ -208,13 +253,15 @@ impl States<'_> {
         }
         let value = Frontend {
             service: self.rng.random_range(0..SERVICES),
-            internal: self.rng.random_range(1..=SETS),
-            external: self.rng.random_range(1..=SETS),
+            internal: self.number(SETS - 1, v4),
+            external: self.number(SETS - 1, v4),
             flags,
             affinity_timeout: *[0, 3600].choose(self.rng).expect("some"),
         };
         let port = if self.rng.random_ratio(3, 4) { Port::new(80) } else { port(self.rng) };
-        Entry::Frontend(FrontendKey::new(at, port, proto(self.rng)), value)
+        let proto =
+            if self.rng.random_ratio(1, 6) { world::proto(self.rng) } else { *[proto::TCP, proto::UDP].choose(self.rng).expect("some") };
+        Entry::Frontend(FrontendKey::new(at, port, proto), value)
     }
 
     fn affinity(&mut self) -> Entry {
@@ -250,7 +297,7 @@ impl States<'_> {
             self.rng.random_range(1..=2),
             self.rng.random_range(0..=1),
             *IDENTITIES.choose(self.rng).expect("some"),
-            proto(self.rng),
+            world::proto(self.rng),
             port(self.rng),
         );
         let length = match self.rng.random_range(0..4) {
@@ -269,7 +316,7 @@ impl States<'_> {
 
     fn flow(&mut self) -> Entry {
         let v4 = self.v4();
-        let key = FlowKey::new(self.rng.random_range(1..=2), port(self.rng), addr(self.rng, v4), port(self.rng), proto(self.rng));
+        let key = FlowKey::new(self.rng.random_range(1..=2), port(self.rng), addr(self.rng, v4), port(self.rng), world::proto(self.rng));
         let state = bits(self.rng, 0x3f) as u8;
         Entry::Flow(key, Flow::new(self.rng.random_range(0..=1), state, self.rng.random_range(0..3), self.expires()))
     }
@@ -282,7 +329,7 @@ impl States<'_> {
         let (v4, proto) = (self.v4(), world::proto(self.rng));
         let (from, to) = (self.tuple(v4, proto), self.tuple(v4, proto));
         let (backend, set) = (self.rng.random_range(0..=BACKENDS), self.rng.random_range(0..SETS));
-        let flags = bits(self.rng, u32::from(Nat::REPLY | Nat::MASQUERADE | Nat::BOTH));
+        let flags = bits(self.rng, u32::from(Nat::REPLY | Nat::MASQUERADE | Nat::BOTH | Nat::DIRECT));
         let mut value = Nat::new(to, flags as u16, backend, set, self.expires());
         value.state = bits(self.rng, 0xf) as u16;
         Entry::Nat(from, value)
