@@ -169,10 +169,21 @@ enum Xdp {
     All,
 }
 
+/// How packets from outside get to pods of other nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum LbMode {
+pub enum LbMode {
     Snat,
     Dsr,
+}
+
+impl LbMode {
+    /// As the option has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            LbMode::Snat => "snat",
+            LbMode::Dsr => "dsr",
+        }
+    }
 }
 
 impl From<LbMode> for xebec_dataplane::Forwarding {

@@ -42,6 +42,9 @@ pub struct UpArgs {
     /// The node's address; that of the default route by default.
     #[arg(long)]
     node_ip: Option<std::net::IpAddr>,
+    /// How packets from outside get to pods of other nodes; the same on every node. As `xebec agent --lb-mode`.
+    #[arg(long, value_enum, default_value_t = crate::agent::LbMode::Snat)]
+    lb_mode: crate::agent::LbMode,
     /// Go on although `xebec check` names something that this host lacks.
     #[arg(long)]
     force: bool,

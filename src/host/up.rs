@@ -46,7 +46,7 @@ pub async fn run(args: UpArgs) -> Result<()> {
     for (dir, mode) in [(&place.data_dir, 0o755), (&place.logs(), 0o755), (&place.run_dir, 0o700), (&place.agent_dir(), 0o700)] {
         fs::DirBuilder::new().recursive(true).mode(mode).create(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     }
-    let lines = command_lines(place, &node_name, &node_ip.to_string(), &cni);
+    let lines = command_lines(place, &node_name, &node_ip.to_string(), args.lb_mode, &cni);
     let starter = Starter::new(place, &lines)?;
     starter.start("containerd", &lines.containerd)?;
     starter.start("server", &lines.server)?;
@@ -104,18 +104,19 @@ impl Starter {
     }
 }
 
-fn command_lines(place: &Place, node_name: &str, node_ip: &str, cni: &Path) -> CommandLines {
+fn command_lines(place: &Place, node_name: &str, node_ip: &str, lb_mode: agent::LbMode, cni: &Path) -> CommandLines {
     let line = |words: &[&str], flags: &[(&str, &Path)]| {
         let words = words.iter().map(|word| (*word).to_owned());
         words.chain(flags.iter().flat_map(|(flag, path)| [(*flag).to_owned(), path.display().to_string()])).collect::<Vec<_>>()
     };
     let runtime = place.containerd(cni);
+    let modes = ["--cgroup-parent", place.cgroup_parent.as_str(), "--lb-mode", lb_mode.name()];
     CommandLines {
         server: line(&["server", "--advertise-address", node_ip], &[("--data-dir", &place.server_dir())]),
         containerd: line(&["containerd"], &[("--root", &runtime.root), ("--run-dir", &place.run_dir), ("--cni-program", cni)]),
         import: line(&["image", "import-pause"], &[("--containerd", &runtime.socket())]),
         agent: line(
-            &["agent", "--node-name", node_name, "--node-ip", node_ip, "--cgroup-parent", &place.cgroup_parent],
+            &[&["agent", "--node-name", node_name, "--node-ip", node_ip][..], &modes].concat(),
             &[("--data-dir", &place.agent_dir()), ("--run-dir", &place.run_dir), ("--pin-dir", &place.pin_dir)],
         ),
     }

@@ -18,7 +18,7 @@ use xebec_host::process::{pid_file, running};
 use xtask::{
     build::Profile,
     down,
-    up::{self, IpFamily, Node, Routing, Store},
+    up::{self, IpFamily, LbMode, Node, Routing, Store},
 };
 
 /// How long anything may take; nothing is tested for speed here.
@@ -42,6 +42,7 @@ pub fn args(name: &str, store: Store) -> up::Args {
         nodes: None,
         store,
         routing: Routing::Native,
+        lb_mode: LbMode::Snat,
         ip_family: IpFamily::Ipv4,
         profile,
         no_demo: true,
@@ -74,6 +75,14 @@ impl Cluster {
     #[track_caller]
     pub fn bring_up(&self) {
         up::bring_up(&self.args).unwrap_or_else(|error| panic!("{error:#}"));
+    }
+
+    /// Starts all agents anew, with this way from outside to pods of other nodes.
+    #[track_caller]
+    pub fn set_lb_mode(&mut self, lb_mode: LbMode) {
+        self.args.lb_mode = lb_mode;
+        (1..=self.up.nodes.len() as u8).for_each(|number| self.kill(number, "agent"));
+        self.bring_up();
     }
 
     /// What survives `down` without `--purge`.

@@ -9,7 +9,7 @@ use xebec_host::process;
 use crate::{
     build::{self, Profile},
     down, packages, sh,
-    up::{self, Cluster, IpFamily, Routing, Store},
+    up::{self, Cluster, IpFamily, LbMode, Routing, Store},
     workspace,
 };
 
@@ -96,6 +96,7 @@ fn first_light(args: &Args) -> Result<()> {
         nodes: Some(1),
         store: Store::Embedded,
         routing: Routing::Native,
+        lb_mode: LbMode::Snat,
         ip_family: IpFamily::Ipv4,
         profile: args.profile,
         no_demo: false,

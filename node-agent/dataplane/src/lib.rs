@@ -30,6 +30,7 @@ mod metrics;
 mod policy_news;
 mod sandbox;
 mod selftest;
+mod shared_event;
 mod sorted;
 mod status;
 mod sync;

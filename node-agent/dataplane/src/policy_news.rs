@@ -15,7 +15,8 @@ use serde_json::{Value, json};
 
 use crate::compile::cluster::{ClusterNetworkPolicy, ClusterPolicy};
 use crate::compile::input::{Key, PodIn};
-use crate::compile::services::complaints::Subject;
+use crate::compile::services::complaints::{self, Subject};
+use crate::shared_event;
 
 /// Type of the condition.
 const CONDITION: &str = "xebec.dev/Accepted";
@@ -30,7 +31,7 @@ pub enum News {
     Condition(String, Value),
     /// There is no room for this policy.
     Refused(Key),
-    /// Something is wrong with this Service.
+    /// Something is wrong with this Service, or one of its EndpointSlices.
     Service(Subject, String),
     /// Something is wrong with this pod.
     Pod(PodSubject, String),
@@ -139,7 +140,12 @@ pub async fn tell(client: kube::Client, node: String, news: Vec<News>) {
             }
             News::Service((key, reason), why) => {
                 tracing::error!(service = %key, "{why}");
-                let told = recorder.publish(&event(reason, why), &service_reference(&key)).await;
+                let regarding = subject_reference(&key, reason);
+                let told = if complaints::is_nodes_own(reason) {
+                    recorder.publish(&event(reason, why), &regarding).await
+                } else {
+                    shared_event::publish(&client, &node, reason, why, regarding).await
+                };
                 (key.to_string(), told)
             }
             News::Pod((key, uid), why) => {
@@ -171,6 +177,16 @@ fn service_reference(key: &Key) -> ObjectReference {
         namespace: Some(key.namespace.clone()),
         ..ObjectReference::default()
     }
+}
+
+/// What a complaint is about.
+fn subject_reference(key: &Key, reason: &str) -> ObjectReference {
+    let mut reference = service_reference(key);
+    if reason == complaints::SLICE_ANNOTATION_INVALID {
+        reference.api_version = Some("discovery.k8s.io/v1".into());
+        reference.kind = Some("EndpointSlice".into());
+    }
+    reference
 }
 
 fn pod_reference(key: &Key, uid: String) -> ObjectReference {

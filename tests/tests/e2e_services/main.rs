@@ -12,7 +12,7 @@ use xebec_tests::cluster::Cluster;
 
 #[test]
 fn every_service_type_from_everywhere() {
-    let world = World::new();
+    let mut world = World::new();
     inside::cluster_ips(&world);
     inside::headless_and_names(&world);
     inside::without_selector(&world);
@@ -21,12 +21,14 @@ fn every_service_type_from_everywhere() {
     inside::local_only(&world);
     outside::node_ports(&world);
     outside::direct_return(&world);
+    outside::mistakes_are_told_once(&world);
     outside::host_port(&world);
     outside::external_ips(&world);
     outside::nobody_there(&world);
     outside::source_ranges(&world);
     // Pods move and an agent dies here.
     outside::local_balancer(&world);
+    outside::everything_direct(&mut world);
 }
 
 /// The whole of a Service's spec but for what `spec` says otherwise.

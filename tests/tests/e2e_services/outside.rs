@@ -9,6 +9,7 @@ use std::{
 
 use serde_json::json;
 use xebec_tests::cluster::until;
+use xtask::up::LbMode;
 
 use crate::{
     client::{by_tcp, by_udp, from_node, from_pod, http_status, inside, tcp, udp},
@@ -79,6 +80,21 @@ pub fn direct_return(world: &World) {
             all_answer("a node", &["b2"], || from_node(cluster, node, &by_tcp(first, port)));
         }
     }
+}
+
+/// Every node sees an annotation that means nothing; its author gets one Event, with the Service.
+pub fn mistakes_are_told_once(world: &World) {
+    let cluster = &world.cluster;
+    cluster.kubectl(&["annotate", "--overwrite", "service", "direct", "xebec.dev/forwarding-mode=DSR"]);
+    let noticed = |node: u8| {
+        let log = std::fs::read_to_string(cluster.node(node).logs().join("agent.log")).expect("the agent's log");
+        log.lines().any(|line| line.contains("default/direct") && line.contains("which means nothing"))
+    };
+    until("every node has noticed", || (1..=3).all(noticed));
+    until("its author is told", || cluster.kubectl(&["describe", "service", "direct"]).contains("it may be snat or dsr"));
+    let events = world.get("events", "--field-selector=reason=ServiceAnnotationInvalid");
+    let events = events["items"].as_array().expect("a list");
+    assert_eq!(events.len(), 1, "{events:?}");
 }
 
 /// A pod's port on its node, and nowhere else.
@@ -220,4 +236,56 @@ pub fn local_balancer(world: &World) {
     for &to in &addresses {
         all_answer("the address has moved", &["b3"], || tcp(to, PORT));
     }
+}
+
+/// With direct server return for the whole cluster, as it runs: every kind of Service answers as before, and pods see who asks from
+/// outside.
+pub fn everything_direct(world: &mut World) {
+    world.cluster.set_lb_mode(LbMode::Dsr);
+    // From here on for everybody again.
+    world.cluster.kubectl(&["patch", "service", "lb", "--type=merge", "-p", r#"{"spec":{"loadBalancerSourceRanges":null}}"#]);
+    let (cluster, client) = (&world.cluster, world.uid("client"));
+    service(cluster, "sticky", "a", json!({"type": "NodePort", "sessionAffinity": "ClientIP"}));
+    let [ports, sticky, local, nobody] = ["ports", "sticky", "local", "nobody"].map(|name| world.node_port(name, "tcp"));
+    let by_datagrams = world.node_port("ports", "udp");
+    let (externals, balancers, cluster_ips) = (world.free(40), world.balancer_ips("lb"), world.cluster_ips("ports"));
+    for (family, own) in world.outside().into_iter().enumerate() {
+        let seen = |(name, seen): (String, IpAddr)| match seen == own {
+            true => Ok((name, seen)),
+            false => Err(std::io::Error::other(format!("{name} sees {seen}"))),
+        };
+        for node in 1..=3 {
+            let to = cluster.node_ips(node)[family];
+            all_answer("outside to NodePort", A, || tcp(to, ports).and_then(seen));
+            all_answer("outside to NodePort, UDP", A, || udp(to, by_datagrams).and_then(seen));
+            all_answer("node to NodePort", A, || from_node(cluster, node, &by_tcp(to, ports)));
+        }
+        let [first, _, third] = [1, 2, 3].map(|node| cluster.node_ips(node)[family]);
+        let chosen = answering(|| tcp(first, sticky).and_then(seen));
+        assert!((0..10).all(|_| answering(|| tcp(first, sticky)) == chosen), "a client keeps its pod");
+        all_answer("the node with the endpoint", &["b3"], || tcp(third, local).and_then(seen));
+        until("nobody is there", || tcp(first, nobody).is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused));
+        {
+            let _route = Route::new(externals[family], third);
+            all_answer("outside to external address", A, || tcp(externals[family], PORT).and_then(seen));
+        }
+        all_answer("outside to the balancer", A, || tcp(balancers[family], PORT).and_then(seen));
+        all_answer("outside to the balancer, UDP", A, || udp(balancers[family], UDP_PORT).and_then(seen));
+        // Who is in the cluster.
+        all_answer("pod to ClusterIP", A, || from_pod(&client, &by_tcp(cluster_ips[family], PORT)));
+        let cluster_ip = cluster_ips[family];
+        all_answer("packets to ClusterIP", A, || inside(&client, move || tcp(cluster_ip, PORT)));
+        all_answer("packets to NodePort", A, || inside(&client, move || tcp(first, ports)));
+        all_answer("pod to the balancer", A, || from_pod(&client, &by_tcp(balancers[family], PORT)));
+    }
+}
+
+/// Asks until somebody answers; who it was.
+fn answering(mut ask: impl FnMut() -> crate::client::Answer) -> String {
+    let mut name = None;
+    until("an answer", || {
+        name = ask().ok().map(|(name, _)| name);
+        name.is_some()
+    });
+    name.expect("it has answered")
 }

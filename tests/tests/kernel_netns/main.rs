@@ -12,6 +12,7 @@ mod fabric;
 mod flows;
 mod growth;
 mod host;
+mod neighbour;
 mod node;
 mod path;
 mod policies;

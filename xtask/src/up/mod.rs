@@ -44,6 +44,9 @@ pub struct Args {
     /// How packets get from node to node.
     #[arg(long, value_enum, default_value_t = Routing::Native)]
     pub routing: Routing,
+    /// How packets from outside get to pods of other nodes.
+    #[arg(long, value_enum, default_value_t = LbMode::Snat)]
+    pub lb_mode: LbMode,
     /// Which addresses nodes, pods and Services have.
     #[arg(long, value_enum, default_value_t = IpFamily::Ipv4)]
     pub ip_family: IpFamily,
@@ -85,6 +88,25 @@ impl Routing {
             Routing::Native => "native",
             Routing::Vxlan => "vxlan",
             Routing::Auto => "auto",
+        }
+    }
+}
+
+/// How packets from outside get to pods of other nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LbMode {
+    /// Behind the address of the node that was asked.
+    Snat,
+    /// As they are: pods see and answer their clients.
+    Dsr,
+}
+
+impl LbMode {
+    /// As the agent's option has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            LbMode::Snat => "snat",
+            LbMode::Dsr => "dsr",
         }
     }
 }
@@ -150,7 +172,8 @@ pub fn bring_up(args: &Args) -> Result<Cluster> {
     let nodes: Vec<Node> = (1..=count).map(|number| layout.node(number)).collect();
     layout.create(count)?;
     let network = network::create(&layout, &nodes, args.ip_family)?;
-    let starter = parts::Starter { layout: &layout, binaries: &binaries, network: &network, images: &images, routing: args.routing };
+    let (routing, lb_mode) = (args.routing, args.lb_mode);
+    let starter = parts::Starter { layout: &layout, binaries: &binaries, network: &network, images: &images, routing, lb_mode };
     let since = SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros().to_string();
     let started = starter.start(args.store, &nodes)?;
     let kubeconfig = layout.kubeconfig();

@@ -9,7 +9,7 @@ use xebec_host::{
     parts::{Ensured, Parts},
 };
 
-use super::{Layout, Node, Routing, Store, etcd, network::Network};
+use super::{Layout, LbMode, Node, Routing, Store, etcd, network::Network};
 use crate::{build::Binaries, image::Archives, sh};
 
 /// What all nodes are started with.
@@ -20,6 +20,7 @@ pub(super) struct Starter<'a> {
     pub network: &'a Network,
     pub images: &'a Archives,
     pub routing: Routing,
+    pub lb_mode: LbMode,
 }
 
 impl Starter<'_> {
@@ -66,7 +67,7 @@ impl Starter<'_> {
         let (node_ip, cgroup, family) = (addresses.join(","), node.cgroup_name(), self.network.family);
         let (bind, pods) = (format!("{}:10250", family.any()), family.pod_cidrs());
         let mut words = vec!["agent", "--node-name", &node.name, "--node-ip", &node_ip, "--cgroup-parent", &cgroup];
-        words.extend(["--bind", &bind, "--cluster-cidr", &pods, "--routing", self.routing.name()]);
+        words.extend(["--bind", &bind, "--cluster-cidr", &pods, "--routing", self.routing.name(), "--lb-mode", self.lb_mode.name()]);
         let dirs = [
             ("--kubeconfig", &kubeconfig),
             ("--data-dir", &node.agent_dir()),

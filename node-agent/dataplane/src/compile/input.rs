@@ -162,7 +162,13 @@ impl Forwarding {
 }
 
 /// What an annotation says; what it does not mean is told to its author.
-fn said<T>(annotations: Option<&Labels>, name: &str, read: fn(&str) -> Option<T>, known: &str, mistakes: &mut Vec<String>) -> Option<T> {
+pub(super) fn said<T>(
+    annotations: Option<&Labels>,
+    name: &str,
+    read: fn(&str) -> Option<T>,
+    known: &str,
+    mistakes: &mut Vec<String>,
+) -> Option<T> {
     let text = annotations?.get(name)?;
     let value = read(text);
     if value.is_none() {

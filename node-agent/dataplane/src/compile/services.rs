@@ -91,6 +91,8 @@ pub struct Services {
     direct: BTreeSet<Arc<Key>>,
     /// Those with annotations that mean nothing.
     mistaken: BTreeSet<Arc<Key>>,
+    /// The same of EndpointSlices.
+    mistaken_slices: BTreeSet<Arc<Key>>,
     slices: BTreeMap<Arc<Key>, SliceIn>,
     /// In the order of their names.
     slices_of: BTreeMap<Arc<Key>, Vec<Arc<Key>>>,
@@ -231,6 +233,7 @@ impl Services {
                     self.slices_of.remove(&old.service);
                 }
             }
+            self.mistaken_slices.remove(&key);
             self.dirty.insert(Owner::Service(old.service));
         }
         if let Some(mut slice) = slice {
@@ -243,6 +246,9 @@ impl Services {
             let of = self.slices_of.entry(service.clone()).or_default();
             if let Err(at) = of.binary_search(&key) {
                 of.insert(at, key.clone());
+            }
+            if slice.mistake.is_some() {
+                self.mistaken_slices.insert(key.clone());
             }
             self.dirty.insert(Owner::Service(service));
             self.slices.insert(key, slice);

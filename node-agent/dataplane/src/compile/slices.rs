@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 
-use super::input::{Key, Labels, is_left_alone, port, protocol, routed};
+use super::input::{Key, Labels, is_left_alone, port, protocol, routed, said};
 use super::maglev;
 
 /// Annotation of an EndpointSlice: the weight of its endpoints on rings, 1 to 100.
@@ -26,6 +26,8 @@ pub struct SliceIn {
     pub ports: Box<[(String, u8, u16)]>,
     /// Those with an address.
     pub endpoints: Box<[EndpointIn]>,
+    /// Its weight means nothing, in words for its author.
+    pub mistake: Option<String>,
 }
 
 /// One endpoint of it.
@@ -242,14 +244,21 @@ impl Object {
             return None;
         }
         let number = |p: &PortOf| Some((p.name.clone().unwrap_or_default(), protocol(p.protocol.as_deref())?, port(p.port?)?));
-        let weight = self.metadata.annotations.as_ref().and_then(|a| a.get(WEIGHT)?.parse().ok());
-        let weight = weight.unwrap_or(maglev::DEFAULT_WEIGHT).clamp(1, maglev::MAX_WEIGHT) as u8;
+        let mut mistakes = Vec::new();
+        let weight = said(self.metadata.annotations.as_ref(), WEIGHT, weight, "a number from 1 to 100", &mut mistakes);
+        let weight = weight.unwrap_or(maglev::DEFAULT_WEIGHT as u8);
         Some(SliceIn {
             service: Arc::new(Key::new(self.metadata.namespace.as_deref()?, name)),
             ports: self.ports.iter().flatten().filter_map(number).collect(),
             endpoints: self.endpoints.iter().flatten().filter_map(|e| e.reduce(v4, weight)).collect(),
+            mistake: mistakes.pop(),
         })
     }
+}
+
+/// The value of [`WEIGHT`]. What is beyond its bounds counts as the nearest that is not.
+fn weight(text: &str) -> Option<u8> {
+    text.parse::<u32>().ok().map(|weight| weight.clamp(1, maglev::MAX_WEIGHT) as u8)
 }
 
 impl Endpoint {

@@ -7,7 +7,7 @@ use xebec_ebpf_abi::{Addr, FrontendKey, proto};
 use super::{Owner, Services};
 use crate::compile::input::Key;
 
-/// A Service, and the reason of the Event it gets.
+/// A Service, or one of its EndpointSlices, and the reason of the Event it gets.
 pub type Subject = (Key, &'static str);
 
 /// There is no room for it.
@@ -19,6 +19,13 @@ pub const ADDRESS_TAKEN: &str = "ServiceAddressTaken";
 pub const WITHOUT_RING: &str = "ServiceWithoutRing";
 /// An annotation of it means nothing.
 pub const ANNOTATION_INVALID: &str = "ServiceAnnotationInvalid";
+/// An annotation of an EndpointSlice means nothing.
+pub const SLICE_ANNOTATION_INVALID: &str = "EndpointSliceAnnotationInvalid";
+
+/// Whether this depends on the node that says it; all else every node sees alike.
+pub fn is_nodes_own(reason: &str) -> bool {
+    matches!(reason, DOES_NOT_FIT | WITHOUT_RING)
+}
 
 impl Services {
     /// Services that are to be hashed consistently and are not.
@@ -40,6 +47,9 @@ impl Services {
         let mut complaints: BTreeMap<Subject, String> = self.refusals().into_iter().map(of).chain(self.without_ring()).collect();
         for (key, service) in self.mistaken.iter().filter_map(|key| Some((key, self.services.get(key)?))) {
             complaints.insert((Key::clone(key), ANNOTATION_INVALID), service.mistakes.join("; "));
+        }
+        for (key, slice) in self.mistaken_slices.iter().filter_map(|key| Some((key, self.slices.get(key)?))) {
+            complaints.extend(slice.mistake.clone().map(|text| ((Key::clone(key), SLICE_ANNOTATION_INVALID), text)));
         }
         for key in &self.contested {
             let claims = self.claims.get(key).map_or(&[][..], |claims| &claims[..]);
@@ -236,6 +246,35 @@ mod tests {
         assert_eq!(annotated("snat", &mut state), 0, "the Service has the last word");
         assert_eq!(annotated("", &mut state), 1);
         assert_eq!(state.services.forwarding(), "dsr");
+    }
+
+    #[test]
+    fn a_weight_that_means_nothing_is_told_of_its_slice_and_counts_as_none() {
+        let (mut state, mut kernel) = (State::default(), Kernel::default());
+        state.set_node(NodeFacts { name: "here".into(), ..NodeFacts::default() });
+        set(&mut state, "a", serde_json::json!({"type": "NodePort", "clusterIP": "10.96.0.1", "ports": [{"port": 80, "nodePort": 30001}]}));
+        let mut weighs = |weight: Option<&str>, state: &mut State| {
+            let slice = weight.and_then(|weight| {
+                let slice = serde_json::json!({
+                    "metadata": {"namespace": "ns", "name": "a-1", "labels": {"kubernetes.io/service-name": "a"}, "annotations": {"xebec.dev/weight": weight}},
+                    "addressType": "IPv4", "ports": [{"port": 8080}], "endpoints": [{"addresses": ["10.244.0.1"]}]});
+                input::slice(serde_json::from_value(slice).expect("an EndpointSlice"))
+            });
+            let weight = slice.as_ref().map(|s| s.endpoints[0].weight);
+            state.services.set_slice(Key::new("ns", "a-1"), slice);
+            kernel.follow(state, |_| ());
+            weight
+        };
+        for (weight, counts) in [("heavy", 1), ("-3", 1), ("1.5", 1)] {
+            assert_eq!(weighs(Some(weight), &mut state), Some(counts), "{weight}");
+            let text = format!("the annotation xebec.dev/weight is {weight:?}, which means nothing; it may be a number from 1 to 100");
+            assert_eq!(state.services.complaints(), [((Key::new("ns", "a-1"), SLICE_ANNOTATION_INVALID), text)].into());
+        }
+        for (weight, counts) in [("0", 1), ("7", 7), ("1000", 100)] {
+            assert_eq!((weighs(Some(weight), &mut state), told(&state)), (Some(counts), vec![]), "{weight}");
+        }
+        weighs(Some("heavy"), &mut state);
+        assert_eq!((weighs(None, &mut state), told(&state)), (None, vec![]), "it is gone");
     }
 
     #[test]
