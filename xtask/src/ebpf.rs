@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{sh, workspace};
 
+mod prototypes;
 mod strip;
 mod toolchain;
 
@@ -73,6 +74,7 @@ fn build_one(tools: &toolchain::Tools, features: &str, object: &Path) -> Result<
     let built = target.join("bpfel-unknown-none/release/xebec");
     let elf = std::fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
     let stripped = strip::without_debug_sections(&elf).with_context(|| format!("cannot strip {}", built.display()))?;
+    prototypes::check(&stripped).with_context(|| format!("{} would be refused", built.display()))?;
     std::fs::create_dir_all(root.join("ebpf/prebuilt"))?;
     std::fs::write(object, &stripped).with_context(|| format!("cannot write {}", object.display()))?;
     sh::step(format_args!("wrote {} ({} bytes)", object.display(), stripped.len()));

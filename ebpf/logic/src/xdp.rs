@@ -425,7 +425,7 @@ pub fn decide<E: Env, D: Driver>(
     };
     let is_direct = decided.path == forward::DRIVER_DIRECT;
     let hop = if is_direct {
-        hop_around(env, driver, headers, ifindex, len, decided)
+        hop_around((env, driver), headers, ifindex, len, decided)
     } else {
         driver.next_hop(&headers.to, len, decided)
     };
@@ -460,11 +460,11 @@ pub fn decide<E: Env, D: Driver>(
     hop == Hop::Known
 }
 
-/// The next hop of a packet with another one inside, whose source it leaves in `decided`.
+/// The next hop of a packet with another one inside, whose source it leaves in `decided`. Two parameters are one here:
+/// kernels from 7.2 on refuse a function of six, though `env` is nothing at run time.
 #[inline(never)]
 fn hop_around<E: Env, D: Driver>(
-    env: &E,
-    driver: &D,
+    (env, driver): (&E, &D),
     headers: &Headers,
     ifindex: u32,
     len: u16,

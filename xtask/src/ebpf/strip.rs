@@ -82,6 +82,14 @@ pub fn without_debug_sections(elf: &[u8]) -> Result<Vec<u8>> {
     Ok(write(&elf[..EHDR], kept, names))
 }
 
+/// What a section holds; nothing if there is none of this name.
+pub fn section(elf: &[u8], name: &str) -> Result<Option<Vec<u8>>> {
+    if elf.len() < EHDR {
+        bail!("not an ELF64 file");
+    }
+    Ok(read(elf)?.into_iter().find(|s| s.name == name).map(|s| s.data))
+}
+
 fn read(elf: &[u8]) -> Result<Vec<Section>> {
     let (offset, count, names) = (get(elf, 40, 8) as usize, get(elf, 60, 2) as usize, get(elf, 62, 2) as usize);
     let mut sections = Vec::with_capacity(count);
