@@ -8,6 +8,7 @@ use routes::{Answer, Routes};
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, HashMap},
+    rc::Rc,
 };
 use xebec_ebpf_abi::*;
 use xebec_ebpf_logic::{
@@ -33,8 +34,9 @@ const NO_SHORTCUT: Shortcut = Shortcut::new(
 pub struct Fake {
     pub time: Cell<u64>,
     pub dice: Cell<u32>,
-    /// What the dice show instead.
-    pub loaded_dice: Cell<Option<u32>>,
+    /// What the dice show instead, once they are asked.
+    #[allow(clippy::type_complexity)]
+    pub loaded_dice: RefCell<Option<Rc<dyn Fn(&Fake) -> u32>>>,
     pub config: Cell<Option<Config>>,
     pub frontends: RefCell<HashMap<FrontendKey, Frontend>>,
     pub sets: RefCell<HashMap<u32, BackendSet>>,
@@ -127,8 +129,9 @@ impl Env for Fake {
         self.time.get()
     }
     fn random(&self) -> u32 {
-        if let Some(loaded) = self.loaded_dice.get() {
-            return loaded;
+        let loaded = self.loaded_dice.borrow().clone();
+        if let Some(loaded) = loaded {
+            return loaded(self);
         }
         self.dice.set(
             self.dice

@@ -1,10 +1,10 @@
 //! The programs as the kernel runs them, and what they leave in their maps.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, rc::Rc};
 
 use aya::{
     TestRun, TestRunOptions,
-    maps::PerCpuHashMap,
+    maps::{Map, MapData, PerCpuHashMap},
     programs::{Xdp, XdpMode},
 };
 use xebec_ebpf_abi::*;
@@ -20,7 +20,11 @@ pub const FEW: u32 = 24;
 
 pub struct Kernel {
     pub dataplane: Dataplane,
+    /// Its translations, for who asks while a packet is with the host.
+    pub nat: Rc<Translations>,
 }
+
+pub type Translations = aya::maps::HashMap<MapData, Tuple, Nat>;
 
 /// The map of what the driver's program has decided, which is its own.
 const DECIDED: &str = "DECIDED";
@@ -48,7 +52,9 @@ impl Kernel {
                 loader.map_max_entries(name, MANY);
             }
         });
-        Kernel { dataplane }
+        let nat = MapData::from_pin(dataplane.pin(map::NAT)).expect("NAT is pinned");
+        let nat = Rc::new(aya::maps::HashMap::try_from(Map::HashMap(nat)).expect("a hash map"));
+        Kernel { dataplane, nat }
     }
 
     /// Makes the uplink of the namespace one whose driver takes programs: only then packets can be made that came in on it.
@@ -77,11 +83,6 @@ impl Kernel {
     /// Packets and bytes of each entry of a map of counters.
     pub fn counters(&self, name: &str, count: u32) -> Vec<DropCount> {
         (0..count).map(|index| self.dataplane.counter(name, index)).collect()
-    }
-
-    /// What a packet's tuple becomes.
-    pub fn translation(&mut self, tuple: &Tuple) -> Option<Nat> {
-        self.dataplane.hash::<Tuple, Nat>(map::NAT).get(tuple, 0).ok()
     }
 
     pub fn left(&mut self) -> Left {

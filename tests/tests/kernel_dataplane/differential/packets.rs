@@ -88,7 +88,7 @@ fn payload(frame: &[u8]) -> (u8, Vec<u8>) {
 /// The IP packet around it, which may have few hops left.
 fn network(rng: &mut SmallRng, src: IpAddr, dst: IpAddr, proto: u8, payload: &[u8]) -> Vec<u8> {
     let mut packet = with_extensions(rng, src, dst, proto, payload);
-    if rng.random_ratio(1, 12) {
+    if rng.random_ratio(1, 6) {
         packet[if src.is_ipv4() { 8 } else { 7 }] = rng.random_range(0..3);
         sum(&mut packet);
     }

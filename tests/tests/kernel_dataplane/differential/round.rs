@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
+    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -14,7 +15,7 @@ use super::{
     entries::Entry,
     fake::Fake,
     host::{self, Did, PROGRAMS, goes_on},
-    kernel::{FEW, Kernel, Left},
+    kernel::{FEW, Kernel, Left, Translations},
     packets::{self, Target},
     states::States,
     tally::{Counted, Tally},
@@ -77,8 +78,8 @@ impl Case {
     pub fn new(seed: u64) -> Case {
         let rng = &mut SmallRng::seed_from_u64(seed);
         let few_places = rng.random_ratio(1, 8);
-        // Where there are several, the one that the kernel has taken is found by the packet: not where there is no place for any but
-        // ports that were used before.
+        // Where there are several, the one that the kernel has taken is found in its map: not where there is no place for any but those
+        // that were there before.
         let ports = if few_places { 1 } else { *[1, 2, 8, 4536, 4536].choose(rng).expect("some") };
         let config = Config {
             node_netns_cookie: 1,
@@ -196,10 +197,6 @@ fn once(kernel: &mut Kernel, case: &Case) -> Result<Tally, String> {
         };
         let Some(mut frame) = frame(source, &seen) else { continue };
         packets::fill(&mut frame, program);
-        let tuple = host::tuple(&host, &frame);
-        if case.config.nat_port_min != case.config.nat_port_max && tuple.is_some_and(|tuple| is_backend(&host, &tuple)) {
-            continue;
-        }
         let budget = budgets[usize::from(may_complain)];
         if !same(in_force, budget) {
             kernel.dataplane.set_budget(budget);
@@ -208,8 +205,8 @@ fn once(kernel: &mut Kernel, case: &Case) -> Result<Tally, String> {
         host.time.set(now());
         let outcome = kernel.run(program, &frame);
         let kernel_did = Did { verdict: outcome.verdict, bytes: outcome.bytes };
-        let taken = tuple.map_or(0, |tuple| source_port(kernel, tuple));
-        host.loaded_dice.set(Some(dice(case.config, taken)));
+        let (translations, config, tuple) = (kernel.nat.clone(), case.config, host::tuple(&host, &frame));
+        host.loaded_dice.replace(Some(Rc::new(move |host| dice(config, source_port(&translations, host, tuple)))));
         let counted = Counted::of(&host);
         let place = || format!("step {}, {program} with {}", step.id, hex(&frame));
         let (host_did, reason) = host::run(&host, program, &frame).map_err(|e| format!("{}: {e}", place()))?;
@@ -245,20 +242,21 @@ fn frame(source: &Source, seen: &HashMap<usize, (Vec<u8>, Vec<u8>)>) -> Option<V
     })
 }
 
-/// Whether a client is a backend by its port too: if it is given itself, its entries lead back to themselves, and a port that was
-/// chosen for it is not to be found.
-fn is_backend(host: &Fake, tuple: &Tuple) -> bool {
-    let answers = host.nat.borrow().get(tuple).is_some_and(|nat| nat.flags & Nat::REPLY != 0 && nat.expires > now() + SECOND);
-    !answers && host.backends.borrow().values().any(|backend| (backend.addr, backend.port) == (tuple.src, tuple.sport))
-}
-
-/// The port that the kernel has given a packet's source, if it has; what comes in from outside gets it when it leaves again.
-fn source_port(kernel: &mut Kernel, tuple: Tuple) -> u16 {
-    let Some(nat) = kernel.translation(&tuple) else { return 0 };
-    if nat.flags & (Nat::BOTH | Nat::MASQUERADE) != 0 {
-        return nat.to.sport.get();
+/// The port that the kernel has just given the source of a flow which the host does not know yet: the answers to it are in the
+/// kernel's map and not in the host's, but for those to the same flow when it begins anew.
+fn source_port(kernel: &Translations, host: &Fake, tuple: Option<Tuple>) -> u16 {
+    let known = host.nat.borrow();
+    let is_new = |(key, nat): &(Tuple, Nat)| nat.flags & Nat::REPLY != 0 && known.get(key).is_none_or(|known| known.to != nat.to);
+    let mut entries = kernel.iter().map(|entry| entry.expect("nobody else writes"));
+    if let Some((answers, _)) = entries.find(is_new) {
+        return answers.dport.get();
     }
-    kernel.translation(&nat.to).map_or(0, |nat| nat.to.sport.get())
+    let becomes = |tuple: &Tuple| kernel.get(tuple, 0).ok();
+    let Some((tuple, nat)) = tuple.and_then(|tuple| Some((tuple, becomes(&tuple)?))) else { return 0 };
+    // What comes in from outside gets it when it leaves again.
+    let own = nat.flags & (Nat::BOTH | Nat::MASQUERADE) != 0 || nat.to.sport != tuple.sport;
+    let leaving = if own { None } else { becomes(&nat.to) };
+    leaving.unwrap_or(nat).to.sport.get()
 }
 
 /// What makes the host begin its search for a port at the one that the kernel has found.
