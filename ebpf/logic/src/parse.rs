@@ -98,6 +98,8 @@ pub struct Headers {
     pub chosen_of: u32,
     /// Bits of `Headers::*`: what was found out about the packet.
     pub notes: u32,
+    /// What is done with it where it comes in from another machine: see `uplink`.
+    pub path: u32,
     /// The device it leaves by, where that is not the stack's to say.
     pub device: u32,
     /// How many bytes of it would fit its way, where it is too big.
@@ -360,6 +362,7 @@ impl Headers {
         backend: Chosen::NONE,
         chosen_of: 0,
         notes: 0,
+        path: 0,
         device: 0,
         fits: 0,
         refused: 0,

@@ -1,5 +1,5 @@
 //! What pods send to other machines: from the pod's device straight to the one it leaves by. The routing table is asked, the
-//! node's IP stack is passed by.
+//! node's IP stack is passed by. And what does not fit its way, also of others.
 //!
 //! Only what the stack would do nothing with but pass it on, and what is too big for its way: of that its sender is told.
 //! All else takes its way as ever: what is for the node, has options, comes in pieces, ends its hops here, has no route or an
@@ -7,9 +7,9 @@
 
 use crate::env::Env;
 use crate::packet::{Packet, Ports};
-use crate::parse::{ETH_IPV4, ETH_IPV6, Family, Headers, Kind, L3, NO_TUPLE, V4, V6};
+use crate::parse::{ETH_IPV4, ETH_IPV6, Family, Fragment, Headers, Kind, L3, NO_TUPLE, V4, V6};
 use crate::pod;
-use crate::reject::{self, Resize};
+use crate::reject::{self, Reply, Resize};
 use crate::xdp::{Layout, Plain, is_elsewhere};
 use xebec_ebpf_abi::{Addr, Config, DropReason, Endpoint, Port, Tuple, forward as path, proto};
 
@@ -78,8 +78,8 @@ fn transport_len<P: Packet>(packet: P, l4: u32, proto: u8) -> u32 {
     }
 }
 
-/// No route takes less of this family, and nobody need believe who says so.
-const SMALLEST_V6: u32 = 1280;
+/// No way takes less of IPv6, where nobody need believe who says so, and hardly one of IPv4.
+pub const SMALLEST: u32 = 1280;
 
 /// Whether a packet of a family that is too big is told so. In IPv4 a router may be allowed to cut it up, which the stack
 /// does.
@@ -90,7 +90,7 @@ fn is_told<F: Family, P: Packet>(packet: P, mtu: u32) -> bool {
             .load::<u16>(L3 + 6)
             .is_some_and(|fragment| u16::from_be(fragment) & 0x4000 != 0)
     } else {
-        mtu >= SMALLEST_V6
+        mtu >= SMALLEST
     }
 }
 
@@ -214,6 +214,47 @@ fn is_answerable<F: Layout, P: Packet>(packet: P, plain: &Plain) -> bool {
             .is_some_and(|kind| matches!(F::icmp_kind(kind), Kind::EchoRequest | Kind::EchoReply)),
         _ => false,
     }
+}
+
+/// Says in `headers.fits` how much fits the way of a packet that is to become `headers.to`, if it does not and its sender is to
+/// be told so. It does, has arrived, or the stack knows better: nothing is said. (In memory: so what the verifier knows of each
+/// way through here is forgotten where they meet.)
+#[inline(never)]
+pub fn measure<E: Env, R: Router, P: Packet>(env: &E, router: R, packet: P, headers: &mut Headers) {
+    let is_answered = matches!(
+        headers.kind,
+        Kind::Tcp | Kind::Ports | Kind::EchoRequest | Kind::EchoReply
+    );
+    if !is_answered || headers.fragment != Fragment::Whole || router.mark() != 0 {
+        return;
+    }
+    if !is_elsewhere(headers.to.dst) || env.endpoint(&headers.to.dst).is_some() {
+        return;
+    }
+    let segment = router.segment();
+    let len = if segment == 0 {
+        packet.len() - L3
+    } else {
+        piece(packet, headers, segment)
+    };
+    let Way { device, mtu } = Way::of(router.way(&headers.to));
+    if device == 0 || len <= mtu || len == u32::MAX {
+        return;
+    }
+    let told = if headers.dst.is_v4() {
+        is_whole::<V4, P>(packet) && is_told::<V4, P>(packet, mtu)
+    } else {
+        is_whole::<V6, P>(packet) && is_told::<V6, P>(packet, mtu)
+    };
+    if told {
+        headers.fits = mtu;
+    }
+}
+
+/// Whether a packet is as long as it says.
+#[inline(always)]
+fn is_whole<F: Reply, P: Packet>(packet: P) -> bool {
+    packet.len() == L3 + F::length(packet)
 }
 
 /// Makes a packet of a pod that is too big for its way, of which [`leave`] has said so, ready for [`pod::answer`] to tell it

@@ -6,9 +6,9 @@ use crate::direct::{self, Wrap};
 use crate::env::Env;
 use crate::nat::{self, Owner};
 use crate::packet::Packet;
-use crate::parse::{self, ETH_ARP, ETH_IPV4, ETH_IPV6, Fragment, Headers, Kind, V4, V6};
+use crate::parse::{self, ETH_ARP, ETH_IPV4, ETH_IPV6, Fragment, Headers, Kind, L3, V4, V6};
 use crate::pod::{self, Verdict};
-use crate::route::Router;
+use crate::route::{self, Router};
 use crate::service;
 use crate::xdp;
 use xebec_ebpf_abi::{Addr, Backend, DropReason, Flow, FlowKey, Frontend, Nat, direction, forward};
@@ -54,13 +54,15 @@ pub fn arrives<E: Env, R: Router, P: Wrap>(
         // Most fragments are the node's own; one for a pod is refused at the pod's device.
         return Verdict::Pass;
     }
-    let plan = arriving(env, headers, ifindex);
-    let is_direct = matches!(plan, Ok(forward::UPLINK_DIRECT));
-    let done = if is_direct {
-        direct::send(env, router, packet, headers, ifindex)
-    } else {
-        act(env, packet, headers, plan)
+    let done = match arriving(env, headers, ifindex) {
+        Ok(()) if headers.path == forward::UPLINK_DIRECT => {
+            direct::send(env, router, packet, headers, ifindex)
+        }
+        Ok(()) if is_too_big(env, router, packet, headers) => Err(DropReason::TooBig),
+        Ok(()) => act(env, packet, headers, Ok(headers.path)),
+        Err(reason) => Err(reason),
     };
+    let is_direct = headers.path == forward::UPLINK_DIRECT;
     if let Err(reason) = done {
         return pod::turn_back(env, packet, headers, reason, Verdict::Out(ifindex));
     }
@@ -68,6 +70,25 @@ pub fn arrives<E: Env, R: Router, P: Wrap>(
         return Verdict::Neighbor(headers.device);
     }
     pod::deliver(env, packet, headers)
+}
+
+/// Whether a packet that goes on to another machine does not fit its way there, and its sender is to be told here how much
+/// does: nothing of it is translated yet. For what every way takes, none is looked for.
+#[inline(always)]
+fn is_too_big<E: Env, R: Router, P: Packet>(
+    env: &E,
+    router: R,
+    packet: P,
+    headers: &mut Headers,
+) -> bool {
+    let goes_on = matches!(
+        headers.path,
+        forward::UPLINK_SERVICE | forward::UPLINK_REPLY
+    );
+    if goes_on && packet.len() > L3 + route::SMALLEST {
+        route::measure(env, router, packet, headers);
+    }
+    headers.fits != 0
 }
 
 /// A packet goes out of the device `ifindex`. `ethertype` in host order.
@@ -138,8 +159,10 @@ fn known<E: Env>(env: &E, headers: &mut Headers, now: u64) -> Option<u32> {
     })
 }
 
-#[inline(always)]
-fn arriving<E: Env>(env: &E, headers: &mut Headers, ifindex: u32) -> Plan {
+/// Leaves the plan in `headers.path`: so what the verifier knows of each way to it is forgotten where they meet.
+#[inline(never)]
+fn arriving<E: Env>(env: &E, headers: &mut Headers, ifindex: u32) -> Result<(), DropReason> {
+    headers.path = UNTOUCHED;
     let now = env.now();
     if let Some(path) = known(env, headers, now) {
         // The answer to a pod that asked a Service: its flows know the backend, and its device makes the
@@ -147,24 +170,28 @@ fn arriving<E: Env>(env: &E, headers: &mut Headers, ifindex: u32) -> Plan {
         let is_pods = path == forward::UPLINK_REPLY
             && headers.to.dst == headers.tuple.dst
             && headers.to.dport == headers.tuple.dport;
-        return Ok(if is_pods { UNTOUCHED } else { path });
+        if !is_pods {
+            headers.path = path;
+        }
+        return Ok(());
     }
     if !matches!(headers.kind, Kind::Tcp | Kind::Ports) || headers.fragment == Fragment::Later {
-        return Ok(UNTOUCHED);
+        return Ok(());
     }
     let tuple = &headers.tuple;
     let Some(frontend) = service::find(env, tuple.dst, tuple.dport, tuple.proto(), false) else {
-        return Ok(UNTOUCHED);
+        return Ok(());
     };
     if frontend.flags & Frontend::EXTERNAL == 0 {
-        return Ok(UNTOUCHED);
+        return Ok(());
     }
     deliver(env, &frontend, headers, ifindex, now)?;
-    Ok(if headers.notes & Headers::DIRECT != 0 {
+    headers.path = if headers.notes & Headers::DIRECT != 0 {
         forward::UPLINK_DIRECT
     } else {
         forward::UPLINK_SERVICE
-    })
+    };
+    Ok(())
 }
 
 /// Chooses a backend for a new flow from outside and remembers all translations it will need.

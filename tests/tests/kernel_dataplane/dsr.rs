@@ -54,7 +54,7 @@ fn receiver(net: &Net) -> Dataplane {
 
 /// Runs a classifier on a packet that came in on the node's uplink, where its routes are known. `segment`: bytes of payload in
 /// each packet that is to be made of this one.
-fn at_uplink(node: &XdpNode, packet: &[u8], segment: u32) -> (i32, Vec<u8>) {
+pub fn at_uplink(node: &XdpNode, packet: &[u8], segment: u32) -> (i32, Vec<u8>) {
     // struct __sk_buff: the device is the eleventh number, the size of segments the forty-fifth.
     let mut context = vec![0u8; 192];
     context[40..44].copy_from_slice(&node.uplink.to_ne_bytes());

@@ -1,7 +1,8 @@
 //! Packets in the driver: what goes to backends elsewhere turns round there, translated in both ends at once.
 
 use crate::{
-    fixture::{Dataplane, UNSPEC},
+    dsr::at_uplink,
+    fixture::{self as tc, Dataplane, UNSPEC},
     packet::{self, ACK, FIN, RST, Read, SYN, TCP, UDP, read},
     uplink::{Net, make, make_answer, nets, node},
     wire::Space,
@@ -15,6 +16,7 @@ use xebec_ebpf_abi::{
     Addr, Backend, BackendSet, Config, DropReason, Frontend, FrontendKey, MemberKey, Nat, Port, SlotKey, SourceRangeKey, Tuple, Uplink,
     XdpDevice, forward, map, prog,
 };
+use xebec_ebpf_logic::reject::Budget;
 
 pub const PASS: i32 = 2;
 pub const TX: i32 = 3;
@@ -355,27 +357,104 @@ fn a_udp_flow_whose_backend_leaves_its_service_goes_to_another_one() {
     }
 }
 
-#[test]
-fn what_does_not_fit_the_way_is_the_stacks_to_answer() {
-    for (net, is_locked) in nets().into_iter().flat_map(|net| [(net.clone(), true), (net, false)]) {
-        let mut node = XdpNode::new(&net);
+fn sized(proto: u8, src: (IpAddr, u16), dst: (IpAddr, u16), data: usize) -> Vec<u8> {
+    let payload = match proto {
+        TCP => packet::tcp_segment(src, dst, ACK, &vec![7; data]),
+        _ => packet::udp_datagram(src, dst, &vec![7; data]),
+    };
+    packet::ethernet(&packet::ip(src.0, dst.0, proto, &payload))
+}
+
+impl XdpNode {
+    /// The way to an address takes 1300 bytes, and the routing table says so.
+    fn narrow(&self, net: &Net, to: IpAddr) {
         let (full, router) = if net.node.is_ipv4() { (32, "192.0.2.254") } else { (128, "2001:db8:2::ffff") };
-        if is_locked {
-            node.space.ip(&format!("route replace {}/{full} via {router} mtu lock 1300", net.remote_pod));
-        } else {
-            // The routing helper does not say so; the agent does.
-            let own = Addr::from(net.node);
-            node.dp.put(map::UPLINKS, node.uplink, Uplink { v4: own, v6: own, mtu: 1300 });
+        self.space.ip(&format!("route replace {to}/{full} via {router} mtu lock 1300"));
+    }
+
+    /// The driver leaves the packet to tc, which tells its sender, in the addresses it knows, that 1300 bytes of it fit.
+    fn tells(&self, net: &Net, packet: &[u8], segment: u32) {
+        let before = self.dp.counter(map::DROPS, DropReason::TooBig as u32);
+        let (verdict, told) = at_uplink(self, packet, segment);
+        let asked = packet::read_ip(&packet[14..]);
+        assert_eq!(verdict, tc::REDIRECT, "{:?}", asked.tuple());
+        assert_eq!((&told[..6], &told[6..12]), (&packet[6..12], &packet[..6]), "back to where it came from");
+        let error = read(&told);
+        assert_eq!((error.src, error.dst), (asked.dst, asked.src));
+        let kind = if net.node.is_ipv4() { [3, 4] } else { [2, 0] };
+        assert_eq!((&error.l4[..2], &error.l4[4..8]), (&kind[..], &1300u32.to_be_bytes()[..]));
+        let about = &error.l4[8..];
+        assert_eq!(about, &packet[14..14 + about.len()], "as it was sent");
+        let after = self.dp.counter(map::DROPS, DropReason::TooBig as u32);
+        assert_eq!((after.packets, after.bytes), (before.packets + 1, before.bytes + packet.len() as u64));
+    }
+
+    /// It leaves the packet to tc, and that translates its half for the stack.
+    fn halves(&self, packet: &[u8], segment: u32, half: ((IpAddr, u16), (IpAddr, u16))) {
+        let before = self.dp.drops(DropReason::TooBig);
+        let (verdict, bytes) = at_uplink(self, packet, segment);
+        assert_eq!((verdict, read(&bytes).tuple()), (UNSPEC, half));
+        assert_eq!(self.dp.drops(DropReason::TooBig), before);
+    }
+}
+
+#[test]
+fn what_does_not_fit_the_way_is_told_by_tc_or_the_stack() {
+    for net in nets() {
+        let mut node = XdpNode::new(&net);
+        node.narrow(&net, net.remote_pod);
+        let (client, asked, target) = ((net.client, CLIENT), (net.node, REMOTE_PORT), (net.remote_pod, TARGET_PORT));
+        let ip = if net.node.is_ipv4() { 20 } else { 40 };
+        for (proto, header) in [(UDP, ip + 8), (TCP, ip + 20)] {
+            let large = sized(proto, client, asked, 1301 - header);
+            // Of a new flow, of one that is known, from what was decided.
+            node.passes(&large);
+            node.tells(&net, &large, 0);
+            node.turns(&make(proto, client, asked));
+            node.passes(&large);
+            node.tells(&net, &large, 0);
+            let fits = sized(proto, client, asked, 1300 - header);
+            assert_eq!(node.run(&fits).0, TX);
+            node.halves(&fits, 0, (client, target));
+            // Of what was put together from several packets, each counts.
+            let several = sized(proto, client, asked, 3000);
+            node.tells(&net, &several, 1301 - header as u32);
+            node.halves(&several, 1300 - header as u32, (client, target));
+            if net.node.is_ipv4() {
+                let mut may_be_cut = large.clone();
+                may_be_cut[20] = 0;
+                may_be_cut[24..26].fill(0);
+                let sum = packet::checksum(&[&may_be_cut[14..34]]);
+                may_be_cut[24..26].copy_from_slice(&sum);
+                node.halves(&may_be_cut, 0, (client, target));
+            }
         }
-        let (client, asked) = ((net.client, CLIENT), (net.node, REMOTE_PORT));
-        let large = packet::ethernet(&packet::ip(net.client, net.node, UDP, &packet::udp_datagram(client, asked, &[7; 1280])));
-        node.passes(&large);
-        node.turns(&make(UDP, client, asked));
-        // From what was decided, too.
-        node.passes(&large);
-        let half = node.dp.run(prog::FROM_UPLINK, &large);
-        assert_eq!(half.verdict, UNSPEC);
-        assert_eq!(read(&half.bytes).tuple(), (client, (net.remote_pod, TARGET_PORT)), "the stack tells this client");
+        // What the routing table does not say, though some route of the device takes less, the stack knows.
+        let own = Addr::from(net.node);
+        node.dp.put(map::UPLINKS, node.uplink, Uplink { v4: own, v6: own, mtu: 1290 });
+        node.halves(&sized(UDP, client, asked, 1300 - ip - 8), 0, (client, target));
+        let mut spent = Budget::default();
+        while spent.spend(u64::MAX) {}
+        node.dp.set_budget(spent);
+        assert_eq!(at_uplink(&node, &sized(UDP, client, asked, 1300), 0).0, tc::SHOT, "nothing more may be said");
+    }
+}
+
+#[test]
+fn a_backend_is_told_what_fits_the_way_to_its_client() {
+    for net in nets() {
+        let mut node = XdpNode::new(&net);
+        node.narrow(&net, net.client);
+        let (client, asked, target) = ((net.client, CLIENT), (net.node, REMOTE_PORT), (net.remote_pod, TARGET_PORT));
+        for proto in [UDP, TCP] {
+            node.turns(&make(proto, client, asked));
+            let hidden = node.entry(&tuple(proto, client, asked)).expect("the flow is known").to;
+            let answer = sized(proto, target, (net.node, hidden.sport.get()), 1300);
+            node.passes(&answer);
+            node.tells(&net, &answer, 0);
+            // One of its own size fits.
+            node.halves(&sized(proto, target, (net.node, hidden.sport.get()), 1200), 0, (target, client));
+        }
     }
 }
 

@@ -121,6 +121,20 @@ impl World {
         value.trim().parse().expect("a number")
     }
 
+    /// ICMP errors of the kind that tell what fits which the node's stack has sent.
+    fn complaints(&self, v4: bool) -> u64 {
+        if v4 { self.counter(true, "Icmp", "OutDestUnreachs") } else { self.counter(false, "Icmp6OutPktTooBigs", "") }
+    }
+
+    /// Somebody is told what fits, and not by the stack.
+    fn answered(&self, net: &Net, what: &str, ask: &mut dyn FnMut()) {
+        let before = (self.too_big(), self.complaints(net.v4));
+        ask();
+        let after = (self.too_big(), self.complaints(net.v4));
+        assert!(after.0 > before.0, "{what}: nobody was told by the programs");
+        assert_eq!(after.1, before.1, "{what}: the stack has told somebody");
+    }
+
     /// What programs have passed on themselves.
     fn routed(&self) -> u64 {
         self.node.dataplane().status().forwards.get("routed").copied().unwrap_or(0)
@@ -294,6 +308,27 @@ fn a_route_of_the_nodes_that_takes_less_is_told_to_pods_and_clients() {
     }
 }
 
+#[test]
+fn a_route_of_which_the_table_says_that_it_takes_less_is_told_without_the_stack() {
+    let world = World::new(Routing::Native, HostRouting::Bpf);
+    for net in &NETS {
+        let pod = &world.pod.netns;
+        let answered = |what: &str, ask: &mut dyn FnMut()| world.answered(net, what, ask);
+        // Each time narrower: what a pod was told once, it knows of all that it sends to that address.
+        world.at_node(net, 1440, true);
+        answered("UDP", &mut || finds(pod, at(net.far, PORT), 1500, 1440));
+        // A connection that lives has its shortcut.
+        answered("TCP", &mut || transfers(pod, at(net.far, PORT), || world.at_node(net, 1400, true)));
+        world.node.in_home_cgroup(|| {
+            answered("UDP to a Service", &mut || finds(pod, at(net.service, PORT), 1500, 1400));
+            answered("TCP to a Service", &mut || transfers(pod, at(net.service, PORT), || world.at_node(net, 1350, true)));
+            let (client, node_port) = (&world.node.outside, at(net.node, NODE_PORT + u16::from(!net.v4)));
+            answered("UDP to a NodePort", &mut || finds(client, node_port, 1500, 1350));
+            answered("TCP to a NodePort", &mut || transfers(client, node_port, || world.at_node(net, 1300, true)));
+        });
+    }
+}
+
 /// Lets the outside namespace be the other node's end of the tunnel.
 fn other_end(world: &World) {
     let (netns, outside) = (&world.node.netns, &world.node.outside);
@@ -334,7 +369,7 @@ fn a_tunnel_takes_packets_straight_and_tells_who_sends_more() {
         // The client's network takes 50 bytes more than the tunnel.
         let node_port = at(net.node, NODE_PORT + u16::from(!net.v4));
         world.node.in_home_cgroup(|| {
-            finds(&world.node.outside, node_port, 1500, 1450);
+            world.answered(net, "UDP to a NodePort", &mut || finds(&world.node.outside, node_port, 1500, 1450));
             transfers(&world.node.outside, node_port, nothing);
         });
         // Behind its other end it is narrower.
