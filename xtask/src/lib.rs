@@ -16,6 +16,7 @@ pub mod packages;
 pub mod sh;
 pub mod test;
 pub mod up;
+pub mod vm;
 pub mod workspace;
 
 /// `cargo xtask TASK`.
@@ -36,6 +37,8 @@ pub enum Task {
     Image(image::Args),
     /// Formatting and clippy, as a change should have them.
     Lint(lint::Args),
+    /// Run a command under another kernel, in a virtual machine.
+    Vm(vm::Args),
 }
 
 impl Task {
@@ -49,6 +52,7 @@ impl Task {
             Task::Bench(args) => bench::run(&args),
             Task::Image(args) => image::run(&args),
             Task::Lint(args) => lint::run(&args),
+            Task::Vm(args) => vm::run(&args),
         }
     }
 }

@@ -84,6 +84,14 @@ pub const BENCH: &[Need] = &[program("nftables", "nft", "writes the rules that t
 /// To boot a machine of its own for the test of `xebec up`.
 pub const HOST: &[Need] = &[program("systemd-container", "systemd-nspawn", "boots a machine to install on")];
 
+/// To boot another kernel.
+pub const VM: &[Need] = &[
+    program("qemu-system-x86", "qemu-system-x86_64", "runs a kernel in a virtual machine"),
+    program("kmod", "depmod", "tells what a kernel's modules need"),
+    program("xz-utils", "xz", "unpacks a kernel's modules"),
+    Need { package: "busybox-static", sign: Sign::StaticProgram("busybox"), purpose: "is what the kernel starts first" },
+];
+
 /// Installs what is missing of `needs`, or says what is missing and stops.
 ///
 /// # Errors
