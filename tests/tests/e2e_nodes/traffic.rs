@@ -87,6 +87,7 @@ fn everybody_talks(cluster: &Cluster) {
     for ip in cluster_ips {
         all_answer(&format!("a pod at {ip}"), || asked_by_pod(cluster, 1, SocketAddr::new(ip, 80)));
     }
+    every_name_server_answers(cluster, families);
     for node in 1..=3 {
         for ip in cluster.node_ips(node) {
             let at = SocketAddr::new(ip, node_port);
@@ -103,6 +104,19 @@ fn everybody_talks(cluster: &Cluster) {
             let (name, seen) = answer(&said).unwrap_or_else(|| panic!("{said:?}"));
             assert!(name == format!("pod-{number}") && cluster.node_ips(1).contains(&seen), "{said:?}");
         }
+    }
+}
+
+/// Pods have a name server of each family, and each knows the Service.
+fn every_name_server_answers(cluster: &Cluster, families: usize) {
+    let config = cluster.kubectl(&["exec", "pod-1", "--", "cat", "/etc/resolv.conf"]);
+    let servers: Vec<&str> = config.lines().filter_map(|line| line.strip_prefix("nameserver ")).collect();
+    assert_eq!(servers.len(), families, "{config}");
+    for server in servers {
+        until(&format!("{server} knows the Service"), || {
+            let ask = ["exec", "pod-1", "--", "timeout", "3", "nslookup", "each.default.svc.cluster.local", server];
+            cluster.try_kubectl(&ask, "").status.success()
+        });
     }
 }
 

@@ -65,9 +65,10 @@ impl Starter<'_> {
         let addresses: Vec<String> = self.network.node(node.number).iter().map(ToString::to_string).collect();
         let kubeconfig = self.credentials(node, &addresses)?;
         let (node_ip, cgroup, family) = (addresses.join(","), node.cgroup_name(), self.network.family);
-        let (bind, pods) = (format!("{}:10250", family.any()), family.pod_cidrs());
+        let (bind, pods, services) = (format!("{}:10250", family.any()), family.pod_cidrs(), family.service_cidrs());
         let mut words = vec!["agent", "--node-name", &node.name, "--node-ip", &node_ip, "--cgroup-parent", &cgroup];
-        words.extend(["--bind", &bind, "--cluster-cidr", &pods, "--routing", self.routing.name(), "--lb-mode", self.lb_mode.name()]);
+        words.extend(["--bind", &bind, "--cluster-cidr", &pods, "--service-cidr", &services]);
+        words.extend(["--routing", self.routing.name(), "--lb-mode", self.lb_mode.name()]);
         let dirs = [
             ("--kubeconfig", &kubeconfig),
             ("--data-dir", &node.agent_dir()),

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use futures::TryStreamExt;
-use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressScope};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressScope, CacheInfo};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage, State};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
@@ -147,9 +147,15 @@ impl Netlink {
     pub async fn add_own_address(&self, index: u32, ip: IpAddr) -> io::Result<()> {
         let bits = if ip.is_ipv4() { 32 } else { 128 };
         let mut request = self.handle.address().add(index, ip, bits).replace();
-        request.message_mut().header.scope = AddressScope::Host;
+        let message = request.message_mut();
+        message.header.scope = AddressScope::Host;
         if ip.is_ipv6() {
-            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+            message.header.flags |= AddressHeaderFlags::Nodad;
+            // An address of IPv6 has the scope that its prefix says. One that is deprecated is a source only if asked for
+            // (RFC 6724, rule 3): else it would be that of packets to pods, which have more of it in common than the node's own.
+            let mut lifetime = CacheInfo::default();
+            (lifetime.ifa_preferred, lifetime.ifa_valid) = (0, u32::MAX);
+            message.attributes.push(AddressAttribute::CacheInfo(lifetime));
         }
         request.execute().await.map_err(io_error)
     }
