@@ -11,21 +11,8 @@ pub struct Said {
     pub rule: u32,
 }
 
-/// Whether `endpoint` may start (egress) or be sent (ingress) a flow with `remote`. `port` is the
-/// flow's destination port.
-#[inline(always)]
-pub fn allows<E: Env>(
-    env: &E,
-    endpoint: &Endpoint,
-    direction: u8,
-    remote: &Addr,
-    proto: u8,
-    port: Port,
-) -> bool {
-    asks(env, endpoint, direction, remote, proto, port).allowed
-}
-
-/// The same, and which rule it is that decides.
+/// Whether `endpoint` may start (egress) or be sent (ingress) a flow with `remote`, and which rule it is that decides. `port`
+/// is the flow's destination port.
 #[inline(always)]
 pub fn asks<E: Env>(
     env: &E,

@@ -99,7 +99,7 @@ proptest! {
         let flags = Endpoint::ISOLATE_INGRESS | Endpoint::ISOLATE_EGRESS;
         let endpoint = Endpoint { id: POD, ifindex: 1, pod_mac: [0; 6], host_mac: [0; 6], flags, epoch: 1, netns: NetnsCookie::UNKNOWN };
         for (direction, peer, proto, port) in asked {
-            let allowed = policy::allows(&fake, &endpoint, direction, &peer_addr(peer - 300), proto, Port::new(port));
+            let allowed = policy::asks(&fake, &endpoint, direction, &peer_addr(peer - 300), proto, Port::new(port)).allowed;
             let expected = rules.iter().any(|r| r.matches(direction, peer, proto, port));
             prop_assert_eq!(allowed, expected, "{} {} {} {}", direction, peer, proto, port);
         }

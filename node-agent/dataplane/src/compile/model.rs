@@ -6,7 +6,7 @@ use xebec_ebpf_abi::*;
 use xebec_ebpf_logic::nat::Scratch;
 use xebec_ebpf_logic::reject::Budget;
 use xebec_ebpf_logic::socket::Socket;
-use xebec_ebpf_logic::{Env, Stored};
+use xebec_ebpf_logic::{Env, Stored, policy};
 
 use super::sets::SetStep;
 use super::state::{Contents, Op, State};
@@ -115,6 +115,13 @@ impl Kernel {
             announced: c.announced.clone(),
             no_masquerade: c.no_masquerade.clone(),
         }
+    }
+}
+
+impl Kernel {
+    /// Whether a pod may start, or be sent, a flow with `remote`, by these contents.
+    pub fn allows(&self, endpoint: &Endpoint, direction: u8, remote: &Addr, proto: u8, port: Port) -> bool {
+        policy::asks(self, endpoint, direction, remote, proto, port).allowed
     }
 }
 

@@ -8,7 +8,6 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use xebec_ebpf_abi::{Port, direction, proto};
-use xebec_ebpf_logic::policy::allows;
 
 use super::cluster::{self, ClusterNetworkPolicy};
 use super::expand::addr;
@@ -233,7 +232,7 @@ proptest! {
                     for (protocol, dir) in PROTOCOLS.iter().flat_map(|p| [(*p, direction::INGRESS), (*p, direction::EGRESS)]) {
                         for at in PORTS {
                             let expected = may(&tiered, pod, dir, remote, protocol, at);
-                            let found = allows(&kernel, &endpoint, dir, &addr(remote), protocol, Port::new(at));
+                            let found = kernel.allows(&endpoint, dir, &addr(remote), protocol, Port::new(at));
                             prop_assert_eq!(found, expected, "pod {} of {} dir {} {} proto {} port {}", pod, namespace_of(pod), dir, remote, protocol, at);
                             if !expected && may(&old, pod, dir, remote, protocol, at) {
                                 prop_assert_ne!(endpoint.epoch, before[&addr(pod_ip(pod))], "flows that are no longer allowed are judged again");

@@ -7,7 +7,6 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use serde_json::{Value, json};
 use xebec_ebpf_abi::{Endpoint, Port, direction, proto};
-use xebec_ebpf_logic::policy::allows;
 
 use super::cluster::{self, ClusterNetworkPolicy};
 use super::expand::addr;
@@ -79,7 +78,7 @@ impl Node {
     }
 
     fn may(&self, dir: u8, remote: &str, protocol: u8, port: u16) -> bool {
-        allows(&self.kernel, &self.endpoint(), dir, &addr(ip(remote)), protocol, Port::new(port))
+        self.kernel.allows(&self.endpoint(), dir, &addr(ip(remote)), protocol, Port::new(port))
     }
 
     fn isolated(&self) -> (bool, bool) {
@@ -230,7 +229,7 @@ fn a_deny_with_an_exception_comes_in_without_a_gap() {
     let pod = addr(ip(POD));
     let mut states = BTreeMap::new();
     node.kernel.follow(&mut node.state, |kernel| {
-        let may = |port| allows(kernel, &kernel.0.endpoints[&pod], direction::EGRESS, &addr(ip(WORLD)), proto::TCP, Port::new(port));
+        let may = |port| kernel.allows(&kernel.0.endpoints[&pod], direction::EGRESS, &addr(ip(WORLD)), proto::TCP, Port::new(port));
         assert!(may(443), "at every write");
         states.insert(may(80), ());
     });

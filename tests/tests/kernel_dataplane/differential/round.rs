@@ -246,13 +246,19 @@ fn frame(source: &Source, seen: &HashMap<usize, (Vec<u8>, Vec<u8>)>) -> Option<V
 /// kernel's map and not in the host's, but for those to the same flow when it begins anew.
 fn source_port(kernel: &Translations, host: &Fake, tuple: Option<Tuple>) -> u16 {
     let known = host.nat.borrow();
-    let is_new = |(key, nat): &(Tuple, Nat)| nat.flags & Nat::REPLY != 0 && known.get(key).is_none_or(|known| known.to != nat.to);
+    let is_new = |(key, nat): &(Tuple, Nat)| {
+        nat.flags & Nat::REPLY != 0 && known.get(key).is_none_or(|known| (known.to, known.set) != (nat.to, nat.set))
+    };
     let mut entries = kernel.iter().map(|entry| entry.expect("nobody else writes"));
     if let Some((answers, _)) = entries.find(is_new) {
         return answers.dport.get();
     }
     let becomes = |tuple: &Tuple| kernel.get(tuple, 0).ok();
     let Some((tuple, nat)) = tuple.and_then(|tuple| Some((tuple, becomes(&tuple)?))) else { return 0 };
+    // A backend that is asked by its own address keeps its client's: any port was given back, but that would have shown.
+    if nat.to == tuple {
+        return tuple.sport.get() ^ 1;
+    }
     // What comes in from outside gets it when it leaves again.
     let own = nat.flags & (Nat::BOTH | Nat::MASQUERADE) != 0 || nat.to.sport != tuple.sport;
     let leaving = if own { None } else { becomes(&nat.to) };
