@@ -50,11 +50,13 @@
 //!   `BACKENDS`; so nothing breaks when backends and the node that balances change together.
 //! - `RING_PLACES`: hash, [`PlacesKey`] (ring, part) → [`Places`]. A ring is written in full before `RINGS`
 //!   names it, and never changed: a change makes a new one.
-//! - `AFFINITY`: LRU hash, bpf, [`AffinityKey`] → [`Affinity`].
-//! - `SOCK_REVERSE`: LRU hash, bpf, [`SockKey`] → [`SockFrontend`]. What a socket thinks it talks to.
+//! - `AFFINITY`: LRU hash, bpf, [`AffinityKey`] → [`Affinity`]. User space deletes those whose time is over.
+//! - `SOCK_REVERSE`: LRU hash, bpf, [`SockKey`] → [`SockFrontend`]. What a socket thinks it talks to, until it is closed: a
+//!   connected socket then says where to, of one that only sends the last address that was new to it is kept at
+//!   [`SockKey::last`]. What such a socket has sent to besides stays behind, for the map to take the place of.
 //! - `GIVEN`: LRU hash, bpf, [`SockKey`] → [`Given`]. Backends that connected UDP sockets were given:
 //!   the socket keeps sending there when the backend has gone, and [`prog::FROM_POD`], which sees packets of
-//!   pods' sockets with the socket they come from, sends them to another one.
+//!   pods' sockets with the socket they come from, sends them to another one. Until it is closed.
 //! - `CONNECTIONS`: array, bpf, backend id → `u64`. How many open sockets of this node were given the
 //!   backend for a frontend with [`Frontend::LEAST_CONNECTIONS`].
 //! - `COUNTED`: hash, bpf, `bpf_get_socket_cookie` (`u64`) → backend id (`u32`). The sockets in those
@@ -139,6 +141,8 @@
 //!   backend elsewhere, which sends no packet that shows a Service, as `LISTEN` says. Whoever
 //!   cannot keep up, or asks for less than there is, finds how many it has missed in `UNTOLD`.
 //! - `UNTOLD`: per-CPU array of 1, bpf, `u32` 0 → `u64`: events that were wanted and not told.
+//! - `INSERTS`: per-CPU array of [`inserts::MAPS`], bpf, one of [`inserts`]' → `u64`: entries that programs have put into that
+//!   map, or have found no room for.
 //!
 //! # Programs
 //! See [`prog`]: socket hooks are `cgroup_sock_addr` programs, one set for the node's cgroup2 directory
@@ -162,6 +166,7 @@ mod announce;
 pub mod direct;
 mod drop;
 mod event;
+pub mod inserts;
 mod limit;
 mod nat;
 mod policy;
@@ -252,6 +257,7 @@ pub mod map {
     pub const LISTEN: &str = "LISTEN";
     pub const EVENTS: &str = "EVENTS";
     pub const UNTOLD: &str = "UNTOLD";
+    pub const INSERTS: &str = "INSERTS";
 
     /// Every map of the object.
     pub const ALL: &[&str] = &[
@@ -289,6 +295,7 @@ pub mod map {
         LISTEN,
         EVENTS,
         UNTOLD,
+        INSERTS,
     ];
 }
 

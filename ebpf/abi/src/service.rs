@@ -233,6 +233,12 @@ impl SockKey {
             pad: [0; 3],
         }
     }
+
+    /// Where it is kept to whom a socket that is not connected has sent.
+    #[inline(always)]
+    pub const fn last(cookie: u64) -> SockKey {
+        SockKey::new(cookie, Addr::ANY, Port::new(0))
+    }
 }
 
 /// What the socket asked for.

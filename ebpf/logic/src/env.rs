@@ -1,7 +1,7 @@
 //! What the logic reads and writes besides the packet.
 
+use crate::budget::Budget;
 use crate::nat::Scratch;
-use crate::reject::Budget;
 use crate::socket::Socket;
 use xebec_ebpf_abi::{
     Addr, Affinity, AffinityKey, Announced, AnnouncedKey, Backend, BackendSet, Config, DropReason,

@@ -8,6 +8,7 @@
 #![no_std]
 
 pub mod announce;
+pub mod budget;
 pub mod checksum;
 pub mod conntrack;
 pub mod direct;

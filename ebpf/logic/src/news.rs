@@ -3,6 +3,7 @@
 
 use xebec_ebpf_abi::Listen;
 
+use crate::budget::Budget;
 use crate::parse::Headers;
 
 /// The kind of news a packet is, one of `Listen::*`; 0: none. `reason`: number of the reason it is dropped for.
@@ -17,33 +18,10 @@ pub fn kind(headers: &Headers, reason: u32) -> u32 {
     }
 }
 
-/// What a CPU may still tell of one kind.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Allowance {
-    stamp: u64,
-    credit: u64,
-}
-
 const SECOND: u64 = 1_000_000_000;
 
-impl Allowance {
-    /// Whether one more may be told. A second's worth may come at once.
-    #[inline(always)]
-    pub fn spend(&mut self, now: u64, rate: u32) -> bool {
-        let cost = if rate == 0 {
-            return false;
-        } else {
-            SECOND / u64::from(rate)
-        };
-        let credit = self.credit.saturating_add(now.saturating_sub(self.stamp));
-        let credit = if credit > SECOND { SECOND } else { credit };
-        self.stamp = now;
-        if credit < cost {
-            self.credit = credit;
-            return false;
-        }
-        self.credit = credit - cost;
-        true
-    }
+/// Whether one more may be told, of so many in a second. A second's worth may come at once.
+#[inline(always)]
+pub fn may_tell(budget: &mut Budget, now: u64, rate: u32) -> bool {
+    rate != 0 && budget.spend(now, SECOND / u64::from(rate), SECOND)
 }

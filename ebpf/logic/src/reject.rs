@@ -5,6 +5,7 @@
 //! As with the kernel's own reject targets, resets are as many as the packets that cause them, and ICMP
 //! errors are limited.
 
+use crate::budget::Budget;
 use crate::checksum;
 use crate::env::Env;
 use crate::packet::{IcmpStart, Ipv4Header, Ipv6Header, Packet, TcpHeader};
@@ -114,32 +115,15 @@ const TTL: u8 = 64;
 /// completes the sum and the field holds that of the pseudo header alone, it stands for 0.
 const NO_SUM: u16 = 0xffff;
 
-/// ICMP errors that may still be sent: each costs [`COST`], time refills it.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Budget {
-    stamp: u64,
-    credit: u64,
-}
-
-/// One in a millisecond, as `net.ipv4.icmp_msgs_per_sec` has it,
+/// One ICMP error in a millisecond, as `net.ipv4.icmp_msgs_per_sec` has it,
 const COST: u64 = 1_000_000;
 /// and as many at once as `net.ipv4.icmp_msgs_burst`.
 const BURST: u64 = 50 * COST;
 
-impl Budget {
-    /// Whether one more may be sent.
-    #[inline(always)]
-    pub fn spend(&mut self, now: u64) -> bool {
-        let credit = self.credit.saturating_add(now.saturating_sub(self.stamp));
-        let credit = if credit > BURST { BURST } else { credit };
-        self.stamp = now;
-        if credit < COST {
-            self.credit = credit;
-            return false;
-        }
-        self.credit = credit - COST;
-        true
-    }
+/// Whether one more may be sent.
+#[inline(always)]
+pub fn may_answer(budget: &mut Budget, now: u64) -> bool {
+    budget.spend(now, COST, BURST)
 }
 
 /// Whether a packet that was dropped for this reason is answered.
@@ -182,7 +166,7 @@ fn answer<F: Reply, E: Env, P: Resize>(env: &E, packet: P, headers: &Headers) ->
             if headers.fragment != Fragment::Later =>
         {
             let message = if too_big { F::TOO_BIG } else { F::UNREACHABLE };
-            env.with_budget(|budget| budget.spend(env.now())) == Some(true)
+            env.with_budget(|budget| may_answer(budget, env.now())) == Some(true)
                 && error::<F, P>(packet, headers, message, headers.fits)
         }
         Kind::Tcp | Kind::Ports | Kind::EchoRequest | Kind::EchoReply => false,

@@ -102,6 +102,27 @@ pub fn send<E: Env>(env: &E, socket: &Socket, addr: Addr, port: Port) -> Action 
     translate(env, socket, addr, port, false)
 }
 
+/// The socket is closed. It is connected to an address, or to port 0 if it is not.
+#[inline(always)]
+pub fn close<E: Env>(env: &E, cookie: u64, proto: u8, addr: Addr, port: Port) {
+    env.end_connection(cookie);
+    if port.raw() != 0 {
+        let key = SockKey::new(cookie, addr, port);
+        env.remove_sock_frontend(&key);
+        if proto == proto::UDP {
+            env.remove_given(&key);
+        }
+    }
+    if proto != proto::UDP {
+        return;
+    }
+    let own = SockKey::last(cookie);
+    if let Some(last) = env.sock_frontend(&own) {
+        env.remove_sock_frontend(&SockKey::new(cookie, last.addr, last.port));
+        env.remove_sock_frontend(&own);
+    }
+}
+
 /// The socket is told whom it received from or is connected to.
 #[inline(always)]
 pub fn peer<E: Env>(env: &E, socket: &Socket, addr: Addr, port: Port) -> Action {
@@ -148,7 +169,7 @@ fn translate<E: Env>(env: &E, socket: &Socket, addr: Addr, port: Port, connects:
                     &Given::new(addr, port, chosen.id),
                 );
             }
-            remember(env, socket, addr, port, &frontend, &chosen)
+            remember(env, socket, (addr, port), &frontend, &chosen, connects)
         }
         Err(reason) => {
             env.served(frontend.service, true);
@@ -186,10 +207,10 @@ fn pick<E: Env>(
 fn remember<E: Env>(
     env: &E,
     socket: &Socket,
-    addr: Addr,
-    port: Port,
+    (addr, port): (Addr, Port),
     frontend: &Frontend,
     chosen: &Chosen,
+    connects: bool,
 ) -> Action {
     let (to, to_port) = (chosen.backend.addr, chosen.backend.port);
     let asked = SockFrontend::new(addr, port, frontend.service);
@@ -205,6 +226,11 @@ fn remember<E: Env>(
     env.served(frontend.service, !kept && socket.proto == proto::UDP);
     if !kept && socket.proto == proto::UDP {
         return Action::Refuse(DropReason::FlowTableFull);
+    }
+    if !connects {
+        // For `close`, which is not told.
+        let last = SockFrontend::new(to, to_port, frontend.service);
+        env.set_sock_frontend(&SockKey::last(socket.cookie), &last);
     }
     // What goes to or comes from a pod of this node is seen at its device.
     if is_node(env, socket.netns) && env.endpoint(&to).is_none() {

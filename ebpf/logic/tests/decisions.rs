@@ -320,6 +320,51 @@ fn a_socket_forgets_a_service_when_it_connects_elsewhere() {
 }
 
 #[test]
+fn a_closed_socket_leaves_nothing() {
+    let fake = Fake::default();
+    let frontend = Frontend {
+        flags: Frontend::LEAST_CONNECTIONS,
+        ..two_backends(&fake)
+    };
+    let (vip, port) = (Addr::v4([10, 96, 0, 1]), Port::new(53));
+    for proto in [proto::TCP, proto::UDP] {
+        let key = FrontendKey::new(vip, port, proto);
+        fake.frontends.borrow_mut().insert(key, frontend);
+    }
+    let left =
+        || fake.socks.borrow().len() + fake.given.borrow().len() + fake.counted.borrow().len();
+    let nowhere = (Addr::ANY_V4, Port::new(0));
+    // What it does, and where it is connected to at its end.
+    for (cookie, proto, connects, sends) in [
+        (1, proto::TCP, true, false),
+        (2, proto::UDP, true, false),
+        (3, proto::UDP, false, true),
+        (4, proto::UDP, true, true),
+    ] {
+        let socket = Socket {
+            cookie,
+            netns: 9,
+            proto,
+        };
+        let mut peer = nowhere;
+        if sends {
+            socket::send(&fake, &socket, vip, port);
+        }
+        if connects {
+            let Action::Rewrite(addr, port) = socket::connect(&fake, &socket, vip, port) else {
+                panic!("not translated")
+            };
+            peer = (addr, port);
+        }
+        assert!(left() > 0, "socket {cookie}");
+        socket::close(&fake, cookie + 10, proto, peer.0, peer.1);
+        assert!(left() > 0, "another socket than {cookie}");
+        socket::close(&fake, cookie, proto, peer.0, peer.1);
+        assert_eq!(left(), 0, "socket {cookie}");
+    }
+}
+
+#[test]
 fn sockets_of_the_node_are_told_of_where_no_pods_device_sees_them() {
     const NODE: u64 = 1;
     let fake = Fake::default();

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use xebec_ebpf_abi::Limit;
-use xebec_ebpf_logic::{limit, news::Allowance};
+use xebec_ebpf_logic::{budget::Budget, limit, news};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -50,17 +50,17 @@ proptest! {
         rate in 1u32..5_000,
         pauses in proptest::collection::vec(0u64..SECOND / 10, 1..500),
     ) {
-        let mut allowance = Allowance::default();
+        let mut allowance = Budget::default();
         let begun = 100 * SECOND;
         let (mut now, mut told) = (begun, 0u64);
         for pause in pauses {
             now += pause;
-            told += u64::from(allowance.spend(now, rate));
+            told += u64::from(news::may_tell(&mut allowance, now, rate));
         }
         let cost = SECOND / u64::from(rate);
         prop_assert!(told * cost <= (now - begun) + SECOND);
         // After a pause there is something to tell again.
-        prop_assert!(allowance.spend(now + SECOND, rate));
-        prop_assert!(!allowance.spend(now + 2 * SECOND, 0), "nobody wants any");
+        prop_assert!(news::may_tell(&mut allowance, now + SECOND, rate));
+        prop_assert!(!news::may_tell(&mut allowance, now + 2 * SECOND, 0), "nobody wants any");
     }
 }

@@ -4,8 +4,8 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, PerCpuArray},
 };
-use xebec_ebpf_abi::{Config, DropCount, DropReason, forward};
-use xebec_ebpf_logic::reject::Budget;
+use xebec_ebpf_abi::{Config, DropCount, DropReason, forward, inserts};
+use xebec_ebpf_logic::budget::Budget;
 
 #[map]
 static CONFIG: Array<Config> = Array::pinned(1, 0);
@@ -13,6 +13,8 @@ static CONFIG: Array<Config> = Array::pinned(1, 0);
 static DROPS: PerCpuArray<DropCount> = PerCpuArray::pinned(DropReason::COUNT, 0);
 #[map]
 static FORWARDS: PerCpuArray<DropCount> = PerCpuArray::pinned(forward::COUNT, 0);
+#[map]
+static INSERTS: PerCpuArray<u64> = PerCpuArray::pinned(inserts::MAPS.len() as u32, 0);
 
 /// ICMP errors each CPU may still send.
 #[map]
@@ -38,6 +40,15 @@ pub fn dropped(reason: DropReason, bytes: u32) {
 #[inline(always)]
 pub fn forwarded(path: u32, bytes: u32) {
     count(&FORWARDS, path, bytes);
+}
+
+/// An entry of a map, one of `inserts`', is written.
+#[inline(always)]
+pub fn inserted(map: u32) {
+    if let Some(count) = INSERTS.get_ptr_mut(map) {
+        // SAFETY: as below. A socket's program may be interrupted by a packet's: then one of the two goes uncounted.
+        unsafe { *count += 1 };
+    }
 }
 
 #[inline(always)]

@@ -11,7 +11,7 @@ use xebec_ebpf_abi::{
     LimitKey, MemberKey, Nat, NodeAddr, PolicyKey, PolicyVerdict, Port, Remote, Rings, Shortcut,
     SlotKey, SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink,
 };
-use xebec_ebpf_logic::{Env, Stored, nat::Scratch, reject::Budget, socket::Socket};
+use xebec_ebpf_logic::{Env, Stored, budget::Budget, nat::Scratch, socket::Socket};
 
 pub struct Kernel;
 

@@ -11,10 +11,7 @@ use xebec_ebpf_abi::{
     Addr, DropReason, Event, Listen, NetnsCookie, Port, ServiceCount, SockFrontend, SockKey, Tuple,
     seen,
 };
-use xebec_ebpf_logic::{
-    news::{self, Allowance},
-    parse::Headers,
-};
+use xebec_ebpf_logic::{budget::Budget, news, parse::Headers};
 
 #[map]
 static EVENTS: RingBuf = RingBuf::pinned(512 << 10, 0);
@@ -28,7 +25,7 @@ static SERVICE_COUNTS: PerCpuHashMap<u32, ServiceCount> =
 
 /// What each CPU may still tell: of drops, of flows.
 #[map]
-static ALLOWANCE: PerCpuArray<Allowance> = PerCpuArray::with_max_entries(2, 0);
+static ALLOWANCE: PerCpuArray<Budget> = PerCpuArray::with_max_entries(2, 0);
 
 /// A packet as a program saw it.
 #[derive(Clone, Copy)]
@@ -150,7 +147,7 @@ fn may_tell(kind: u32) -> bool {
     };
     // SAFETY: a helper without arguments; the entry is this CPU's. A socket's program may be interrupted by a
     // packet's: then one of the two goes uncounted.
-    let may = unsafe { (*allowance).spend(bpf_ktime_get_ns(), rate) };
+    let may = unsafe { news::may_tell(&mut *allowance, bpf_ktime_get_ns(), rate) };
     if !may {
         untold();
     }

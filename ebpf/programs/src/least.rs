@@ -1,6 +1,6 @@
-//! Counts of open connections, and the end of sockets that are in them.
+//! Counts of open connections, and the end of sockets.
 
-use crate::env::Kernel;
+use crate::{counters, env::Kernel};
 use aya_ebpf::{
     EbpfContext,
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
@@ -10,7 +10,8 @@ use aya_ebpf::{
     programs::SockContext,
 };
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
-use xebec_ebpf_logic::Env;
+use xebec_ebpf_abi::{Addr, Port, inserts};
+use xebec_ebpf_logic::socket;
 
 /// As many as `BACKENDS` has entries.
 #[map]
@@ -38,6 +39,7 @@ fn add(backend: u32, number: u64) {
 #[inline(always)]
 pub fn count(cookie: u64, backend: u32) {
     end(cookie);
+    counters::inserted(inserts::COUNTED);
     if COUNTED
         .insert(cookie, backend, u64::from(BPF_NOEXIST))
         .is_ok()
@@ -58,6 +60,8 @@ pub fn end(cookie: u64) {
     }
 }
 
+const AF_INET: u32 = 2;
+
 #[cgroup_sock(sock_release)]
 pub fn sock_release(ctx: SockContext) -> i32 {
     release(&ctx)
@@ -70,9 +74,29 @@ pub fn root_sock_release(ctx: SockContext) -> i32 {
 
 #[inline(always)]
 fn release(ctx: &SockContext) -> i32 {
-    // SAFETY: the context of the running program, as the helper takes it.
-    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    Kernel.end_connection(cookie);
+    let sock = ctx.sock;
+    // SAFETY: the context of the running program, as the helper takes it. Its fields are read word by word, as the verifier wants,
+    // and those of both families always: a choice between two places would become one of a computed place, which it does not take.
+    let (cookie, family, proto, port, v4, v6) = unsafe {
+        let mut v6 = [0; 4];
+        for (i, word) in v6.iter_mut().enumerate() {
+            *word = core::ptr::read_volatile(&raw const (*sock).dst_ip6[i]);
+        }
+        (
+            bpf_get_socket_cookie(ctx.as_ptr()),
+            core::ptr::read_volatile(&raw const (*sock).family),
+            core::ptr::read_volatile(&raw const (*sock).protocol) as u8,
+            Port::from_raw(core::ptr::read_volatile(&raw const (*sock).dst_port)),
+            core::ptr::read_volatile(&raw const (*sock).dst_ip4),
+            v6,
+        )
+    };
+    let addr = if family == AF_INET {
+        Addr::from_v4_word(v4)
+    } else {
+        Addr::from_words(v6)
+    };
+    socket::close(&Kernel, cookie, proto, addr, port);
     // Nobody asks: the socket ends anyhow.
     1
 }

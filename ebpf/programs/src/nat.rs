@@ -1,12 +1,12 @@
 //! Maps of uplinks and address translation.
 
-use crate::env::lpm_key;
+use crate::{counters, env::lpm_key};
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST},
     macros::map,
     maps::{HashMap, LpmTrie, PerCpuArray},
 };
-use xebec_ebpf_abi::{Addr, Nat, Tuple, Uplink};
+use xebec_ebpf_abi::{Addr, Nat, Tuple, Uplink, inserts};
 use xebec_ebpf_logic::{Stored, nat::Scratch};
 
 #[map]
@@ -41,6 +41,7 @@ pub fn with_nat<R>(key: &Tuple, f: impl FnOnce(&mut Nat) -> R) -> Option<R> {
 #[inline(always)]
 pub fn set_nat(key: &Tuple, value: &Nat, only_new: bool) -> Stored {
     const EEXIST: i64 = -17;
+    counters::inserted(inserts::NAT);
     let flags = if only_new { BPF_NOEXIST } else { BPF_ANY };
     match NAT.insert(key, value, u64::from(flags)) {
         Ok(()) => Stored::Written,

@@ -1,6 +1,6 @@
 //! Maps of pods: who they are, what they may do, what they are doing.
 
-use crate::env::lpm_key;
+use crate::{counters, env::lpm_key};
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use xebec_ebpf_abi::{
     Addr, Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Limit, LimitKey, PolicyKey,
-    PolicyVerdict, Remote, Shortcut,
+    PolicyVerdict, Remote, Shortcut, inserts,
 };
 
 #[map]
@@ -55,6 +55,7 @@ pub fn with_flow<R>(key: &FlowKey, f: impl FnOnce(&mut Flow) -> R) -> Option<R> 
 
 #[inline(always)]
 pub fn set_flow(key: &FlowKey, value: &Flow) -> bool {
+    counters::inserted(inserts::FLOWS);
     FLOWS.insert(key, value, 0).is_ok()
 }
 

@@ -1,6 +1,6 @@
 //! Maps of Services, and what clients were given.
 
-use crate::env::lpm_key;
+use crate::{counters, env::lpm_key};
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use xebec_ebpf_abi::{
     Addr, Affinity, AffinityKey, Backend, BackendSet, Frontend, FrontendKey, Given, MemberKey,
-    NodeAddr, SlotKey, SockFrontend, SockKey, SourceRangeKey,
+    NodeAddr, SlotKey, SockFrontend, SockKey, SourceRangeKey, inserts,
 };
 
 #[map]
@@ -78,6 +78,7 @@ pub fn affinity(key: &AffinityKey) -> Option<Affinity> {
 
 #[inline(always)]
 pub fn set_affinity(key: &AffinityKey, value: &Affinity) {
+    counters::inserted(inserts::AFFINITY);
     // A full map costs stickiness, not the connection.
     let _ = AFFINITY.insert(key, value, 0);
 }
@@ -89,13 +90,16 @@ pub fn sock_frontend(key: &SockKey) -> Option<SockFrontend> {
 
 #[inline(always)]
 pub fn set_sock_frontend(key: &SockKey, value: &SockFrontend) -> bool {
+    counters::inserted(inserts::SOCK_REVERSE);
     SOCK_REVERSE.insert(key, value, 0).is_ok()
 }
 
 #[inline(always)]
 pub fn remove_sock_frontend(key: &SockKey) {
-    // Most sockets have no entry.
-    let _ = SOCK_REVERSE.remove(key);
+    // Most sockets have no entry, and looking takes no lock.
+    if SOCK_REVERSE.get_ptr(key).is_some() {
+        let _ = SOCK_REVERSE.remove(key);
+    }
 }
 
 #[inline(always)]
@@ -105,12 +109,14 @@ pub fn given(key: &SockKey) -> Option<Given> {
 
 #[inline(always)]
 pub fn set_given(key: &SockKey, value: &Given) {
+    counters::inserted(inserts::GIVEN);
     // Without the entry the socket stays with its backend, as it would anywhere else.
     let _ = GIVEN.insert(key, value, 0);
 }
 
 #[inline(always)]
 pub fn remove_given(key: &SockKey) {
-    // Most sockets have no entry.
-    let _ = GIVEN.remove(key);
+    if GIVEN.get_ptr(key).is_some() {
+        let _ = GIVEN.remove(key);
+    }
 }

@@ -1,6 +1,7 @@
 //! Programs, maps and links in the kernel.
 
 mod batch;
+pub mod connections;
 pub mod events;
 pub mod gc;
 pub mod growing;

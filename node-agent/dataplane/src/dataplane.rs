@@ -13,11 +13,12 @@ use tokio_util::sync::CancellationToken;
 use xebec_ebpf_abi as abi;
 use xebec_ebpf_abi::AnnouncedKey;
 
+use crate::bpf::connections::Connections;
 use crate::bpf::events::Events;
 use crate::bpf::growing::Unsettled;
 use crate::bpf::layout::{self, Layouts};
 use crate::bpf::loader::{self, Hook, Pins, Programs};
-use crate::bpf::maps::{self, Connections};
+use crate::bpf::maps;
 use crate::bpf::replica::Replica;
 use crate::bpf::{gc, growing, links, mount};
 use crate::cni::{conflist, server};
@@ -30,7 +31,7 @@ use crate::engine::Engine;
 use crate::enlarge::Growth;
 use crate::policy_news::{self, News};
 use crate::sandbox::{Records, Sandbox};
-use crate::{Config, Device, Error, HostRouting, MapFill, ProxyHealth, Status, fabric, flows, inspect, metrics, selftest};
+use crate::{Config, Device, Error, HostRouting, MapFill, ProxyHealth, Status, fabric, flows, inspect, listen, metrics, selftest};
 
 /// How soon after a round the next one may begin: a change that comes alone goes at once, a burst costs one round.
 const GATHER: Duration = Duration::from_millis(5);
@@ -38,6 +39,8 @@ const GATHER: Duration = Duration::from_millis(5);
 const RETRY: Duration = Duration::from_secs(1);
 /// How often the maps are read again and put right.
 const VERIFY: Duration = Duration::from_secs(300);
+/// How often it is asked whether a map of connections fills faster than it is swept.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// The running dataplane of one node.
 pub struct Dataplane {
@@ -119,7 +122,7 @@ impl Dataplane {
                 None
             }
         };
-        let listener = server::bind(&config.cni_socket)?;
+        let listener = listen::bind(&config.cni_socket)?;
         let dataplane = Arc::new(Dataplane {
             client,
             engine: Mutex::new(engine),
@@ -166,13 +169,15 @@ impl Dataplane {
         if let Some(listener) = self.listener.lock().take() {
             tasks.spawn(server::serve(self.clone(), listener, cancel.clone()));
         }
-        let questions = server::bind(&inspect::path(&self.config.cni_socket))?;
+        let questions = listen::bind(&inspect::path(&self.config.cni_socket))?;
         tasks.spawn(inspect::serve(self.clone(), questions, cancel.clone()));
         if let Some(events) = self.events.lock().take() {
             tasks.spawn(flows::read(self.clone(), events, cancel.clone()));
         }
         tasks.spawn(crate::keeper::keep(self.clone(), cancel.clone()));
         let mut sweep = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut verify = tokio::time::interval_at(tokio::time::Instant::now() + VERIFY, VERIFY);
         let mut settled = true;
         let mut rested = tokio::time::Instant::now();
@@ -193,6 +198,13 @@ impl Dataplane {
                     tasks.spawn(self.clone().sweep());
                     let interval = self.engine.lock().sweep_interval();
                     sweep.as_mut().reset(tokio::time::Instant::now() + interval);
+                    continue;
+                }
+                _ = look.tick() => {
+                    // While they are swept, or grow, somebody else has them.
+                    if self.connections.try_lock().is_some_and(|connections| connections.is_filling()) {
+                        sweep.as_mut().reset(tokio::time::Instant::now());
+                    }
                     continue;
                 }
                 Some(_) = tasks.join_next() => continue,
@@ -272,7 +284,7 @@ impl Dataplane {
         }
         let refused = engine.state.policies.refused();
         let services = engine.state.services.complaints();
-        let over = engine.growth.over.clone();
+        let over = engine.growth.over();
         engine.policy_news.take(refused, services, over)
     }
 
@@ -316,15 +328,14 @@ impl Dataplane {
 
     /// Deletes connections that count no more. Many map reads: off the runtime's threads, outside the engine's lock.
     async fn sweep(self: Arc<Self>) {
-        let Some(endpoints) = self.engine.lock().alive() else {
+        let Some(alive) = self.engine.lock().alive() else {
             return;
         };
         let dataplane = self.clone();
         let sweep = move || {
-            let swept = gc::sweep(&mut dataplane.connections.lock(), gc::now(), &endpoints);
+            let swept = gc::sweep(&mut dataplane.connections.lock(), gc::now(), &alive);
             let mut engine = dataplane.engine.lock();
-            engine.swept = swept;
-            engine.forget_service_counts();
+            engine.set_swept(swept);
             engine.make_room_for_connections();
         };
         if let Err(error) = tokio::task::spawn_blocking(sweep).await {
@@ -404,7 +415,7 @@ impl Dataplane {
                 let policies = refused.iter().map(policy_news::refusal);
                 let services = engine.state.services.complaints().into_iter().map(|((key, _), why)| format!("Service {key}: {why}"));
                 let growth = engine.growth.failed.iter().map(|(_, why)| why.clone());
-                let growth = growth.chain(engine.growth.over.iter().map(|name| policy_news::over(name)));
+                let growth = growth.chain(engine.growth.over().into_iter().map(|name| policy_news::over(name)));
                 engine.errors.iter().chain(&engine.problems).cloned().chain(policies).chain(services).chain(growth).collect()
             },
         }

@@ -8,9 +8,9 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 use xebec_ebpf_abi::direct::range;
-use xebec_ebpf_abi::{Announced, AnnouncedKey};
+use xebec_ebpf_abi::{Announced, AnnouncedKey, inserts};
 
-use crate::bpf::gc::{self, Swept};
+use crate::bpf::gc::{self, Alive, Swept};
 use crate::bpf::loader::{Hook, Programs};
 use crate::bpf::maps::Maps;
 use crate::compile::announce::{self, Elections};
@@ -296,6 +296,7 @@ impl Engine {
         }
         self.state.services.now = gc::now();
         let mut round = Round::default();
+        self.make_room();
         // Before the flags that say so: a limit that nobody asks for costs nothing.
         if let Err(error) = self.maps.limits.set(&self.state.policies.limits()) {
             round.failures += 1;
@@ -518,33 +519,37 @@ impl Engine {
         errors
     }
 
-    /// Endpoints that connections may belong to; none before the full sync, when they may only be unknown.
-    pub fn alive(&self) -> Option<BTreeSet<u32>> {
-        self.unsynced().is_empty().then(|| self.state.policies.endpoint_ids())
+    /// What connections may belong to; none before the full sync, when it may only be unknown.
+    pub fn alive(&self) -> Option<Alive> {
+        let alive = || Alive { endpoints: self.state.policies.endpoint_ids(), affinities: self.state.services.affinities() };
+        self.unsynced().is_empty().then(alive)
     }
 
-    /// Counts of Services that are gone go too.
-    pub fn forget_service_counts(&mut self) {
+    /// After a sweep. Counts of Services that are gone go too.
+    pub fn set_swept(&mut self, mut swept: Swept) {
         let Engine { maps, state, .. } = self;
-        maps.keep_service_counts(|id| state.services.is_number(id));
+        let counts = maps.keep_service_counts(|id| state.services.is_number(id));
+        swept.live.insert(xebec_ebpf_abi::map::SERVICE_COUNTS, counts);
+        self.swept = swept;
     }
 
     /// When connections are to be swept again.
     pub fn sweep_interval(&self) -> std::time::Duration {
-        use xebec_ebpf_abi::map;
         if !self.is_reconciled() {
             // What there is is not known yet.
             return std::time::Duration::from_secs(1);
         }
-        gc::interval(self.swept, (self.maps.max_entries(map::FLOWS), self.maps.max_entries(map::NAT)))
+        let fill = |name: &str| (self.swept.live.get(name).copied().unwrap_or(0), self.maps.max_entries(name));
+        gc::interval(inserts::MAPS.map(fill))
     }
 
-    /// Entries and places of each map.
+    /// Entries of each map that can fill; of those that programs write, as the last sweep has found them.
     pub fn fill(&self) -> BTreeMap<&'static str, u64> {
         use xebec_ebpf_abi::map;
         let mut fill = self.state.fill();
-        fill.insert(map::FLOWS, self.swept.flows);
-        fill.insert(map::NAT, self.swept.nat);
+        fill.extend(&self.swept.live);
+        fill.insert(map::LIMITS, self.maps.limits.entries());
+        fill.insert(map::XDP_DEVICES, self.modes.values().filter(|mode| **mode == Mode::Native).count() as u64);
         fill
     }
 }

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use xebec_ebpf_abi::map;
+use xebec_ebpf_abi::{inserts, map};
 
+use crate::bpf::connections::Connections;
 use crate::bpf::growing;
-use crate::bpf::maps::{Connections, Maps};
+use crate::bpf::maps::Maps;
 use crate::compile::services::room;
 use crate::engine::Engine;
 use crate::growth::{self, Fill, Plan};
@@ -28,7 +29,9 @@ pub struct Growth {
     /// How often each map has grown.
     pub done: BTreeMap<&'static str, u64>,
     /// Maps that cannot take what they shall, as large as they may be.
-    pub over: BTreeSet<&'static str>,
+    over: BTreeSet<&'static str>,
+    /// Those that programs write and that are nearly full then.
+    crowded: BTreeSet<&'static str>,
     /// Why the last attempt failed, and when.
     pub failed: Option<(Instant, String)>,
 }
@@ -42,8 +45,14 @@ impl Growth {
             connections,
             done: BTreeMap::new(),
             over: BTreeSet::new(),
+            crowded: BTreeSet::new(),
             failed: None,
         }
+    }
+
+    /// Maps that are too small and as large as they may be.
+    pub fn over(&self) -> BTreeSet<&'static str> {
+        self.over.union(&self.crowded).copied().collect()
     }
 
     /// How many places a map may have at most.
@@ -58,23 +67,21 @@ impl Growth {
     }
 }
 
-/// Whether a map grows: those user space writes all do, and of those that programs write the ones that refuse what does not fit.
+/// Whether a map grows: all do that take more the more there is. An entry of `FRAGMENTS` matters while the pieces of one datagram are on
+/// their way: the oldest are those of datagrams that never came in whole.
 fn is_growable(name: &str) -> bool {
     !matches!(
         name,
-        map::AFFINITY
-            | map::SOCK_REVERSE
-            | map::GIVEN
-            | map::COUNTED
-            | map::FRAGMENTS
+        map::FRAGMENTS
             | map::CONFIG
             | map::DROPS
             | map::FORWARDS
-            | map::LIMITS
-            | map::SERVICE_COUNTS
+            | map::SHORTCUTS
+            | map::GENERATION
             | map::LISTEN
             | map::EVENTS
             | map::UNTOLD
+            | map::INSERTS
             | map::XDP_DEVICES
     )
 }
@@ -115,9 +122,16 @@ impl Engine {
         if self.holding || !self.is_reconciled() {
             return;
         }
-        let of = |name, live| (name, Fill::crowded(live, self.maps.max_entries(name), self.growth.most(&self.maps, name)));
-        let plan = growth::plan([of(map::FLOWS, self.swept.flows), of(map::NAT, self.swept.nat)]);
-        self.enlarge(&plan.grow);
+        let fill = |name| {
+            let of = |counts: &BTreeMap<&str, u64>| counts.get(name).copied().unwrap_or(0);
+            let (live, written) = (of(&self.swept.live), of(&self.swept.written));
+            let crowded = Fill::crowded(live, self.maps.max_entries(name), self.growth.most(&self.maps, name));
+            // What came since the sweep before may come again until the next.
+            (name, Fill { expected: live.saturating_add(written), ..crowded })
+        };
+        let Plan { grow, over } = growth::plan(inserts::MAPS.map(fill));
+        self.growth.crowded = over;
+        self.enlarge(&grow);
     }
 
     fn enlarge(&mut self, sizes: &BTreeMap<&'static str, u32>) {
@@ -144,7 +158,11 @@ impl Engine {
         let grown = growing::grow(&self.programs, sizes, !self.holding)?;
         self.programs = grown.programs;
         self.maps = grown.maps;
-        *connections = grown.connections;
+        *connections = grown.connections.go_on_from(&connections);
+        if sizes.contains_key(map::LIMITS) {
+            // They were taken before it was filled.
+            self.maps.limits.read();
+        }
         Ok(())
     }
 

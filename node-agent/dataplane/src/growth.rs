@@ -44,6 +44,12 @@ impl Fill {
     }
 }
 
+/// Whether a map that programs write may need to grow, long before it is counted again: with all that was written since there were
+/// `live` entries more than three quarters of it may be in use. A little comes and goes always.
+pub fn is_filling(live: u64, since: u64, places: u64) -> bool {
+    since >= (places / 16).max(1) && live.saturating_add(since).saturating_mul(4) > places.saturating_mul(3)
+}
+
 /// What is to be done about maps that are too small.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
@@ -83,6 +89,14 @@ mod tests {
         assert_eq!((Fill::crowded(75, 100, 1000).size(), Fill::crowded(76, 100, 1000).size()), (None, Some(200)));
         let over = plan([("A", Fill { places: 8, needed: 9, expected: 9, most: 8 }), ("B", Fill::crowded(1, 8, 8))]);
         assert_eq!(over, Plan { grow: BTreeMap::new(), over: BTreeSet::from(["A"]) });
+    }
+
+    #[test]
+    fn a_map_is_looked_at_before_it_is_full_and_not_for_every_entry() {
+        assert!(!is_filling(0, 75, 100) && is_filling(0, 76, 100) && is_filling(70, 6, 100));
+        assert!(!is_filling(90, 5, 100), "a little comes and goes");
+        assert!(is_filling(100, 7, 100), "what found no room counts too");
+        assert!(!is_filling(0, 0, 0) && !is_filling(3, 0, 4) && is_filling(3, 1, 4));
     }
 
     proptest! {

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::Dataplane;
 use crate::explain::{self, WhyQuestion};
 use crate::flows::{self, FlowsQuestion};
+use crate::listen;
 
 /// Longest question.
 const MAX_QUESTION: u64 = 64 << 10;
@@ -41,36 +42,17 @@ pub fn path(cni_socket: &Path) -> PathBuf {
 
 /// Answers until `cancel`.
 pub async fn serve(dataplane: Arc<Dataplane>, listener: UnixListener, cancel: CancellationToken) {
-    let mut calls = tokio::task::JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            () = cancel.cancelled() => return,
-            accepted = listener.accept() => accepted,
-            Some(_) = calls.join_next() => continue,
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                let dataplane = dataplane.clone();
-                calls.spawn(async move {
-                    // A client that went away has had its answer or wants none.
-                    let _ = answer(&dataplane, stream).await;
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a question");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
+    // A client that went away has had its answer or wants none.
+    drop(listen::accept(listener, cancel, |stream| answer(dataplane.clone(), stream)).await);
 }
 
-async fn answer(dataplane: &Arc<Dataplane>, stream: UnixStream) -> std::io::Result<()> {
+async fn answer(dataplane: Arc<Dataplane>, stream: UnixStream) -> std::io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
     let mut read = BufReader::new(read.take(MAX_QUESTION));
     tokio::time::timeout(PATIENCE, read.read_line(&mut line)).await??;
     let answer = match serde_json::from_str::<Question>(&line) {
-        Ok(Question::Flows(question)) => return flows::answer(dataplane, &question, read, write).await,
+        Ok(Question::Flows(question)) => return flows::answer(&dataplane, &question, read, write).await,
         // Loading and running programs takes its time.
         Ok(question) => {
             let dataplane = dataplane.clone();

@@ -26,6 +26,7 @@ mod growth;
 pub mod inspect;
 mod ipam;
 mod keeper;
+mod listen;
 mod metrics;
 mod policy_news;
 mod sandbox;

@@ -12,6 +12,7 @@ use kube::Api;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use serde_json::{Value, json};
+use xebec_ebpf_abi::map;
 
 use crate::compile::cluster::{ClusterNetworkPolicy, ClusterPolicy};
 use crate::compile::input::{Key, PodIn};
@@ -113,6 +114,20 @@ pub fn refusal(key: &Key) -> String {
 
 /// A map that is too small, in words for an operator.
 pub fn over(name: &str) -> String {
+    // Programs write these: they are told of when three quarters are in use.
+    let then = match name {
+        map::FLOWS | map::NAT => Some("connections that begin are dropped"),
+        map::COUNTED => Some("connections to Services that give them to the backend with the fewest are not counted"),
+        map::AFFINITY => Some("clients that have not asked for longest lose their backend"),
+        map::SOCK_REVERSE => Some("sockets that have not asked for longest are told the address of a backend as their peer"),
+        map::GIVEN => Some("connected UDP sockets stay with a backend that goes"),
+        _ => None,
+    };
+    if let Some(then) = then {
+        return format!(
+            "the map {name} is nearly full and as large as it may be: when it is full, {then} on this node (start the agent with a higher --max-map-entries)"
+        );
+    }
     format!(
         "the map {name} is full and as large as it may be: what does not fit is not in force on this node (start the agent with a higher --max-map-entries, or without a size for the map)"
     )

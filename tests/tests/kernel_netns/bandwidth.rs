@@ -15,7 +15,7 @@ const PACKET: u64 = 1000 + 8 + 20 + 14;
 /// The bucket.
 const BURST: u64 = 256 << 10;
 
-fn annotate(node: &Node, pod: &Pod, annotations: &Value) {
+pub fn annotate(node: &Node, pod: &Pod, annotations: &Value) {
     let ip = pod.ip.to_string();
     node.api.put(json!({
         "apiVersion": "v1", "kind": "Pod",

@@ -2,13 +2,15 @@
 //! refused whole and told of, a map of another size takes it after a restart, and neither growth nor the way back breaks a connection.
 
 use std::collections::BTreeMap;
-use std::net::TcpStream;
+use std::net::{TcpStream, UdpSocket};
 use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData};
 use serde_json::{Value, json};
 use xebec_dataplane::Layout;
-use xebec_ebpf_abi::{Addr, Backend, Endpoint, Flow, FlowKey, Nat, Port, Tuple, direction};
+use xebec_ebpf_abi::{
+    Addr, Affinity, AffinityKey, Backend, Endpoint, Flow, FlowKey, Given, Nat, Port, SockFrontend, SockKey, Tuple, direction,
+};
 
 use crate::connects::{Connects, Opened};
 use crate::node::{NODE_IP, Node, Pod, ask, ask_on, at, eventually, serve};
@@ -51,6 +53,11 @@ pub fn pin(node: &Node, name: &str) -> std::path::PathBuf {
 
 fn hash<K: aya::Pod, V: aya::Pod>(node: &Node, name: &str) -> HashMap<MapData, K, V> {
     Map::HashMap(MapData::from_pin(pin(node, name)).expect("the pinned map")).try_into().expect("a hash map")
+}
+
+/// One in which the oldest entry makes room.
+fn lru<K: aya::Pod, V: aya::Pod>(node: &Node, name: &str) -> HashMap<MapData, K, V> {
+    Map::LruHashMap(MapData::from_pin(pin(node, name)).expect("the pinned map")).try_into().expect("a hash map")
 }
 
 /// A Service with one pod, also on a NodePort.
@@ -254,4 +261,141 @@ fn an_agent_that_was_killed_while_a_map_grew_finishes_it() {
     assert!(flows.get(&key, 0).is_ok(), "what was written to the larger map is there");
     assert!(ask_on(&mut stream).is_ok(), "the connection lives");
     assert!(ask(&client.netns, at(CLUSTER_IP, 80)).is_ok());
+}
+
+/// New flows of a pod: datagrams from one socket to these ports of another pod.
+fn spray(socket: &UdpSocket, to: &Pod, ports: std::ops::Range<u16>) {
+    for port in ports {
+        // Nobody listens there. What is refused shows in the counters.
+        let _ = socket.send_to(b"x", at(to.ip, port));
+    }
+}
+
+fn dropped(node: &Node, reason: &str) -> u64 {
+    node.dataplane().status().drops.get(reason).copied().unwrap_or(0)
+}
+
+#[test]
+fn a_burst_of_flows_finds_larger_maps_before_the_next_sweep() {
+    const PLACES: u16 = 8192;
+    let mut node = Node::new();
+    node.config.first_entries = first(&[("FLOWS", PLACES.into())]);
+    node.start();
+    let (client, server) = isolated(&node);
+    let mut outside = FromOutside::start(&node, NODE_IP.parse().expect("an address"), 30080);
+    let mut stream = client.netns.run(|| TcpStream::connect(at(CLUSTER_IP, 80))).expect("the Service answers");
+    stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+    let socket = client.netns.run(|| UdpSocket::bind("0.0.0.0:0")).expect("a socket");
+
+    // The map was swept as the agent started, and is not before half a minute has passed. More than three quarters of it, but not
+    // all: each datagram is a flow of both pods.
+    spray(&socket, &server, 10_000..10_000 + PLACES * 7 / 16);
+    eventually("it has grown", || fill(&node, "FLOWS").1 >= u64::from(2 * PLACES));
+    assert_eq!(dropped(&node, "flow_table_full"), 0, "before one was refused");
+    assert!(fill(&node, "FLOWS").0 >= u64::from(PLACES) * 3 / 4, "real counts");
+
+    // Far more at once than there is room for: it grows as often as it must, and those that live go on.
+    let mut round = 0;
+    eventually("all have room", || {
+        round += 1;
+        spray(&socket, &server, 20_000..60_000);
+        let before = dropped(&node, "flow_table_full");
+        spray(&socket, &server, 20_000..60_000);
+        dropped(&node, "flow_table_full") == before
+    });
+    assert!(fill(&node, "FLOWS").1 >= 80_000, "after {round} rounds");
+    assert!(ask_on(&mut stream).is_ok(), "the connection lives");
+    assert!(outside.lives() && outside.end(), "so does the one from outside");
+    assert!(node.dataplane().status().errors.is_empty());
+}
+
+#[test]
+fn what_sockets_asked_for_goes_with_them_and_moves_to_larger_maps_till_then() {
+    const PLACES: u32 = 4096;
+    let mut node = Node::new();
+    node.config.first_entries = first(&[("SOCK_REVERSE", PLACES), ("GIVEN", PLACES), ("AFFINITY", PLACES), ("COUNTED", PLACES)]);
+    node.start();
+    let (client, server) = (node.pod("client", json!({}), json!([])), node.pod("web", json!({}), json!([])));
+    serve(&server.netns, "web", 8080);
+    node.service("web", CLUSTER_IP, 80, "TCP", 8080, &[&server], &json!({"sessionAffinity": "ClientIP"}));
+    node.service("dns", "10.96.0.11", 53, "UDP", 8080, &[&server], &json!({}));
+    let datagram = |to| {
+        client.netns.run(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+            socket.set_read_timeout(Some(Duration::from_secs(1))).expect("a timeout");
+            socket.send_to(b"x", to).and_then(|_| socket.recv_from(&mut [0; 64])).map(|(_, from)| (socket, from))
+        })
+    };
+    let dns = at("10.96.0.11", 53);
+    eventually("both answer", || ask(&client.netns, at(CLUSTER_IP, 80)).is_ok() && datagram(dns).is_ok());
+
+    let (socks, given) =
+        (|node: &Node| lru::<SockKey, SockFrontend>(node, "SOCK_REVERSE"), |node: &Node| lru::<SockKey, Given>(node, "GIVEN"));
+    let counts = |node: &Node| (socks(node).keys().flatten().count(), given(node).keys().flatten().count());
+    // What was closed above has left nothing.
+    eventually("nothing is left", || counts(&node) == (0, 0));
+    let stream = client.netns.run(|| TcpStream::connect(at(CLUSTER_IP, 80))).expect("the Service answers");
+    let connected = client.netns.run(|| UdpSocket::bind("0.0.0.0:0").and_then(|s| s.connect(dns).map(|()| s))).expect("a socket");
+    let (sender, from) = datagram(dns).expect("an answer");
+    assert_eq!(from, dns, "the Service's address");
+    assert_eq!(counts(&node), (4, 1), "two that are connected, one that is not and where it has sent to, one that was given a backend");
+
+    // Of other sockets and clients enough to crowd the maps, and clients whose time is over.
+    let most = PLACES * 4 / 5;
+    let backend = Addr::v4([198, 51, 100, 8]);
+    let sock = |n: u32| SockKey::new((1 << 40) + u64::from(n), backend, Port::new(7));
+    let client_of = |n: u32| AffinityKey::address(Addr::v4([198, 51, (n >> 8) as u8, n as u8]), 1_000_000);
+    {
+        let (mut socks, mut given) = (socks(&node), given(&node));
+        let mut affinity = lru::<AffinityKey, Affinity>(&node, "AFFINITY");
+        let mut counted = hash::<u64, u32>(&node, "COUNTED");
+        for n in 0..most {
+            socks.insert(sock(n), SockFrontend::new(backend, Port::new(n as u16), 9), 0).expect("room");
+            given.insert(sock(n), Given::new(backend, Port::new(n as u16), 9), 0).expect("room");
+            affinity.insert(client_of(n), Affinity::new(9, if n % 8 == 0 { 1 } else { 1 << 62 }), 0).expect("room");
+            counted.insert(sock(n).cookie, 9, 0).expect("room");
+        }
+    }
+    node.stop(true);
+    node.start();
+    eventually("maps have grown", || ["SOCK_REVERSE", "GIVEN", "COUNTED"].iter().all(|name| fill(&node, name).1 >= u64::from(2 * PLACES)));
+    assert_eq!(fill(&node, "AFFINITY"), (u64::from(most - most.div_ceil(8)) + 1, PLACES.into()), "clients whose time is over are gone");
+    assert_eq!((fill(&node, "SOCK_REVERSE").0, fill(&node, "COUNTED").0), (u64::from(most) + 4, most.into()), "real counts");
+    let (now, given_now) = (socks(&node), given(&node));
+    let is_there = |n: &u32| now.get(&sock(*n), 0).is_ok_and(|f| f.port == Port::new(*n as u16)) && given_now.get(&sock(*n), 0).is_ok();
+    assert_eq!((0..most).filter(|n| !is_there(n)).count(), 0, "all have moved");
+    assert_eq!(client.netns.run(|| stream.peer_addr()).expect("a peer"), at(CLUSTER_IP, 80));
+    assert_eq!(client.netns.run(|| connected.peer_addr()).expect("a peer"), dns);
+
+    drop((stream, connected, sender));
+    let others = (most as usize, most as usize);
+    eventually("those that are closed are gone", || counts(&node) == others);
+}
+
+#[test]
+fn limits_of_pods_and_counts_of_services_have_room_for_all() {
+    let mut node = Node::new();
+    node.config.first_entries = first(&[("LIMITS", 2), ("SERVICE_COUNTS", 2)]);
+    node.start();
+    let (client, server) = (node.pod("client", json!({}), json!([])), node.pod("web", json!({}), json!([])));
+    web(&node, &server);
+    eventually("the Service answers", || ask(&client.netns, at(CLUSTER_IP, 80)).is_ok());
+    let served = |name: &str| node.dataplane().status().services.iter().find(|s| s.name == name).map_or(0, |s| s.flows);
+    let before = served("web");
+    assert!(before > 0);
+    for number in 20..24 {
+        node.service(&format!("more-{number}"), &format!("10.96.0.{number}"), 80, "TCP", 8080, &[&server], &json!({}));
+        eventually("it answers", || ask(&client.netns, at(format!("10.96.0.{number}"), 80)).is_ok());
+    }
+    assert!((20..24).all(|number| served(&format!("more-{number}")) > 0), "all are counted");
+    assert_eq!(served("web"), before, "what was counted moves along");
+    assert!(fill(&node, "SERVICE_COUNTS").1 > 2);
+
+    for pod in [&client, &server] {
+        crate::bandwidth::annotate(&node, pod, &json!({"kubernetes.io/egress-bandwidth": "1G", "kubernetes.io/ingress-bandwidth": "1G"}));
+    }
+    eventually("limits have room", || fill(&node, "LIMITS") == (4, 4));
+    assert!(node.dataplane().status().errors.is_empty() && ask(&client.netns, at(CLUSTER_IP, 80)).is_ok());
+    crate::bandwidth::annotate(&node, &server, &json!({}));
+    eventually("those that nobody asks for are gone", || fill(&node, "LIMITS").0 == 2);
 }

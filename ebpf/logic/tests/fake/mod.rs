@@ -13,10 +13,11 @@ use std::{
 use xebec_ebpf_abi::*;
 use xebec_ebpf_logic::{
     Env, Packet, Stored,
+    budget::Budget,
     direct::Wrap,
     nat::Scratch,
     packet::Plain,
-    reject::{Budget, Resize},
+    reject::Resize,
     socket::Socket,
     xdp::Decided,
 };

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
 use aya::Pod;
-use aya::maps::{HashMap, IterableMap, MapData, MapError};
+use aya::maps::{HashMap, IterableMap, MapData, MapError, MapType};
 
 /// Entries a call. More gains nothing, and the kernel copies keys and values in and out of buffers of ours.
 const ENTRIES: usize = 4096;
@@ -125,7 +125,7 @@ pub fn scan<K: Pod, V: Pod>(map: &HashMap<MapData, K, V>, mut each: impl FnMut(K
 /// loses its end. Returns how many there are.
 pub fn copy(from: &MapData, to: &MapData) -> Result<usize, MapError> {
     let mut copied = 0;
-    let width = to.info()?.value_size() as usize;
+    let width = width(to)?;
     blocks(from, |block| {
         let values = fit(block.values, block.value, width);
         let mut write = Attributes { keys: block.keys.as_ptr() as u64, values: values.as_ptr() as u64, ..attributes(to, block.count) };
@@ -133,6 +133,19 @@ pub fn copy(from: &MapData, to: &MapData) -> Result<usize, MapError> {
         call(UPDATE, &mut write).map_err(MapError::IoError)
     })?;
     Ok(copied)
+}
+
+/// Bytes that user space reads and writes for one value: where each CPU has its own, all of them, from multiples of eight on.
+pub fn width(map: &MapData) -> Result<usize, MapError> {
+    let info = map.info()?;
+    let value = info.value_size() as usize;
+    match info.map_type()? {
+        MapType::PerCpuHash => {
+            let cpus = aya::util::nr_cpus().map_err(|(_, error)| MapError::IoError(error))?;
+            Ok(value.next_multiple_of(8) * cpus)
+        }
+        _ => Ok(value),
+    }
 }
 
 /// Values of one width as values of another.
@@ -150,7 +163,7 @@ fn fit(values: &[u8], from: usize, to: usize) -> Cow<'_, [u8]> {
 
 /// Shows all entries of a map, as bytes; the values as wide as those of another map.
 pub fn scan_bytes(from: &MapData, to: &MapData, mut each: impl FnMut(&[u8], &[u8]) -> Result<(), MapError>) -> Result<(), MapError> {
-    let width = to.info()?.value_size() as usize;
+    let width = width(to)?;
     blocks(from, |block| {
         let values = fit(block.values, block.value, width);
         block.keys.chunks(block.key).zip(values.chunks(width)).try_for_each(|(key, value)| each(key, value))
@@ -190,7 +203,7 @@ struct Block<'a> {
 /// Shows all entries of a map, many at a time.
 fn blocks(from: &MapData, mut each: impl FnMut(Block<'_>) -> Result<(), MapError>) -> Result<(), MapError> {
     let info = from.info()?;
-    let (key, value) = (info.key_size() as usize, info.value_size() as usize);
+    let (key, value) = (info.key_size() as usize, width(from)?);
     let mut room = ENTRIES;
     // Places that the kernel notes: a number, or a key.
     let (mut place, mut next) = (vec![0u8; key.max(8)], vec![0u8; key.max(8)]);

@@ -21,9 +21,10 @@ use aya::maps::{Array, Map, MapData, MapError};
 use xebec_ebpf_abi::{Flow, Nat, map};
 
 use super::batch;
+use super::connections::Connections;
 use super::layout;
 use super::loader::{Pins, Programs, chain};
-use super::maps::{Connections, Maps};
+use super::maps::Maps;
 use crate::Error;
 
 /// How the entries of a map come into a larger one.
@@ -39,6 +40,8 @@ enum Kind {
     Sockets,
     /// Programs add to its numbers.
     Counts,
+    /// The same, each CPU to its own.
+    Sums,
 }
 
 fn kind(name: &str) -> Kind {
@@ -47,6 +50,7 @@ fn kind(name: &str) -> Kind {
         map::NAT => Kind::Nat,
         map::AFFINITY | map::SOCK_REVERSE | map::GIVEN | map::COUNTED | map::FRAGMENTS => Kind::Sockets,
         map::CONNECTIONS => Kind::Counts,
+        map::SERVICE_COUNTS => Kind::Sums,
         _ => Kind::Still,
     }
 }
@@ -62,13 +66,23 @@ struct Pair {
     place: PathBuf,
     /// Counts when they were last read.
     counts: Vec<u64>,
+    sums: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 impl Pair {
     fn open(name: &str, pin: PathBuf, place: PathBuf) -> Result<Pair, Error> {
         let open =
             |path: &Path| MapData::from_pin(path).map_err(|e| Error::Map { what: format!("open {}", path.display()), reason: chain(&e) });
-        Ok(Pair { name: name.to_owned(), kind: kind(name), old: open(&place)?, new: open(&pin)?, pin, place, counts: Vec::new() })
+        Ok(Pair {
+            name: name.to_owned(),
+            kind: kind(name),
+            old: open(&place)?,
+            new: open(&pin)?,
+            pin,
+            place,
+            counts: Vec::new(),
+            sums: BTreeMap::new(),
+        })
     }
 
     fn fail(&self, error: &MapError) -> Error {
@@ -79,6 +93,13 @@ impl Pair {
     fn copy(&mut self) -> Result<(), MapError> {
         match self.kind {
             Kind::Still | Kind::Flows | Kind::Nat | Kind::Sockets => batch::copy(&self.old, &self.new).map(drop),
+            Kind::Sums => {
+                let Pair { sums, old, new, .. } = self;
+                batch::scan_bytes(old, new, |key, value| {
+                    sums.insert(key.to_vec(), value.to_vec());
+                    batch::put_bytes(new, key, value, false).map(drop).map_err(MapError::IoError)
+                })
+            }
             Kind::Counts => {
                 self.counts = numbers(&self.old)?;
                 let mut new: Array<MapData, u64> = Array::try_from(Map::Array(again(&self.new)?))?;
@@ -95,6 +116,7 @@ impl Pair {
             Kind::Flows => carry(&self.old, &self.new, merge_flows),
             Kind::Nat => carry(&self.old, &self.new, merge_nat),
             Kind::Sockets => carry(&self.old, &self.new, |_, _| false),
+            Kind::Sums => carry_sums(&self.old, &self.new, &mut self.sums),
             Kind::Counts => {
                 let now = numbers(&self.old)?;
                 let mut new: Array<MapData, u64> = Array::try_from(Map::Array(again(&self.new)?))?;
@@ -113,7 +135,7 @@ impl Pair {
     /// All there is, into a map that programs may have written to already.
     fn bring(&mut self) -> Result<(), Error> {
         let done = match self.kind {
-            Kind::Still | Kind::Counts => self.copy(),
+            Kind::Still | Kind::Counts | Kind::Sums => self.copy(),
             Kind::Flows | Kind::Nat | Kind::Sockets => self.carry().map(drop),
         };
         done.map_err(|e| self.fail(&e))
@@ -127,7 +149,16 @@ impl Pair {
     /// The other way round.
     fn back(&self) -> Result<Pair, MapError> {
         let (old, new, name) = (again(&self.new)?, again(&self.old)?, self.name.clone());
-        Ok(Pair { name, kind: self.kind, old, new, pin: self.place.clone(), place: self.pin.clone(), counts: Vec::new() })
+        Ok(Pair {
+            name,
+            kind: self.kind,
+            old,
+            new,
+            pin: self.place.clone(),
+            place: self.pin.clone(),
+            counts: Vec::new(),
+            sums: BTreeMap::new(),
+        })
     }
 }
 
@@ -182,7 +213,7 @@ fn merge_nat(old: &[u8], new: &mut [u8]) -> bool {
 /// Entries of the old map that the new one has not, and those that `merge` finds newer there.
 fn carry(old: &MapData, new: &MapData, merge: Merge) -> Result<usize, MapError> {
     let mut carried = 0;
-    let mut there = vec![0; new.info()?.value_size() as usize];
+    let mut there = vec![0; batch::width(new)?];
     batch::scan_bytes(old, new, |key, value| {
         let written = if batch::get_bytes(new, key, &mut there).map_err(MapError::IoError)? {
             merge(value, &mut there) && batch::put_bytes(new, key, &there, false).map_err(MapError::IoError)?
@@ -194,6 +225,37 @@ fn carry(old: &MapData, new: &MapData, merge: Merge) -> Result<usize, MapError> 
         Ok(())
     })?;
     Ok(carried)
+}
+
+/// Adds what programs have added to the old map's numbers since they were last read. One that they add to at this very moment may
+/// be missed, by one.
+fn carry_sums(old: &MapData, new: &MapData, before: &mut BTreeMap<Vec<u8>, Vec<u8>>) -> Result<usize, MapError> {
+    let mut carried = 0;
+    let mut there = vec![0; batch::width(new)?];
+    batch::scan_bytes(old, new, |key, now| {
+        let before = before.entry(key.to_vec()).or_insert_with(|| vec![0; now.len()]);
+        if *before == now {
+            return Ok(());
+        }
+        if !batch::get_bytes(new, key, &mut there).map_err(MapError::IoError)? {
+            there.fill(0);
+        }
+        add_difference(&mut there, now, before);
+        batch::put_bytes(new, key, &there, false).map_err(MapError::IoError)?;
+        before.copy_from_slice(now);
+        carried += 1;
+        Ok(())
+    })?;
+    Ok(carried)
+}
+
+/// Adds to each number what it has become more elsewhere.
+fn add_difference(there: &mut [u8], now: &[u8], before: &[u8]) {
+    let number = |bytes: &[u8; 8]| u64::from_ne_bytes(*bytes);
+    let (numbers, _) = there.as_chunks_mut::<8>();
+    for (there, (now, before)) in numbers.iter_mut().zip(now.as_chunks::<8>().0.iter().zip(before.as_chunks::<8>().0)) {
+        *there = number(there).wrapping_add(number(now).wrapping_sub(number(before))).to_ne_bytes();
+    }
 }
 
 fn numbers(map: &MapData) -> Result<Vec<u64>, MapError> {
@@ -233,7 +295,7 @@ fn replace(programs: &Programs, sizes: &BTreeMap<&'static str, u32>, attached: b
     pairs.iter_mut().try_for_each(|pair| pair.copy().map_err(|e| pair.fail(&e)))?;
     if attached && let Err(error) = new.hand_over().and_then(|()| settle(&mut pairs)) {
         // Back: what programs have written since must be where they look again. Counts are not worth it.
-        let flows = pairs.iter().filter(|pair| pair.kind != Kind::Counts);
+        let flows = pairs.iter().filter(|pair| !matches!(pair.kind, Kind::Counts | Kind::Sums));
         let mut back: Vec<Pair> = flows.flat_map(|pair| pair.back()).collect();
         if let Err(more) = programs.hand_over().and_then(|()| settle(&mut back)) {
             tracing::error!(error = %more, "the programs of before cannot be put back in force everywhere");
@@ -323,5 +385,24 @@ impl Unsettled {
     /// To be called when every link runs programs on the new maps.
     pub fn settle(mut self) -> Result<(), Error> {
         settle(&mut self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_on_both_sides_are_added() {
+        let bytes = |numbers: [u64; 2]| numbers.map(u64::to_ne_bytes).concat();
+        let mut there = bytes([10, 0]);
+        add_difference(&mut there, &bytes([7, 3]), &bytes([4, 3]));
+        assert_eq!(there, bytes([13, 0]));
+    }
+
+    #[test]
+    fn what_programs_write_is_looked_for_again() {
+        let is_theirs = |name: &&&str| xebec_ebpf_abi::inserts::MAPS.contains(*name) || **name == map::SERVICE_COUNTS;
+        assert!(map::ALL.iter().filter(is_theirs).all(|name| kind(name) != Kind::Still));
     }
 }

@@ -26,8 +26,19 @@ impl Limits {
     /// Takes the map out of a loaded object.
     pub fn take(ebpf: &mut Ebpf) -> Result<Limits, Error> {
         let map: HashMap<MapData, LimitKey, Limit> = take(ebpf, map::LIMITS)?;
-        let have = map.iter().flatten().map(|(key, limit)| (key, said(limit))).collect();
-        Ok(Limits { map, have })
+        let mut limits = Limits { map, have: BTreeMap::new() };
+        limits.read();
+        Ok(limits)
+    }
+
+    /// Takes what the map holds for what there is.
+    pub fn read(&mut self) {
+        self.have = self.map.iter().flatten().map(|(key, limit)| (key, said(limit))).collect();
+    }
+
+    /// How many there are.
+    pub fn entries(&self) -> u64 {
+        self.have.len() as u64
     }
 
     /// Makes these the limits.

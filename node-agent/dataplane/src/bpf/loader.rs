@@ -12,9 +12,10 @@ use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use xebec_ebpf_abi::{global, prog};
 
+use super::connections::Connections;
 use super::events::Events;
 use super::links::{self, SocketHook};
-use super::maps::{Connections, Maps};
+use super::maps::Maps;
 use crate::device::blocks::Blocks;
 use crate::{Error, ProgramSize};
 

@@ -10,8 +10,8 @@ use aya::maps::lpm_trie::{Key as LpmKey, LpmTrie};
 use aya::maps::{Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap};
 use xebec_ebpf_abi as abi;
 use xebec_ebpf_abi::{
-    Addr, Announced, AnnouncedKey, Backend, BackendSet, DropCount, Endpoint, Flow, FlowKey, Frontend, FrontendKey, MemberKey, Nat,
-    NodeAddr, Places, PlacesKey, PolicyKey, PolicyVerdict, Remote, Rings, ServiceCount, SlotKey, SourceRangeKey, Tuple, Uplink, XdpDevice,
+    Addr, Announced, AnnouncedKey, Backend, BackendSet, DropCount, Endpoint, Frontend, FrontendKey, MemberKey, NodeAddr, Places, PlacesKey,
+    PolicyKey, PolicyVerdict, Remote, Rings, ServiceCount, SlotKey, SourceRangeKey, Uplink, XdpDevice,
 };
 
 use super::batch;
@@ -53,22 +53,6 @@ pub struct Maps {
     places: BTreeMap<String, u64>,
 }
 
-/// The maps of connections, which programs write. Apart from the others: sweeping them takes long and must hold
-/// nobody up.
-pub struct Connections {
-    /// Conntrack of endpoints.
-    pub flows: Hash<FlowKey, Flow>,
-    /// Translations.
-    pub nat: Hash<Tuple, Nat>,
-}
-
-impl Connections {
-    /// Takes the maps out of a loaded object.
-    pub fn take(ebpf: &mut Ebpf) -> Result<Connections, Error> {
-        Ok(Connections { flows: take(ebpf, abi::map::FLOWS)?, nat: take(ebpf, abi::map::NAT)? })
-    }
-}
-
 pub(super) fn take<T>(ebpf: &mut Ebpf, name: &str) -> Result<T, Error>
 where
     T: TryFrom<Map, Error = MapError>,
@@ -83,7 +67,7 @@ impl Maps {
     pub fn take(ebpf: &mut Ebpf) -> Result<Maps, Error> {
         use abi::map;
         let data = |map: &Map| match map {
-            Map::Array(m) | Map::HashMap(m) | Map::LpmTrie(m) | Map::LruHashMap(m) | Map::PerCpuArray(m) => m.info().ok(),
+            Map::Array(m) | Map::HashMap(m) | Map::LpmTrie(m) | Map::LruHashMap(m) | Map::PerCpuHashMap(m) => m.info().ok(),
             _ => None,
         };
         let places = ebpf.maps().filter_map(|(name, m)| Some((name.to_owned(), u64::from(data(m)?.max_entries())))).collect();
@@ -290,11 +274,12 @@ impl Maps {
         self.service_counts.iter().flatten().map(|(id, counts)| (id, counts.iter().fold(ServiceCount::default(), add))).collect()
     }
 
-    /// Forgets the counts of Services that are gone.
-    pub fn keep_service_counts(&mut self, alive: impl Fn(u32) -> bool) {
-        let gone: Vec<u32> = self.service_counts.keys().flatten().filter(|id| !alive(*id)).collect();
+    /// Forgets the counts of Services that are gone. Returns how many remain.
+    pub fn keep_service_counts(&mut self, alive: impl Fn(u32) -> bool) -> u64 {
+        let (kept, gone): (Vec<u32>, Vec<u32>) = self.service_counts.keys().flatten().partition(|id| alive(*id));
         // One that is gone by itself is as good; one that cannot be deleted is tried again.
         gone.iter().for_each(|id| drop(self.service_counts.remove(id)));
+        kept.len() as u64
     }
 }
 

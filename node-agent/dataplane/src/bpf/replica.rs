@@ -18,7 +18,7 @@ use crate::Error;
 /// Maps that programs write: the copy has its own.
 ///
 /// Nobody listens to it: its `LISTEN` is empty, so that it has nothing to tell.
-const WRITTEN: [&str; 14] = [
+const WRITTEN: [&str; 15] = [
     map::FLOWS,
     map::NAT,
     map::AFFINITY,
@@ -33,6 +33,7 @@ const WRITTEN: [&str; 14] = [
     map::SERVICE_COUNTS,
     map::LISTEN,
     map::UNTOLD,
+    map::INSERTS,
 ];
 /// Of those, the tables, which need not be large here.
 const TABLES: [&str; 5] = [map::FLOWS, map::NAT, map::AFFINITY, map::SOCK_REVERSE, map::FRAGMENTS];

@@ -1,9 +1,6 @@
 //! The socket `xebec-cni` calls.
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -11,50 +8,18 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 
 use super::protocol::{CniError, Request};
-use crate::{Dataplane, Error};
+use crate::{Dataplane, listen};
 
 /// Longest request: configurations are small.
 const MAX_REQUEST: u64 = 4 << 20;
 
-/// Opens the socket, mode 0600 from the moment it has its name; a stale one is replaced.
-pub fn bind(path: &Path) -> Result<UnixListener, Error> {
-    if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
-    }
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
-    let temporary = Path::new(&temporary);
-    crate::file::remove(temporary)?;
-    let listener = UnixListener::bind(temporary).map_err(Error::io("listen on", temporary))?;
-    std::fs::set_permissions(temporary, std::fs::Permissions::from_mode(0o600)).map_err(Error::io("restrict", temporary))?;
-    std::fs::rename(temporary, path).map_err(Error::io("listen on", path))?;
-    Ok(listener)
-}
-
 /// Serves calls until `cancel`; those under way are finished.
 pub async fn serve(dataplane: Arc<Dataplane>, listener: UnixListener, cancel: CancellationToken) {
-    let mut calls = tokio::task::JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            () = cancel.cancelled() => break,
-            accepted = listener.accept() => accepted,
-            Some(_) = calls.join_next() => continue,
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                let dataplane = dataplane.clone();
-                calls.spawn(async move {
-                    if let Err(error) = answer(&dataplane, stream).await {
-                        tracing::warn!(%error, "a CNI call was cut off");
-                    }
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a CNI call");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
+    let mut calls = listen::accept(listener, cancel, |stream| {
+        let dataplane = dataplane.clone();
+        async move { answer(&dataplane, stream).await.inspect_err(|error| tracing::warn!(%error, "a CNI call was cut off")) }
+    })
+    .await;
     while calls.join_next().await.is_some() {}
 }
 

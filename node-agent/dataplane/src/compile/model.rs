@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use xebec_ebpf_abi::*;
+use xebec_ebpf_logic::budget::Budget;
 use xebec_ebpf_logic::nat::Scratch;
-use xebec_ebpf_logic::reject::Budget;
 use xebec_ebpf_logic::socket::Socket;
 use xebec_ebpf_logic::{Env, Stored, policy};
 

@@ -347,6 +347,23 @@ impl Services {
         self.most_backend.map_or(0, |most| u64::from(most) + 1)
     }
 
+    /// Sets of Services with session affinity that are served, and its seconds.
+    pub fn affinities(&self) -> BTreeMap<u32, u32> {
+        let mut timeouts = BTreeMap::new();
+        for frontend in self.tables.frontends.have().values().filter(|f| f.flags & Frontend::AFFINITY != 0) {
+            for set in [frontend.internal, frontend.external] {
+                let timeout: &mut u32 = timeouts.entry(set).or_default();
+                *timeout = frontend.affinity_timeout.max(*timeout);
+            }
+        }
+        timeouts
+    }
+
+    /// Numbers of Services' ports that are given out.
+    pub fn numbers_of_services(&self) -> usize {
+        self.numbers.services.len()
+    }
+
     /// Whether there is more to compile.
     pub fn is_behind(&self) -> bool {
         !self.dirty.is_empty()

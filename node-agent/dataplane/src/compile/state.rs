@@ -203,6 +203,10 @@ impl State {
         needs.insert(map::RING_PLACES, s.rings.peak());
         // An array, by the numbers of backends.
         needs.insert(map::CONNECTIONS, highest);
+        needs.insert(map::LIMITS, self.policies.limits().len() as u64);
+        // And counts of Services that have gone since the last sweep.
+        let counted = self.services.numbers_of_services() as u64;
+        needs.insert(map::SERVICE_COUNTS, counted + counted / 4);
         needs
     }
 

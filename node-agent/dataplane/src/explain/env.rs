@@ -5,8 +5,8 @@ use xebec_ebpf_abi::{
     FragmentPorts, Frontend, FrontendKey, Given, Limit, LimitKey, MemberKey, Nat, NodeAddr, Places, PlacesKey, PolicyKey, PolicyVerdict,
     Port, Remote, Rings, Shortcut, SlotKey, SockFrontend, SockKey, SourceRangeKey, Tuple, Uplink, map,
 };
+use xebec_ebpf_logic::budget::Budget;
 use xebec_ebpf_logic::nat::Scratch;
-use xebec_ebpf_logic::reject::Budget;
 use xebec_ebpf_logic::socket::Socket;
 use xebec_ebpf_logic::{Env, Stored};
 
