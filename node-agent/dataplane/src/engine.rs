@@ -547,6 +547,8 @@ impl Engine {
     pub fn fill(&self) -> BTreeMap<&'static str, u64> {
         use xebec_ebpf_abi::map;
         let mut fill = self.state.fill();
+        // Before the first sweep nothing has been counted.
+        fill.extend(inserts::MAPS.into_iter().chain([map::FRAGMENTS, map::SERVICE_COUNTS]).map(|name| (name, 0)));
         fill.extend(&self.swept.live);
         fill.insert(map::LIMITS, self.maps.limits.entries());
         fill.insert(map::XDP_DEVICES, self.modes.values().filter(|mode| **mode == Mode::Native).count() as u64);

@@ -10,7 +10,7 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use std::path::PathBuf;
 use xebec_ebpf_abi::{DropCount, DropReason, map, prog};
-use xebec_ebpf_logic::reject::Budget;
+use xebec_ebpf_logic::budget::Budget;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/prebuilt/xebec.bpf.o");
 

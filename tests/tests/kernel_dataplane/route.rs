@@ -10,7 +10,7 @@ use crate::{
 use aya::{TestRun, programs::SchedClassifier};
 use std::net::IpAddr;
 use xebec_ebpf_abi::{Addr, Config, DropReason, Endpoint, Frontend, FrontendKey, Nat, Port, Tuple, Uplink, forward, map, prog};
-use xebec_ebpf_logic::{conntrack::STEP, reject::Budget};
+use xebec_ebpf_logic::{budget::Budget, conntrack::STEP, reject::may_answer};
 
 const PORT: u16 = 45000;
 /// Of `struct __sk_buff`: its size, and where some of its fields are.
@@ -299,7 +299,7 @@ fn what_nobody_is_told_about_is_the_stacks_or_ends_here() {
         assert!(verdicts.iter().all(|verdict| [REDIRECT, SHOT].contains(verdict)), "{verdicts:?}");
         assert_eq!(verdicts[0], REDIRECT);
         let mut spent = Budget::default();
-        while spent.spend(u64::MAX) {}
+        while may_answer(&mut spent, u64::MAX) {}
         node.dp.set_budget(spent);
         assert_eq!(node.run(&large, &[]).verdict, SHOT, "nothing more may be said");
         let after = node.dp.counter(map::DROPS, DropReason::TooBig as u32).packets;

@@ -16,7 +16,7 @@ use xebec_ebpf_abi::{
     Addr, Backend, BackendSet, Config, DropReason, Frontend, FrontendKey, MemberKey, Nat, Port, SlotKey, SourceRangeKey, Tuple, Uplink,
     XdpDevice, forward, map, prog,
 };
-use xebec_ebpf_logic::reject::Budget;
+use xebec_ebpf_logic::{budget::Budget, reject::may_answer};
 
 pub const PASS: i32 = 2;
 pub const TX: i32 = 3;
@@ -434,7 +434,7 @@ fn what_does_not_fit_the_way_is_told_by_tc_or_the_stack() {
         node.dp.put(map::UPLINKS, node.uplink, Uplink { v4: own, v6: own, mtu: 1290 });
         node.halves(&sized(UDP, client, asked, 1300 - ip - 8), 0, (client, target));
         let mut spent = Budget::default();
-        while spent.spend(u64::MAX) {}
+        while may_answer(&mut spent, u64::MAX) {}
         node.dp.set_budget(spent);
         assert_eq!(at_uplink(&node, &sized(UDP, client, asked, 1300), 0).0, tc::SHOT, "nothing more may be said");
     }
