@@ -113,6 +113,8 @@ pub mod forward {
     pub const DIRECT_RECEIVED: u32 = 10;
     /// A pod's packet left for another machine without the node's stack.
     pub const ROUTED: u32 = 11;
+    /// What a router said of such a packet was told to the client inside.
+    pub const DIRECT_ERROR: u32 = 12;
     /// Entries of the map.
     pub const COUNT: u32 = 16;
     /// The metric's labels, by entry.
@@ -129,6 +131,7 @@ pub mod forward {
         "driver_direct",
         "direct_received",
         "routed",
+        "direct_error",
     ];
 }
 

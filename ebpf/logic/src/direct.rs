@@ -12,8 +12,9 @@ use crate::packet::{Ipv4Header, Ipv6Header, Packet};
 use crate::parse::{self, ETH_IPV4, ETH_IPV6, Family, Fragment, Headers, Kind, L3, V4, V6};
 use crate::pod::{self, Verdict};
 use crate::reject::{Reply, Resize};
+use crate::relay::{self, Tell};
 use crate::route::{self, Router, Way};
-use crate::xdp::{self, Layout};
+use crate::xdp;
 use xebec_ebpf_abi::{
     Addr, Backend, Config, DropReason, Nat, Port, Tuple, direct::range, forward, proto,
 };
@@ -297,8 +298,9 @@ pub fn around<F: Outer, P: Packet>(packet: P, decided: &xdp::Decided) -> u32 {
 /// A packet came in on an uplink: if it is one for a pod of this node with a client's packet inside, that is taken out, and its
 /// flow remembered, for the programs behind this one to go on with.
 #[inline(always)]
-pub fn arrives<E: Env, P: Wrap>(
+pub fn arrives<E: Env, R: Router, P: Wrap>(
     env: &E,
+    router: R,
     packet: P,
     headers: &mut Headers,
     ethertype: u16,
@@ -317,6 +319,8 @@ pub fn arrives<E: Env, P: Wrap>(
             }
             Err(reason) => reason,
         },
+        TOLD => return tell(env, router, packet, headers),
+        UNRELATED => DropReason::IcmpUnrelated,
         FOREIGN => DropReason::DirectSource,
         _ => DropReason::DirectInner,
     };
@@ -330,14 +334,34 @@ const TAKEN: u32 = 1;
 const FOREIGN: u32 = 2;
 /// There is no client's packet inside.
 const BROKEN: u32 = 3;
+/// It is what a router says of a packet that this node has sent, and now for the client whose packet that was.
+const TOLD: u32 = 4;
+
+/// Sends a client what a router says, by the way that there is to it.
+#[inline(always)]
+fn tell<E: Env, R: Router, P: Packet>(env: &E, router: R, packet: P, headers: &Headers) -> Verdict {
+    let way = Way::of(router.way(&headers.tuple));
+    if way.device == 0 {
+        return pod::refuse(env, packet, DropReason::DirectNoRoute);
+    }
+    env.forwarded(forward::DIRECT_ERROR, packet.len());
+    Verdict::Neighbor(way.device)
+}
 
 /// Takes the packet inside out and reads it: `headers` is then its, and `headers.asked` the pod it was sent to.
 #[inline(always)]
-fn take<F: Outer + Layout, E: Env, P: Wrap>(env: &E, packet: P, headers: &mut Headers) -> u32 {
+fn take<F: Tell, E: Env, P: Wrap>(env: &E, packet: P, headers: &mut Headers) -> u32 {
     // No node sends it in pieces or with options.
     let Some(outer) = F::plain(packet) else {
         return NOT_OURS;
     };
+    if outer.proto == F::ICMP {
+        return match relay::turn::<F, E, P>(env, packet, &outer, headers) {
+            relay::TURNED => TOLD,
+            relay::UNRELATED => UNRELATED,
+            _ => NOT_OURS,
+        };
+    }
     if outer.proto != F::TUNNEL {
         return NOT_OURS;
     }
@@ -387,10 +411,11 @@ fn settle<E: Env>(env: &E, headers: &mut Headers) -> Result<(), DropReason> {
 
 /// What [`lead`] answers, as plain numbers.
 const KEPT: u32 = 0;
-const UNRELATED: u32 = 1;
 const UNSUPPORTED: u32 = 2;
 const FULL: u32 = 3;
 const CLASHES: u32 = 4;
+/// An error about nothing that is known here; [`take`] answers it too.
+const UNRELATED: u32 = 5;
 
 #[inline(never)]
 fn lead<E: Env>(env: &E, headers: &mut Headers, known: bool, now: u64) -> u32 {

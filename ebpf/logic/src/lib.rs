@@ -23,6 +23,7 @@ pub mod parse;
 pub mod pod;
 pub mod policy;
 pub mod reject;
+pub mod relay;
 pub mod rewrite;
 pub mod route;
 pub mod service;

@@ -301,7 +301,7 @@ fn sum<const N: usize>(words: &[u32; N]) -> u32 {
 
 /// The sum over the pseudo header. A mapped address adds a word of ones, which is nothing.
 #[inline(always)]
-fn pseudo(src: Addr, dst: Addr, proto: u8, length: u16) -> u32 {
+pub(crate) fn pseudo(src: Addr, dst: Addr, proto: u8, length: u16) -> u32 {
     let rest = [u32::from(u16::from_ne_bytes([0, proto])) + u32::from(length.to_be())];
     checksum::add(
         checksum::add(sum(&src.words()), sum(&dst.words())),

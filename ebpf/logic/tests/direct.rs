@@ -172,7 +172,7 @@ fn sent(fake: &Fake, v4: bool, frame: &[u8]) -> (Verdict, Vec<u8>) {
 fn taken(fake: &Fake, v4: bool, frame: &[u8]) -> (Verdict, Vec<u8>) {
     let bytes = RefCell::new(frame.to_vec());
     let headers = &mut Headers::EMPTY.clone();
-    let verdict = direct::arrives(fake, Bytes(&bytes), headers, ethertype(v4));
+    let verdict = direct::arrives(fake, fake, Bytes(&bytes), headers, ethertype(v4));
     (verdict, bytes.into_inner())
 }
 

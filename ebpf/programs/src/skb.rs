@@ -48,6 +48,8 @@ pub fn from_pod(ctx: TcContext) -> i32 {
     if action == TC_ACT_UNSPEC {
         action = match route::leave(&Kernel, skb, skb, skb.ethertype(), skb.ifindex()) {
             Way { device: 0, .. } => TC_ACT_UNSPEC,
+            // It is not told the next hop, though that is known by now: then it would look no route up, and of a packet without one
+            // the kernel tells nobody that its neighbour does not answer.
             // SAFETY: a helper that takes numbers; it looks for the neighbour, and asks for one that is not known.
             Way { device, mtu: 0 } => unsafe {
                 bpf_redirect_neigh(device, core::ptr::null_mut(), 0, 0) as i32
@@ -119,7 +121,7 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn take_direct(ctx: TcContext) -> i32 {
     run(&ctx, seen::FROM_UPLINK, |skb, headers| {
-        direct::arrives(&Kernel, skb, headers, skb.ethertype())
+        direct::arrives(&Kernel, skb, skb, headers, skb.ethertype())
     })
 }
 

@@ -41,11 +41,16 @@ fn belongs(dp: &mut Dataplane, ip: IpAddr, bits: u32, whose: u32) {
     dp.put_prefix(map::NO_MASQUERADE, bits, Addr::from(ip), range::INSIDE | whose);
 }
 
+/// What the sender takes, if any Service is reached directly.
+fn takes_direct(dp: &mut Dataplane) {
+    let flags = Config::DIRECT;
+    dp.configure(Config { node_netns_cookie: 1, nat_port_min: Config::NAT_PORT_MIN, nat_port_max: Config::NAT_PORT_MAX, flags });
+}
+
 /// The pod's node.
 fn receiver(net: &Net) -> Dataplane {
     let mut dp = Dataplane::load();
-    let flags = Config::DIRECT;
-    dp.configure(Config { node_netns_cookie: 1, nat_port_min: Config::NAT_PORT_MIN, nat_port_max: Config::NAT_PORT_MAX, flags });
+    takes_direct(&mut dp);
     let endpoint = Endpoint { id: 1, ifindex: 1, pod_mac: [2; 6], host_mac: [4; 6], flags: 0, epoch: 1, netns: NetnsCookie::UNKNOWN };
     dp.put(map::ENDPOINTS, Addr::from(net.remote_pod), endpoint);
     belongs(&mut dp, net.node, 128, range::NODE);
@@ -55,11 +60,15 @@ fn receiver(net: &Net) -> Dataplane {
 /// Runs a classifier on a packet that came in on the node's uplink, where its routes are known. `segment`: bytes of payload in
 /// each packet that is to be made of this one.
 pub fn at_uplink(node: &XdpNode, packet: &[u8], segment: u32) -> (i32, Vec<u8>) {
+    run_at_uplink(node, prog::FROM_UPLINK, packet, segment)
+}
+
+fn run_at_uplink(node: &XdpNode, program: &str, packet: &[u8], segment: u32) -> (i32, Vec<u8>) {
     // struct __sk_buff: the device is the eleventh number, the size of segments the forty-fifth.
     let mut context = vec![0u8; 192];
     context[40..44].copy_from_slice(&node.uplink.to_ne_bytes());
     context[176..180].copy_from_slice(&segment.to_ne_bytes());
-    let program: &SchedClassifier = node.dp.ebpf.program(prog::FROM_UPLINK).expect("there").try_into().expect("a classifier");
+    let program: &SchedClassifier = node.dp.ebpf.program(program).expect("there").try_into().expect("a classifier");
     node.space.test_run(packet, &context, |options| program.test_run(options))
 }
 
@@ -455,5 +464,93 @@ fn without_hops_or_a_way_it_ends_here() {
         assert_eq!(node.run(&packet).0, PASS);
         assert_eq!(at_uplink(&node, &packet, 0).0, SHOT);
         assert_eq!(node.dp.drops(DropReason::DirectNoRoute), 1);
+    }
+}
+
+/// An ICMP error, with the second half of its header and all that it quotes.
+fn error(net: &Net, (kind, code): (u8, u8), rest: [u8; 4], about: &[u8]) -> Vec<u8> {
+    packet::icmp(net.outside, net.node, kind, code, rest, about)
+}
+
+#[test]
+fn what_routers_say_of_packets_between_nodes_the_client_is_told_in_its_own_addresses() {
+    for net in nets() {
+        let mut node = sender(&net);
+        takes_direct(&mut node.dp);
+        let v4 = net.node.is_ipv4();
+        let (too_big, no_way) = if v4 { ((3, 4), (3, 1)) } else { ((2, 0), (1, 3)) };
+        // A host or net unreachable, a hop limit spent, and a header that somebody did not like.
+        let (lost, spent, disliked) = if v4 { ((3, 0), (11, 0), (12, 0)) } else { ((1, 0), (3, 0), (4, 1)) };
+        let mut told = 0;
+        for proto in [TCP, UDP] {
+            let (client, asked) = ((net.client, CLIENT), (net.node, REMOTE_PORT));
+            let first = make(proto, client, asked);
+            let (verdict, sent) = node.run(&first);
+            assert_eq!(verdict, TX);
+            let (inner, least) = (one_hop_on(&first[14..]), header(&net) * 2 + 8);
+            let mtu = [0, 0, 5, 0];
+            let fits = (0x500 - header(&net) as u32).to_be_bytes();
+            for (said, rest, means, fits) in [
+                (too_big, mtu, too_big, fits),
+                (lost, [0; 4], no_way, [0; 4]),
+                (spent, [0; 4], no_way, [0; 4]),
+                (disliked, [9, 0, 0, 0], no_way, [0; 4]),
+            ] {
+                // As much as a router may quote: all of it, an odd number of bytes, or the ports and no more.
+                for quoted in [sent.len() - 14, least + 3, least] {
+                    let packet = error(&net, said, rest, &sent[14..14 + quoted]);
+                    let (verdict, bytes) = run_at_uplink(&node, prog::TAKE_DIRECT, &packet, 0);
+                    assert_eq!(verdict, REDIRECT, "{said:?} {quoted}");
+                    let read = read(&bytes);
+                    assert_eq!((read.src, read.dst), (asked.0, client.0));
+                    assert_eq!((&read.l4[..2], &read.l4[4..8]), (&[means.0, means.1][..], &fits[..]), "{said:?}");
+                    assert_eq!(read.l4[8..], inner[..quoted - header(&net)], "the client's own packet");
+                    told += 1;
+                }
+            }
+            assert_eq!(node.dp.counter(map::FORWARDS, forward::DIRECT_ERROR).packets, told);
+
+            // The flow lives no longer by it.
+            let before = node.entry(&tuple(proto, client, asked)).expect("an entry");
+            run_at_uplink(&node, prog::TAKE_DIRECT, &error(&net, too_big, mtu, &sent[14..]), 0);
+            told += 1;
+            let after = node.entry(&tuple(proto, client, asked)).expect("an entry");
+            assert_eq!((after.expires, after.state), (before.expires, before.state));
+
+            // What nobody has sent: another client's, to another pod, about an error, in a later piece.
+            let unrelated = |inner: &[u8], why: &str| {
+                let before = node.dp.drops(DropReason::IcmpUnrelated);
+                let packet = error(&net, too_big, mtu, &around(&net, inner, TARGET_PORT)[14..]);
+                assert_eq!(run_at_uplink(&node, prog::TAKE_DIRECT, &packet, 0).0, SHOT, "{why}");
+                assert_eq!(node.dp.drops(DropReason::IcmpUnrelated), before + 1, "{why}");
+            };
+            unrelated(&make(proto, (net.client, CLIENT + 1), asked)[14..], "another client's");
+            unrelated(&packet::too_big(net.client, net.node, &first[14..])[14..], "an error");
+            unrelated(&packet::ip(net.client, net.node, 47, &[0; 16]), "no ports");
+
+            // Nothing that direct server return has to do with: that is the stack's, as it is.
+            let left = |packet: &[u8], why: &str| {
+                let (verdict, bytes) = run_at_uplink(&node, prog::TAKE_DIRECT, packet, 0);
+                assert_eq!((verdict, &bytes[..] == packet), (UNSPEC, true), "{why}");
+            };
+            left(&error(&net, too_big, mtu, &sent[14..14 + least - 1]), "too little is quoted");
+            left(&error(&net, too_big, mtu, &first[14..]), "about the client's own packet");
+            left(&packet::icmp(net.outside, net.client, too_big.0, too_big.1, mtu, &sent[14..]), "for somebody else");
+            let stranger = match v4 {
+                true => packet::ip_fragment(net.outside, net.remote_pod, 4, &inner, 0x4000, TARGET_PORT),
+                false => packet::ip(net.outside, net.remote_pod, 41, &inner),
+            };
+            left(&error(&net, too_big, mtu, &stranger), "another one's packet");
+            let elsewhere = match v4 {
+                true => packet::ip_fragment(net.node, net.outside, 4, &inner, 0x4000, TARGET_PORT),
+                false => packet::ip(net.node, net.outside, 41, &inner),
+            };
+            left(&error(&net, too_big, mtu, &elsewhere), "to no pod");
+        }
+        // Where no Service is reached directly, nobody looks.
+        let node = sender(&net);
+        let (_, sent) = node.run(&make(UDP, (net.client, CLIENT), (net.node, REMOTE_PORT)));
+        let packet = error(&net, too_big, [0, 0, 5, 0], &sent[14..]);
+        assert_eq!(run_at_uplink(&node, prog::TAKE_DIRECT, &packet, 0), (UNSPEC, packet.clone()));
     }
 }

@@ -1,6 +1,6 @@
 //! Direct server return: a client, the node it asks, and the node with the pod, on one segment.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -256,4 +256,47 @@ fn the_driver_sends_them_and_connections_outlive_agents() {
 fn a_tunnel_between_nodes_carries_them_too() {
     let world = world(false, Routing::Vxlan(Vxlan { vni: 78, port: 4789 }));
     clients_are_seen_and_answered(&world, "uplink_direct");
+}
+
+/// The client's namespace as a router between the nodes, on whose way to the pod packets may have so many bytes.
+fn hop(world: &World, mtu: u32) {
+    let (outside, node) = (&world.node.outside, &world.node.netns);
+    outside.run(|| {
+        for (name, value) in [("ipv4/conf/all/forwarding", "1"), ("ipv6/conf/all/forwarding", "1"), ("ipv4/conf/all/send_redirects", "0")] {
+            std::fs::write(format!("/proc/sys/net/{name}"), value).unwrap_or_else(|e| panic!("{name}: {e}"));
+        }
+    });
+    for (pod, bits, router, other) in [(world.pod.ip.to_string(), 32, OUTSIDE_IP, OTHER_IP), (v6(&world.pod), 128, OUTSIDE_V6, OTHER_V6)] {
+        outside.ip(&format!("route replace {pod}/{bits} via {other} dev wire mtu {mtu}"));
+        node.ip(&format!("route replace {pod}/{bits} via {router} dev up0"));
+    }
+}
+
+#[test]
+fn clients_hear_what_a_router_between_the_nodes_says() {
+    for driver in [false, true] {
+        let world = world(driver, Routing::Native);
+        let way = if driver { "driver_direct" } else { "uplink_direct" };
+        clients_are_seen_and_answered(&world, way);
+        hop(&world, 1400);
+        let told = || counted(&world.node, "direct_error");
+        for (address, client) in [(NODE_IP, OUTSIDE_IP), (NODE_V6, OUTSIDE_V6)] {
+            let before = told();
+            let right = format!("far {client}");
+            eventually("a datagram that fills the wire", || world.asked_by_datagram(address, 1440).is_ok_and(|answer| answer == right));
+            assert_eq!(world.brought(address, 1 << 20).expect("all of it arrives"), (1 << 20).to_string());
+            assert!(told() > before, "{address}: the router's word reached the client");
+        }
+        world.answers_go_straight();
+        // Who begins a connection while there is no way does not wait in vain.
+        for pod in [world.pod.ip.to_string(), v6(&world.pod)] {
+            world.node.outside.ip(&format!("route replace unreachable {pod}"));
+        }
+        for address in [NODE_IP, NODE_V6] {
+            let connect = || world.node.outside.run(|| TcpStream::connect_timeout(&at(address, PORT), Duration::from_secs(5)));
+            eventually("the client is told", || {
+                connect().is_err_and(|e| matches!(e.kind(), ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable))
+            });
+        }
+    }
 }
