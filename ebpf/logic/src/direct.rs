@@ -306,8 +306,8 @@ pub fn arrives<E: Env, R: Router, P: Wrap>(
     ethertype: u16,
 ) -> Verdict {
     let answer = match ethertype {
-        ETH_IPV4 => take::<V4, E, P>(env, packet, headers),
-        ETH_IPV6 => take::<V6, E, P>(env, packet, headers),
+        ETH_IPV4 => look::<V4, E, P>(env, packet, headers),
+        ETH_IPV6 => look::<V6, E, P>(env, packet, headers),
         _ => NOT_OURS,
     };
     let reason = match answer {
@@ -348,6 +348,23 @@ fn tell<E: Env, R: Router, P: Packet>(env: &E, router: R, packet: P, headers: &H
     Verdict::Neighbor(way.device)
 }
 
+/// What a router says, or a packet to take out.
+#[inline(always)]
+fn look<F: Tell, E: Env, P: Wrap>(env: &E, packet: P, headers: &mut Headers) -> u32 {
+    match relay::turn::<F, E, P>(env, packet) {
+        relay::TURNED => {
+            let read = parse::parse::<F, P>(packet, headers).is_ok();
+            if read && relay::is_sent(env, headers) != 0 {
+                TOLD
+            } else {
+                UNRELATED
+            }
+        }
+        relay::UNRELATED => UNRELATED,
+        _ => take::<F, E, P>(env, packet, headers),
+    }
+}
+
 /// Takes the packet inside out and reads it: `headers` is then its, and `headers.asked` the pod it was sent to.
 #[inline(always)]
 fn take<F: Tell, E: Env, P: Wrap>(env: &E, packet: P, headers: &mut Headers) -> u32 {
@@ -355,13 +372,6 @@ fn take<F: Tell, E: Env, P: Wrap>(env: &E, packet: P, headers: &mut Headers) -> 
     let Some(outer) = F::plain(packet) else {
         return NOT_OURS;
     };
-    if outer.proto == F::ICMP {
-        return match relay::turn::<F, E, P>(env, packet, &outer, headers) {
-            relay::TURNED => TOLD,
-            relay::UNRELATED => UNRELATED,
-            _ => NOT_OURS,
-        };
-    }
     if outer.proto != F::TUNNEL {
         return NOT_OURS;
     }

@@ -8,7 +8,7 @@ use crate::checksum;
 use crate::direct::{Outer, Wrap};
 use crate::env::Env;
 use crate::packet::{IcmpStart, Packet};
-use crate::parse::{self, Family, Headers, Kind, L3, V4, V6};
+use crate::parse::{Family, Headers, Kind, L3, V4, V6};
 use crate::reject::pseudo;
 use crate::xdp::{Layout, Plain};
 use xebec_ebpf_abi::{Addr, Config, Nat, direct::range};
@@ -41,34 +41,34 @@ impl Tell for V6 {
 
 /// What [`turn`] answers, as plain numbers: see `conntrack::judge`. The packet is as it was.
 pub const NOT_OURS: u32 = 0;
-/// It is for the client now.
+/// It is as one for the client now.
 pub const TURNED: u32 = 1;
-/// Nobody here has sent what it is about.
+/// It could not be made one.
 pub const UNRELATED: u32 = 2;
 
-/// Makes an ICMP error about a packet of this node's to a pod elsewhere one for the client whose packet that carried; `headers` is
-/// then its.
+/// Makes an ICMP error about a packet of this node's to a pod elsewhere one for the client whose packet that carried. It is then to
+/// be read anew, and asked for by [`is_sent`]: here there is no stack left for that.
 #[inline(never)]
-pub fn turn<F: Tell, E: Env, P: Wrap>(
-    env: &E,
-    packet: P,
-    outer: &Plain,
-    headers: &mut Headers,
-) -> u32 {
+pub fn turn<F: Tell, E: Env, P: Wrap>(env: &E, packet: P) -> u32 {
+    let Some(outer) = F::plain(packet) else {
+        return NOT_OURS;
+    };
     // The router's header, ICMP, ours, the client's; of that the ports.
     const ICMP: u32 = 8;
     let (ours, inner) = (F::L4 + ICMP, F::L4 + ICMP + F::HEADER);
     let len = u32::from(outer.len);
     let shortest = 3 * F::HEADER + ICMP + 8;
-    if len < shortest || packet.len() < L3 + len || !is_ours::<F, E, P>(env, packet, outer, ours) {
+    if len < shortest || packet.len() < L3 + len || !is_ours::<F, E, P>(env, packet, &outer, ours) {
         return NOT_OURS;
     }
-    let (Some(icmp), Some(pod), Some(client), Some(asked)) = (
-        packet.load::<IcmpStart>(F::L4),
-        address::<F, P>(packet, ours, 1),
-        address::<F, P>(packet, inner, 0),
-        address::<F, P>(packet, inner, 1),
-    ) else {
+    // One after the other: of several at once the verifier sees parts that nobody has written.
+    let Some(icmp) = packet.load::<IcmpStart>(F::L4) else {
+        return NOT_OURS;
+    };
+    let Some(client) = address::<F, P>(packet, inner, 0) else {
+        return NOT_OURS;
+    };
+    let Some(asked) = address::<F, P>(packet, inner, 1) else {
         return NOT_OURS;
     };
     let told = translated::<F>(&icmp);
@@ -96,42 +96,48 @@ pub fn turn<F: Tell, E: Env, P: Wrap>(
     // Where the two headers of the node's were, there are now as many bytes as the error's own take.
     let done = packet.take_out(F::IS_V4)
         && F::header(packet, asked, client, F::ICMP, is)
-        && packet.store(F::L4, &told)
-        && parse::parse::<F, P>(packet, headers).is_ok();
-    if !done || !matches!(headers.inner_kind, Kind::Tcp | Kind::Ports) {
-        return UNRELATED;
+        && packet.store(F::L4, &told);
+    if done { TURNED } else { UNRELATED }
+}
+
+/// Whether this node has sent what an error is about, as read anew: anybody may write one.
+#[inline(never)]
+pub fn is_sent<E: Env>(env: &E, headers: &Headers) -> u32 {
+    if !matches!(headers.inner_kind, Kind::Tcp | Kind::Ports) {
+        return 0;
     }
-    // What was not sent is not told on: anybody may write such an error.
     let sent = env.with_nat(&headers.tuple.reversed(), |nat| {
-        nat.flags & Nat::DIRECT != 0 && nat.to.dst == pod
+        nat.flags & Nat::DIRECT != 0
     });
-    if sent == Some(true) {
-        TURNED
-    } else {
-        UNRELATED
-    }
+    u32::from(sent == Some(true))
 }
 
 /// Whether an error that came in is about a packet which this node has sent to a pod of another one, as far as its headers say so.
 #[inline(always)]
 fn is_ours<F: Tell, E: Env, P: Packet>(env: &E, packet: P, outer: &Plain, ours: u32) -> bool {
-    let kind = packet.load::<u8>(F::L4).map(F::icmp_kind);
-    let wanted = env.config().is_some_and(|c| c.flags & Config::DIRECT != 0);
-    if kind != Some(Kind::IcmpError) || !wanted || env.node_addr(&outer.dst).is_none() {
+    if outer.proto != F::ICMP {
         return false;
     }
-    let (Some(src), Some(dst)) = (
-        address::<F, P>(packet, ours, 0),
-        address::<F, P>(packet, ours, 1),
-    ) else {
+    let is_error = packet
+        .load::<u8>(F::L4)
+        .is_some_and(|kind| F::icmp_kind(kind) == Kind::IcmpError);
+    let wanted = env.config().is_some_and(|c| c.flags & Config::DIRECT != 0);
+    if !is_error || !wanted || env.node_addr(&outer.dst).is_none() {
         return false;
-    };
-    let (mask, first) = F::FIRST;
+    }
     // As `Outer::around` has written it.
-    packet.load::<u8>(ours).map(|byte| byte & mask) == Some(first)
-        && packet.load::<u8>(ours + F::NEXT) == Some(F::TUNNEL)
-        && src == outer.dst
-        && env.range(&dst) & range::PODS != 0
+    let (mask, first) = F::FIRST;
+    let begins = packet
+        .load::<u8>(ours)
+        .is_some_and(|byte| byte & mask == first);
+    let carries = packet
+        .load::<u8>(ours + F::NEXT)
+        .is_some_and(|next| next == F::TUNNEL);
+    if !begins || !carries {
+        return false;
+    }
+    let is_own = address::<F, P>(packet, ours, 0).is_some_and(|src| src == outer.dst);
+    is_own && address::<F, P>(packet, ours, 1).is_some_and(|dst| env.range(&dst) & range::PODS != 0)
 }
 
 /// The source (0) or destination (1) in the header at an offset.

@@ -77,7 +77,7 @@ pub fn run(host: &Fake, program: &str, frame: &[u8]) -> Result<(Did, Option<Drop
             prog::TO_POD => pod::enters(host, packet, headers, ethertype, IFINDEX),
             prog::FROM_UPLINK => uplink::arrives(host, host, packet, headers, ethertype, IFINDEX),
             prog::TO_UPLINK => uplink::departs(host, packet, headers, ethertype, IFINDEX),
-            prog::TAKE_DIRECT => direct::arrives(host, packet, headers, ethertype),
+            prog::TAKE_DIRECT => direct::arrives(host, host, packet, headers, ethertype),
             other => unreachable!("{other} is not compared"),
         };
         match verdict {

@@ -74,7 +74,8 @@ fn error(rng: &mut SmallRng, src: IpAddr, dst: IpAddr) -> (u8, Vec<u8>) {
 /// An ICMP error to `dst` that quotes the beginning of an IP packet.
 pub fn error_about(rng: &mut SmallRng, src: IpAddr, dst: IpAddr, about: &[u8]) -> Vec<u8> {
     let quoted = rng.random_range(0..=about.len().min(120));
-    let quoted = if rng.random_ratio(7, 8) { about.len().min(60) } else { quoted };
+    // Enough for the ports of what is inside another packet.
+    let quoted = if rng.random_ratio(7, 8) { about.len().min(100) } else { quoted };
     let kinds: &[u8] = if src.is_ipv4() { &[3, 3, 11, 12, 5] } else { &[1, 2, 3, 4] };
     let kind = *kinds.choose(rng).expect("some");
     packet::icmp(src, dst, kind, rng.random_range(0..5), [0, 0, 5, 0], &about[..quoted])

@@ -129,6 +129,10 @@ fn packet(rng: &mut SmallRng, before: &[Step], targets: &[Target]) -> Action {
         4..=7 => (program, Source::Answer(id, seed)),
         8 => (program, Source::Passed(id)),
         9 => (prog::TAKE_DIRECT, Source::Inside(id, seed)),
+        // What routers say of what was sent inside another packet.
+        _ if matches!(*earlier_program, prog::XDP_UPLINK | prog::FROM_UPLINK) && rng.random() => {
+            (prog::TAKE_DIRECT, Source::Complaint(id, seed))
+        }
         _ => (program, Source::Complaint(id, seed)),
     };
     Action::Packet { program, source, may_complain }
