@@ -209,8 +209,8 @@ fn once(kernel: &mut Kernel, case: &Case) -> Result<Tally, String> {
         host.time.set(now());
         let outcome = kernel.run(program, &frame);
         let kernel_did = Did { verdict: outcome.verdict, bytes: outcome.bytes };
-        let (translations, config) = (kernel.nat.clone(), case.config);
-        host.loaded_dice.replace(Some(Rc::new(move |host| dice(config, source_port(&translations, host, config)))));
+        let (translations, config, tuple) = (kernel.nat.clone(), case.config, host::tuple(&host, &frame));
+        host.loaded_dice.replace(Some(Rc::new(move |host| dice(config, source_port(&translations, host, tuple)))));
         let counted = Counted::of(&host);
         let place = || format!("step {}, {program} with {}", step.id, hex(&frame));
         let (host_did, reason) = host::run(&host, program, &frame).map_err(|e| format!("{}: {e}", place()))?;
@@ -246,21 +246,27 @@ fn frame(source: &Source, seen: &HashMap<usize, (Vec<u8>, Vec<u8>)>) -> Option<V
     })
 }
 
-/// The port that the kernel has just given the source of a flow: the answers to it are in its map, and not, or otherwise, in the
-/// host's. If there are none, an entry that was there has decided, and the port was given back: the host is given a free one too.
-fn source_port(kernel: &Translations, host: &Fake, config: Config) -> u16 {
+/// The port that the kernel has just given the source of a flow which the host does not know yet: the answers to it are in the
+/// kernel's map and not in the host's, but for those to the same flow when it begins anew.
+fn source_port(kernel: &Translations, host: &Fake, tuple: Option<Tuple>) -> u16 {
     let known = host.nat.borrow();
-    let entries: Vec<_> =
-        kernel.iter().map(|entry| entry.expect("nobody else writes")).filter(|(_, nat)| nat.flags & Nat::REPLY != 0).collect();
-    let is_new = |(key, nat): &&(Tuple, Nat)| known.get(key).is_none_or(|known| (known.to, known.set) != (nat.to, nat.set));
-    // Of the same flow, which begins anew.
-    let is_renewed =
-        |(key, nat): &&(Tuple, Nat)| nat.state == 0 && known.get(key).is_some_and(|known| (known.state, known.expires) != (0, nat.expires));
-    if let Some((answers, _)) = entries.iter().find(is_new).or_else(|| entries.iter().find(is_renewed)) {
+    let is_new = |(key, nat): &(Tuple, Nat)| {
+        nat.flags & Nat::REPLY != 0 && known.get(key).is_none_or(|known| (known.to, known.set) != (nat.to, nat.set))
+    };
+    let mut entries = kernel.iter().map(|entry| entry.expect("nobody else writes"));
+    if let Some((answers, _)) = entries.find(is_new) {
         return answers.dport.get();
     }
-    let is_free = |port: &u16| !known.keys().any(|key| key.dport.get() == *port);
-    (config.nat_port_min..=config.nat_port_max).find(is_free).unwrap_or(config.nat_port_min)
+    let becomes = |tuple: &Tuple| kernel.get(tuple, 0).ok();
+    let Some((tuple, nat)) = tuple.and_then(|tuple| Some((tuple, becomes(&tuple)?))) else { return 0 };
+    // A backend that is asked by its own address keeps its client's: any port was given back, but that would have shown.
+    if nat.to == tuple {
+        return tuple.sport.get() ^ 1;
+    }
+    // What comes in from outside gets it when it leaves again.
+    let own = nat.flags & (Nat::BOTH | Nat::MASQUERADE) != 0 || nat.to.sport != tuple.sport;
+    let leaving = if own { None } else { becomes(&nat.to) };
+    leaving.unwrap_or(nat).to.sport.get()
 }
 
 /// What makes the host begin its search for a port at the one that the kernel has found.
