@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use xebec_ebpf_abi::{DropCount, DropReason, map, prog};
 use xebec_ebpf_logic::budget::Budget;
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/prebuilt/xebec.bpf.o");
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/prebuilt/xebec.bpf.o");
 
 /// A BPF file system of this test's own, gone when dropped.
 struct PinDir(tempfile::TempDir);
@@ -75,11 +75,15 @@ impl Dataplane {
     }
 
     pub fn load_with(configure: impl FnOnce(&mut EbpfLoader<'_>)) -> Dataplane {
+        Dataplane::load_object(OBJECT, configure)
+    }
+
+    pub fn load_object(object: &[u8], configure: impl FnOnce(&mut EbpfLoader<'_>)) -> Dataplane {
         let pins = PinDir::mount();
         let mut loader = EbpfLoader::new();
         loader.default_map_pin_directory(pins.0.path());
         configure(&mut loader);
-        let mut ebpf = loader.load(OBJECT).expect("the object is loaded");
+        let mut ebpf = loader.load(object).expect("the object is loaded");
         for name in prog::SOCKET.iter().chain(prog::ROOT_SOCKET) {
             let program: &mut CgroupSockAddr = ebpf.program_mut(name).expect(name).try_into().expect("a sock_addr program");
             program.load().unwrap_or_else(|e| panic!("{name} is refused: {e:?}"));

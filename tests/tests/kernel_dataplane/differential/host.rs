@@ -2,10 +2,10 @@
 
 use std::{cell::RefCell, panic::AssertUnwindSafe};
 
-use xebec_ebpf_abi::{DropReason, Tuple, prog};
+use xebec_ebpf_abi::{DropReason, prog};
 use xebec_ebpf_logic::{
-    Packet, conntrack, direct,
-    parse::{self, ETH_IPV4, ETH_IPV6, Fragment, Headers, L3, V4, V6},
+    Packet, direct,
+    parse::{ETH_IPV4, ETH_IPV6, Headers, L3, V4, V6},
     pod::{self, Verdict},
     reject::Reply,
     route::{self, Way},
@@ -133,20 +133,4 @@ fn drive(host: &Fake, packet: Bytes, headers: &mut Headers, ethertype: u16) -> i
         xdp::Verdict::Redirect(_) => XDP_REDIRECT,
         xdp::Verdict::Undecided | xdp::Verdict::Wrap => unreachable!("it was decided, and put in"),
     }
-}
-
-/// What names the flow of a frame, with what is known about fragments.
-pub fn tuple(host: &Fake, frame: &[u8]) -> Option<Tuple> {
-    let bytes = RefCell::new(frame.to_vec());
-    let mut headers = Headers::EMPTY;
-    match u16::from_be_bytes([frame[12], frame[13]]) {
-        ETH_IPV4 => parse::parse::<V4, _>(Bytes(&bytes), &mut headers).ok()?,
-        ETH_IPV6 => parse::parse::<V6, _>(Bytes(&bytes), &mut headers).ok()?,
-        _ => return None,
-    }
-    // Of a first one this would be written down.
-    if headers.fragment == Fragment::Later {
-        conntrack::fragment(host, &mut headers).ok()?;
-    }
-    Some(headers.tuple)
 }

@@ -1,17 +1,17 @@
 //! The programs as the kernel runs them, and what they leave in their maps.
 
-use std::{collections::HashMap, rc::Rc};
+use std::collections::HashMap;
 
 use aya::{
     TestRun, TestRunOptions,
-    maps::{Map, MapData, PerCpuHashMap},
+    maps::PerCpuHashMap,
     programs::{Xdp, XdpMode},
 };
 use xebec_ebpf_abi::*;
 use xebec_ebpf_logic::xdp::Decided;
 
 use super::world::UPLINK;
-use crate::fixture::{Dataplane, Outcome};
+use crate::fixture::{Dataplane, OBJECT, Outcome};
 
 /// Places of the maps that programs fill.
 const MANY: u32 = 4096;
@@ -20,11 +20,9 @@ pub const FEW: u32 = 24;
 
 pub struct Kernel {
     pub dataplane: Dataplane,
-    /// Its translations, for who asks while a packet is with the host.
-    pub nat: Rc<Translations>,
+    /// What its programs are given for a random number, each time: what they draw by chance, the host could not draw too.
+    pub dice: u32,
 }
-
-pub type Translations = aya::maps::HashMap<MapData, Tuple, Nat>;
 
 /// The map of what the driver's program has decided, which is its own.
 const DECIDED: &str = "DECIDED";
@@ -43,8 +41,8 @@ pub struct Left {
 
 impl Kernel {
     /// With so many places for flows and for translations.
-    pub fn load(places: Option<u32>) -> Kernel {
-        let dataplane = Dataplane::load_with(|loader| {
+    pub fn load(places: Option<u32>, dice: u32) -> Kernel {
+        let dataplane = Dataplane::load_object(&with_dice(OBJECT, dice), |loader| {
             for name in [map::FLOWS, map::NAT] {
                 loader.map_max_entries(name, places.unwrap_or(MANY));
             }
@@ -52,9 +50,7 @@ impl Kernel {
                 loader.map_max_entries(name, MANY);
             }
         });
-        let nat = MapData::from_pin(dataplane.pin(map::NAT)).expect("NAT is pinned");
-        let nat = Rc::new(aya::maps::HashMap::try_from(Map::HashMap(nat)).expect("a hash map"));
-        Kernel { dataplane, nat }
+        Kernel { dataplane, dice }
     }
 
     /// Makes the uplink of the namespace one whose driver takes programs: only then packets can be made that came in on it.
@@ -127,6 +123,21 @@ impl Kernel {
             map.remove(&service).expect("it was there");
         }
     }
+}
+
+/// The programs with `r0 = dice` wherever they would call `bpf_get_prandom_u32`.
+fn with_dice(object: &[u8], dice: u32) -> Vec<u8> {
+    const CALL: [u8; 8] = [0x85, 0, 0, 0, 7, 0, 0, 0];
+    let [a, b, c, d] = dice.to_le_bytes();
+    let mut object = object.to_vec();
+    let mut calls = 0;
+    // Instructions lie at multiples of their size, and nothing else in the file begins with an opcode.
+    for instruction in object.chunks_exact_mut(CALL.len()).filter(|bytes| *bytes == CALL) {
+        instruction.copy_from_slice(&[0xb4, 0, 0, 0, a, b, c, d]);
+        calls += 1;
+    }
+    assert!(calls > 0, "the programs ask for no random number");
+    object
 }
 
 /// Counts of Services, summed over the CPUs.

@@ -37,7 +37,7 @@ fn agree() {
     let packets = number("XEBEC_DIFFERENTIAL_PACKETS", PACKETS);
     let mut seed = number("XEBEC_DIFFERENTIAL_SEED", 1);
     // The second runs out of places for flows and translations.
-    let mut kernels = [Kernel::load(None), Kernel::load(Some(kernel::FEW))];
+    let mut kernels = [Kernel::load(None, 0xb504_f333), Kernel::load(Some(kernel::FEW), 0)];
     kernels[0].attach();
     let mut tally = Tally::default();
     while tally.packets < packets {

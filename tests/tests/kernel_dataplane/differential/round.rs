@@ -3,19 +3,18 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
-    rc::Rc,
     time::{Duration, Instant},
 };
 
 use rand::{Rng, SeedableRng, rngs::SmallRng, seq::IndexedRandom};
-use xebec_ebpf_abi::{Addr, Config, DropCount, DropReason, Nat, Tuple, forward, map, prog, proto};
+use xebec_ebpf_abi::{Addr, Config, DropCount, DropReason, forward, map, prog, proto};
 use xebec_ebpf_logic::{budget::Budget, reject::may_answer, xdp::Decided};
 
 use super::{
     entries::Entry,
     fake::Fake,
     host::{self, Did, PROGRAMS, goes_on},
-    kernel::{FEW, Kernel, Left, Translations},
+    kernel::{FEW, Kernel, Left},
     packets::{self, Target},
     states::States,
     tally::{Counted, Tally},
@@ -78,9 +77,7 @@ impl Case {
     pub fn new(seed: u64) -> Case {
         let rng = &mut SmallRng::seed_from_u64(seed);
         let few_places = rng.random_ratio(1, 8);
-        // Where there are several, the one that the kernel has taken is found in its map: not where there is no place for any but those
-        // that were there before.
-        let ports = if few_places { 1 } else { *[1, 2, 8, 4536, 4536].choose(rng).expect("some") };
+        let ports = *[1, 2, 8, 4536, 4536].choose(rng).expect("some");
         let config = Config {
             node_netns_cookie: 1,
             nat_port_min: 61000,
@@ -175,6 +172,7 @@ pub fn play(kernel: &mut Kernel, case: &Case) -> Result<Tally, String> {
 fn once(kernel: &mut Kernel, case: &Case) -> Result<Tally, String> {
     let host = Fake::default();
     host.config.set(Some(case.config));
+    host.loaded_dice.set(Some(kernel.dice));
     if case.few_places {
         host.flow_places.set(FEW as usize);
         host.nat_places.set(FEW as usize);
@@ -209,8 +207,6 @@ fn once(kernel: &mut Kernel, case: &Case) -> Result<Tally, String> {
         host.time.set(now());
         let outcome = kernel.run(program, &frame);
         let kernel_did = Did { verdict: outcome.verdict, bytes: outcome.bytes };
-        let (translations, config, tuple) = (kernel.nat.clone(), case.config, host::tuple(&host, &frame));
-        host.loaded_dice.replace(Some(Rc::new(move |host| dice(config, source_port(&translations, host, tuple)))));
         let counted = Counted::of(&host);
         let place = || format!("step {}, {program} with {}", step.id, hex(&frame));
         let (host_did, reason) = host::run(&host, program, &frame).map_err(|e| format!("{}: {e}", place()))?;
@@ -244,38 +240,6 @@ fn frame(source: &Source, seen: &HashMap<usize, (Vec<u8>, Vec<u8>)>) -> Option<V
         Source::Passed(id) => seen.get(id)?.1.clone(),
         Source::Inside(id, seed) => packets::inside(&mut rng(seed), &seen.get(id)?.0),
     })
-}
-
-/// The port that the kernel has just given the source of a flow which the host does not know yet: the answers to it are in the
-/// kernel's map and not in the host's, but for those to the same flow when it begins anew.
-fn source_port(kernel: &Translations, host: &Fake, tuple: Option<Tuple>) -> u16 {
-    let known = host.nat.borrow();
-    let is_new = |(key, nat): &(Tuple, Nat)| {
-        nat.flags & Nat::REPLY != 0 && known.get(key).is_none_or(|known| (known.to, known.set) != (nat.to, nat.set))
-    };
-    let mut entries = kernel.iter().map(|entry| entry.expect("nobody else writes"));
-    if let Some((answers, _)) = entries.find(is_new) {
-        return answers.dport.get();
-    }
-    let becomes = |tuple: &Tuple| kernel.get(tuple, 0).ok();
-    let Some((tuple, nat)) = tuple.and_then(|tuple| Some((tuple, becomes(&tuple)?))) else { return 0 };
-    // A backend that is asked by its own address keeps its client's: any port was given back, but that would have shown.
-    if nat.to == tuple {
-        return tuple.sport.get() ^ 1;
-    }
-    // What comes in from outside gets it when it leaves again.
-    let own = nat.flags & (Nat::BOTH | Nat::MASQUERADE) != 0 || nat.to.sport != tuple.sport;
-    let leaving = if own { None } else { becomes(&nat.to) };
-    leaving.unwrap_or(nat).to.sport.get()
-}
-
-/// What makes the host begin its search for a port at the one that the kernel has found.
-fn dice(config: Config, port: u16) -> u32 {
-    let size = u64::from(config.nat_port_max - config.nat_port_min) + 1;
-    match port.checked_sub(config.nat_port_min) {
-        Some(place) if u64::from(place) < size => (u64::from(place) << 32).div_ceil(size) as u32,
-        _ => 0,
-    }
 }
 
 fn same_counters(
