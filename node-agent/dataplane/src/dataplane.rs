@@ -415,7 +415,7 @@ impl Dataplane {
                 let policies = refused.iter().map(policy_news::refusal);
                 let services = engine.state.services.complaints().into_iter().map(|((key, _), why)| format!("Service {key}: {why}"));
                 let growth = engine.growth.failed.iter().map(|(_, why)| why.clone());
-                let growth = growth.chain(engine.growth.over().into_iter().map(|name| policy_news::over(name)));
+                let growth = growth.chain(engine.growth.over().into_iter().map(policy_news::over));
                 engine.errors.iter().chain(&engine.problems).cloned().chain(policies).chain(services).chain(growth).collect()
             },
         }

@@ -52,7 +52,7 @@ const REST_FOR_WORK: u32 = 5;
 impl Connections {
     /// Takes the maps out of a loaded object.
     pub fn take(ebpf: &mut Ebpf) -> Result<Connections, Error> {
-        let entries = |name| ebpf.map(name).and_then(|map| places(map)).unwrap_or(0);
+        let entries = |name| ebpf.map(name).and_then(places).unwrap_or(0);
         let places = inserts::MAPS.map(entries);
         let mut connections = Connections {
             flows: take(ebpf, map::FLOWS)?,
