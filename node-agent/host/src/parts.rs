@@ -3,6 +3,7 @@
 use std::{
     ffi::OsString,
     fs,
+    os::unix::{fs::FileTypeExt, net::UnixStream},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -68,13 +69,13 @@ impl Parts {
         self.logs.join(format!("{part}.log"))
     }
 
-    /// Waits until a part has made a file (or socket).
+    /// Waits until a part has made a file, or listens on a socket.
     ///
     /// # Errors
     /// If the part ends or takes too long; with the end of its log.
     pub fn wait_for(&self, part: &str, file: &Path) -> Result<(), Error> {
         let deadline = Instant::now() + PATIENCE;
-        while !file.exists() {
+        while !is_there(file) {
             let pid = fs::read_to_string(pid_file(&self.run_dir, part)).unwrap_or_default();
             let how = match is_gone(pid.trim()) {
                 true => "has ended",
@@ -109,6 +110,15 @@ impl Parts {
     }
 }
 
+/// Whether a file is there; of a socket, whether somebody listens: its file comes first, and may be left from before.
+fn is_there(file: &Path) -> bool {
+    match fs::metadata(file) {
+        Ok(found) if found.file_type().is_socket() => UnixStream::connect(file).is_ok(),
+        Ok(_) => true,
+        Err(_) => false,
+    }
+}
+
 /// Whether a process runs a file that was replaced since.
 fn is_outdated(pid: i32) -> bool {
     fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.to_string_lossy().ends_with(" (deleted)"))
@@ -123,4 +133,23 @@ fn tail(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(15)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn a_socket_is_there_once_somebody_listens() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, socket) = (dir.path().join("file"), dir.path().join("socket"));
+        assert!(!is_there(&file) && !is_there(&socket));
+        fs::write(&file, "").unwrap();
+        assert!(is_there(&file));
+        let listener = UnixListener::bind(&socket).unwrap();
+        assert!(is_there(&socket));
+        drop(listener);
+        assert!(socket.exists() && !is_there(&socket), "the file alone answers nobody");
+    }
 }
